@@ -1,0 +1,163 @@
+"""Artifact folders: written aside and renamed, so that each is whole or absent, with a manifest that says what made it."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from preprocessing.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+RECORDED_VERSIONS = ("llamarec", "numpy", "nvtabular", "onnx", "onnxruntime", "peft", "bitsandbytes", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made an artifact and what is in it."""
+
+    kind: str
+    """``data``, ``retriever``, ``ranker``, ``base`` or ``release``."""
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Fingerprint of each artifact or file this one was made from."""
+    facts: Mapping[str, Any]
+    """Row counts and other figures worth reading without opening the files."""
+    files: Mapping[str, Mapping[str, Any]]
+    """``{path: {"bytes": n, "sha256": hex}}`` of every file, relative to the folder."""
+    fingerprint: str
+    """Hash of the kind and of the content of every file: equal exactly when the artifacts are."""
+    versions: Mapping[str, str]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a raw file's content, or of every file of a folder, for the ``inputs`` of a manifest."""
+    if path.is_file():
+        return _sha256(path)
+    names = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {_sha256(file)}\n" for file in names).encode()).hexdigest()
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping as it reads back from JSON, so that written and given options compare equal."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, sort_keys=True, default=str))
+    return plain
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def new_artifact(
+    folder: Path,
+    kind: str,
+    *,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: dict[str, Any] | None = None,
+) -> Iterator[Path]:
+    """Yields an empty folder to fill; when the block ends without an error, it takes the place of ``folder``.
+
+    Args:
+        folder: where the artifact will stand; an older one is replaced.
+        kind: see :class:`Manifest`.
+        options: the options that made it, anything JSON can hold.
+        inputs: fingerprints of what it was made from.
+        facts: figures for the manifest; the block may still add to the dictionary.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale)  # what a killed run left behind
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        _write_manifest(partial, kind, options=options, inputs=inputs, facts=facts or {})
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.replaced")
+            os.rename(folder, replaced)
+            os.rename(partial, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_manifest(
+    folder: Path, kind: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any]
+) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    content = "".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "fingerprint": hashlib.sha256(f"{kind}\n{content}".encode()).hexdigest(),
+        "options": _plain(options),
+        "inputs": dict(inputs),
+        "facts": _plain(facts),
+        "versions": _versions(),
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path, kind: str, remedy: str) -> Manifest:
+    """The manifest of an artifact that must exist.
+
+    Args:
+        folder: the artifact's folder.
+        kind: what it must be.
+        remedy: the command that makes it, for the error.
+
+    Raises:
+        InputError: the folder is missing, is no artifact of that kind, or lacks one of its files.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is not there or not finished: run `{remedy}` first")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        made_by = raw.pop("format")
+        manifest = Manifest(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a manifest of this program ({error}): delete {folder} and run `{remedy}`") from None
+    if made_by != FORMAT or manifest.kind != kind:
+        raise InputError(f"{folder} holds a {manifest.kind!r} artifact, format {made_by}, not {kind!r}: run `{remedy}`")
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise InputError(f"{file} is missing or was changed: delete {folder} and run `{remedy}`")
+    return manifest
+
+
+def is_finished(folder: Path, kind: str, *, options: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether ``folder`` already holds exactly what these options and inputs would make again."""
+    try:
+        manifest = read_manifest(folder, kind, remedy="")
+    except InputError:
+        return False
+    return manifest.options == _plain(options) and dict(manifest.inputs) == dict(inputs)
