@@ -16,7 +16,7 @@ from preprocessing.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-RECORDED_VERSIONS = ("llamarec", "numpy", "nvtabular", "onnx", "onnxruntime", "peft", "bitsandbytes", "torch", "transformers")
+RECORDED_VERSIONS = ("llamarec", "numpy", "nvtabular", "onnxruntime", "peft", "bitsandbytes", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def read_manifest(folder: Path, kind: str, remedy: str) -> Manifest:
         made_by = raw.pop("format")
         manifest = Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a manifest of this program ({error}): delete {folder} and run `{remedy}`") from None
+        raise InputError(
+            f"{path} is not a manifest of this program ({error}): delete {folder} and run `{remedy}`"
+        ) from None
     if made_by != FORMAT or manifest.kind != kind:
         raise InputError(f"{folder} holds a {manifest.kind!r} artifact, format {made_by}, not {kind!r}: run `{remedy}`")
     for name, entry in manifest.files.items():

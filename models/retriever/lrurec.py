@@ -77,7 +77,7 @@ class LRUBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """x [batch, length, width] -> [batch, length, width]."""
+        """X [batch, length, width] -> [batch, length, width]."""
         x = self.recurrence_norm(x + self.dropout(self.recurrence(x, is_item)))
         output: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
@@ -114,4 +114,5 @@ class LRURec(nn.Module):
 
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, self.embedding.weight, self.bias)
+        logits: Tensor = F.linear(states, self.embedding.weight, self.bias)
+        return logits

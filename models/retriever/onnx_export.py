@@ -1,0 +1,34 @@
+"""Writes a trained retriever as an ONNX graph with the real arithmetic it was trained in."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.retriever.lrurec import LRURec
+
+
+class _LastScores(nn.Module):
+    """Left-padded items [batch, length] -> logits of the next item [batch, items + 1]."""
+
+    def __init__(self, model: LRURec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.model.score(self.model(items)[:, -1])
+
+
+def export_onnx(model: LRURec, length: int, path: Path) -> None:
+    """Writes ``path``: input ``items`` int64 [batch, length], output ``scores`` float32 [batch, items + 1]; any batch size."""
+    torch.onnx.export(
+        _LastScores(model).eval(),
+        (torch.zeros((2, length), dtype=torch.int64),),
+        path,
+        input_names=["items"],
+        output_names=["scores"],
+        dynamic_shapes={"items": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )

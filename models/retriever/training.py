@@ -1,0 +1,237 @@
+"""Trains a retriever and writes its candidates: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from preprocessing.data import Data, load_data
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from client.contract import MAX_CANDIDATES
+from models.metrics import recall, summary
+from models.retriever.batches import Items, inputs_and_targets, pad_left, training_windows
+from models.retriever.candidates import CandidateTable, place_of, top_candidates
+from models.retriever.lrurec import LRURec
+from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.errors import InputError
+
+KIND = "retriever"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverTraining:
+    """How a retriever is trained. The defaults are the paper's for sequences of at most 50 items."""
+
+    model: str = "lrurec"
+    """Architecture; ``lrurec`` is the paper's retriever."""
+    width: int = 64
+    """Size of the item embeddings."""
+    blocks: int = 2
+    """Number of recurrent blocks."""
+    dropout: float = 0.2
+    max_length: int = 50
+    """Most recent items of a history that the model reads."""
+    learning_rate: float = 1e-3
+    """AdamW step size."""
+    weight_decay: float = 0.01
+    """On everything but biases and norms."""
+    clip: float = 5.0
+    """Largest norm of a step's gradient."""
+    batch_size: int = 64
+    """Windows a step."""
+    epochs: int = 500
+    validate_every: int = 500
+    """Steps between two validations; there is one before the first step too."""
+    patience: int = 20
+    """Validations without a better Recall@10 before training stops."""
+    seed: int = 42
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.model != "lrurec":
+            raise InputError(f"there is no retriever {self.model!r}: choose lrurec")
+        for name in ("width", "blocks", "max_length", "batch_size", "epochs", "validate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "demo": {
+        "max_length": 100,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "epochs": 60,
+        "validate_every": 50,
+        "patience": 6,
+    },
+    "paper": {},
+    "paper-ml-latest-small": {"max_length": 200, "batch_size": 16},
+}
+"""Options by name: the paper's (``paper`` for Beauty and Games), and ``demo``, which ends within about a minute on two cores."""
+
+
+def train_retriever(options: RetrieverTraining, artifacts: Path) -> dict[str, Any]:
+    """Trains, keeps the weights of the best validation, and writes ``artifacts/retriever``.
+
+    The folder holds the weights, ``candidates-validation.parquet`` and ``candidates-test.parquet`` (the top 20 of every
+    user and the true item's place among all items) and ``metrics.json``. A folder that these options and this data made
+    already is left as it is.
+
+    Returns:
+        the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``.
+
+    Raises:
+        InputError: ``artifacts`` holds no preprocessed data.
+    """
+    data_manifest = read_manifest(artifacts / "data", "data", "llamarec preprocess")
+    folder, inputs = artifacts / "retriever", {"data": data_manifest.fingerprint}
+    if is_finished(folder, KIND, options=asdict(options), inputs=inputs):
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return metrics
+    data = load_data(artifacts)
+    facts = {"dataset": data.name, "users": len(data.users), "items": data.catalogue.trained}
+    with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
+        model, progress = _fit(options, data)
+        save_file(model.state_dict(), partial / WEIGHTS)
+        (partial / CONFIG).write_text(json.dumps({**asdict(options), "items": data.catalogue.trained}, indent=1))
+        metrics = dict(progress)
+        for split, histories, truth in (
+            ("validation", data.training, data.validation),
+            ("test", [*map(np.append, data.training, data.validation)], data.test),
+        ):
+            table = candidate_table(model, options.max_length, data.users, histories, truth)
+            table.write(partial / f"candidates-{split}.parquet")
+            metrics[split] = {**summary(table.ranks), f"Recall@{MAX_CANDIDATES}": recall(table.ranks, MAX_CANDIDATES)}
+        (partial / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    return metrics
+
+
+def load_retriever(folder: Path) -> tuple[LRURec, RetrieverTraining]:
+    """The trained model, in evaluation mode on the CPU, and the options that made it.
+
+    Raises:
+        InputError: ``folder`` is no finished retriever.
+    """
+    read_manifest(folder, KIND, "llamarec train-retriever")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    items = config.pop("items")
+    options = RetrieverTraining(**config)
+    model = build_model(options, items)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval(), options
+
+
+def build_model(options: RetrieverTraining, items: int) -> LRURec:
+    """The architecture that the options name, freshly initialised."""
+    return LRURec(items, options.width, options.blocks, options.dropout)
+
+
+def candidate_table(
+    model: LRURec, length: int, users: list[str], histories: Sequence[Items], truth: NDArray[np.int32]
+) -> CandidateTable:
+    """Every user's top 20 with everything in the history masked, and the place of the item that came next."""
+    candidates, ranks = [], []
+    for scores, history, item in zip(score_histories(model, length, histories), histories, truth, strict=True):
+        candidates.append(top_candidates(scores, history, MAX_CANDIDATES))
+        ranks.append(place_of(scores, int(item)))
+    return CandidateTable(users, candidates, truth, np.array(ranks, np.int32))
+
+
+@torch.inference_mode()
+def score_histories(
+    model: LRURec, length: int, histories: Sequence[Items], batch_size: int = 256
+) -> Iterator[NDArray[np.float32]]:
+    """Yields for each history the logits [items + 1] of what comes next; rows are computed in batches."""
+    model.eval()
+    device = model.bias.device
+    for start in range(0, len(histories), batch_size):
+        items = torch.from_numpy(pad_left(histories[start : start + batch_size], length)).to(device)
+        yield from model.score(model(items)[:, -1]).cpu().numpy()
+
+
+def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]]:
+    torch.manual_seed(options.seed)
+    shuffle = np.random.default_rng(options.seed)
+    model = build_model(options, data.catalogue.trained).to(options.device)
+    optimizer = _optimizer(model, options)
+    inputs, targets = inputs_and_targets(training_windows(data.training, options.max_length), options.max_length)
+    steps = options.epochs * -(-len(inputs) // options.batch_size)
+    best, best_state, best_step, waited, step = -1.0, model.state_dict(), 0, 0, 0
+    started = time.perf_counter()
+    with _progress_bar() as bar:
+        task = bar.add_task(f"training {options.model}", total=steps, best="")
+        while True:
+            if step % options.validate_every == 0 or step == steps:
+                reached = recall(
+                    candidate_table(model, options.max_length, data.users, data.training, data.validation).ranks, 10
+                )
+                waited += 1
+                if reached > best:
+                    best, best_step, waited = reached, step, 0
+                    best_state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                bar.update(task, best=f"validation Recall@10 {best:.4f}")
+                if waited >= options.patience or step == steps:
+                    break
+            place = step % -(-len(inputs) // options.batch_size)
+            if place == 0:
+                order = shuffle.permutation(len(inputs))
+            rows = order[place * options.batch_size : (place + 1) * options.batch_size]
+            _train_step(model, optimizer, options, torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
+            step += 1
+            bar.update(task, completed=step)
+        bar.update(task, total=step)
+    model.load_state_dict(best_state)
+    seconds = time.perf_counter() - started
+    return model.cpu(), {
+        "steps": step,
+        "best_step": best_step,
+        "best_validation_Recall@10": best,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _train_step(
+    model: LRURec, optimizer: torch.optim.Optimizer, options: RetrieverTraining, inputs: Tensor, targets: Tensor
+) -> None:
+    """One step of full-softmax cross-entropy over the positions that hold a target; both arrays are [batch, length]."""
+    model.train()
+    inputs, targets = inputs.to(options.device), targets.to(options.device)
+    kept = targets > 0
+    loss = F.cross_entropy(model.score(model(inputs)[kept]), targets[kept])
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+    optimizer.step()
+
+
+def _optimizer(model: LRURec, options: RetrieverTraining) -> torch.optim.AdamW:
+    named = dict(model.named_parameters())
+    plain = [name for name in named if "norm" in name or name.endswith("bias")]
+    groups = [
+        {"params": [named[name] for name in named if name not in plain], "weight_decay": options.weight_decay},
+        {"params": [named[name] for name in plain], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9)
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+    )

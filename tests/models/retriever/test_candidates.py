@@ -1,0 +1,94 @@
+"""Windows, masks, the top candidates and the true item's place."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.retriever.batches import inputs_and_targets, pad_left, training_windows
+from models.retriever.candidates import Candidates, CandidateTable, given_candidates, place_of, top_candidates
+
+# Few distinct values, so that ties are common.
+score_rows = st.lists(st.integers(-3, 3), min_size=2, max_size=40).map(lambda row: np.array(row, np.float32))
+
+
+def test_windows_by_hand():
+    """Length 3: five items (shorter than two windows) give the last 3; seven give windows back from the end."""
+    five, seven = np.arange(1, 6, dtype=np.int32), np.arange(1, 8, dtype=np.int32)
+    assert [window.tolist() for window in training_windows([five, seven], 3)] == [[3, 4, 5], [5, 6, 7], [2, 3, 4], [1]]
+
+
+def test_inputs_are_the_targets_shifted_by_one():
+    """Worked by hand: the first item of a window is predicted from a pad, the last is no input."""
+    inputs, targets = inputs_and_targets([np.array([7, 8, 9]), np.array([5])], 4)
+    assert targets.tolist() == [[0, 7, 8, 9], [0, 0, 0, 5]]
+    assert inputs.tolist() == [[0, 0, 7, 8], [0, 0, 0, 0]]
+
+
+def test_a_full_window_has_no_first_item_twice():
+    """A window as long as the model: what rolls around must be replaced by a pad."""
+    inputs, _ = inputs_and_targets([np.array([7, 8, 9])], 3)
+    assert inputs.tolist() == [[0, 7, 8]]
+
+
+@given(score_rows, st.data())
+def test_top_candidates_equal_a_full_sort(scores, data):
+    """Reference: Python's sort of all items left, by descending score and then by item number."""
+    items = range(1, len(scores))
+    masked = data.draw(st.lists(st.sampled_from(items), unique=True))
+    k = data.draw(st.integers(1, 20))
+    expected = sorted(set(items) - set(masked), key=lambda item: (-scores[item], item))[:k]
+    found = top_candidates(scores.copy(), np.array(masked, np.int32), k)
+    assert found.items.tolist() == expected
+    assert found.scores.tolist() == [scores[item] for item in expected]
+    assert found.ranks.tolist() == list(range(1, len(expected) + 1))
+
+
+@given(score_rows)
+def test_place_of_agrees_with_the_list(scores):
+    """The place of each listed item is its rank in the list of everything."""
+    everything = top_candidates(scores, np.empty(0, np.int32), len(scores))
+    assert [place_of(scores, item) for item in everything.items] == everything.ranks.tolist()
+
+
+def test_a_masked_item_has_no_place():
+    """A true item that is in the history cannot be recommended: 0, a miss for every metric."""
+    scores = np.array([0, 1, 2], np.float32)
+    top_candidates(scores, np.array([2], np.int32), 20)
+    assert place_of(scores, 2) == 0
+
+
+def test_given_candidates_by_hand():
+    """Items 3 and 1 are known (scores 5 and 7), 9 is beyond the vocabulary: last, with rank 0 and no score."""
+    found = given_candidates(np.array([0, 7, 6, 5], np.float32), np.array([9, 3, 1], np.int32))
+    assert found.items.tolist() == [1, 3, 9]
+    assert found.ranks.tolist() == [1, 2, 0]
+    assert found.scores.tolist() == [7.0, 5.0, -np.inf]
+
+
+def test_retrieval_probabilities_by_hand():
+    """exp(0), exp(ln 3) and an unknown item: 3/4, 1/4 and 0."""
+    scores = np.array([np.log(3), 0, -np.inf], np.float32)
+    found = Candidates(np.array([1, 2, 3], np.int32), scores, np.array([1, 2, 0], np.int32))
+    np.testing.assert_allclose(found.probabilities(), [0.75, 0.25, 0.0], atol=1e-6)
+
+
+def test_a_table_reads_back_as_written(tmp_path: Path):
+    """Parquet round trip of users with different numbers of candidates."""
+    rows = [top_candidates(np.array([0, 1, 2], np.float32), np.array(masked, np.int32), 20) for masked in ([], [2])]
+    CandidateTable(["a", "b"], rows, np.array([2, 1], np.int32), np.array([1, 0], np.int32)).write(
+        tmp_path / "t.parquet"
+    )
+    table = CandidateTable.read(tmp_path / "t.parquet")
+    assert table.users == ["a", "b"]
+    assert [row.items.tolist() for row in table.candidates] == [[2, 1], [1]]
+    assert table.candidates[0].scores.tolist() == [2.0, 1.0]
+    assert (table.truth.tolist(), table.ranks.tolist()) == ([2, 1], [1, 0])
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=8), min_size=1, max_size=5), st.integers(1, 6))
+def test_pad_left_keeps_the_last_items_at_the_end(sequences, length):
+    """Reference: zeros before the last ``length`` items, built with Python lists."""
+    expected = [[0] * (length - len(row[-length:])) + row[-length:] for row in sequences]
+    assert pad_left([np.array(row, np.int32) for row in sequences], length).tolist() == expected
