@@ -32,22 +32,28 @@ def write_runtime(folder: Path, runtime: Runtime) -> None:
 class Ranker:
     """Orders the candidates of one prompt after another."""
 
-    def __init__(self, scorer: LetterScorer, weight: float) -> None:
+    def __init__(self, scorer: LetterScorer, weight: float, runtime: Runtime) -> None:
         """Args:
         scorer: gives the letters' logits.
         weight: of the retriever, see :func:`models.ranker.fusion.fuse`.
+        runtime: how the scorer runs.
         """
         self._scorer = scorer
         self.weight = weight
+        self.runtime = runtime
 
     @classmethod
-    def load(cls, folder: Path) -> "Ranker":
+    def load(cls, folder: Path, runtime: Runtime | None = None) -> "Ranker":
         """The ranker of a folder with the merged model, ``{letters,fusion,probes,runtime}.json``.
+
+        Args:
+            folder: what `llamarec export` wrote.
+            runtime: runs it otherwise than the folder says; evaluation does, to compare with fp32.
 
         Raises:
             InputError: a file is missing, or the model does not give the probes' scores that were stored with it.
         """
-        runtime = Runtime(**_read(folder / RUNTIME_FILE))
+        runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
         scorer = LetterScorer(folder / MODEL_FOLDER, list(_read(folder / LETTERS_FILE).values()), runtime)
         ranker = cls(scorer, _read(folder / FUSION_FILE)["weight"])
         tolerance = PROBE_TOLERANCE[runtime.dtype]
