@@ -1,0 +1,54 @@
+"""The exported steps called one after another in this process: what the server must answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from preprocessing.catalogue import Catalogue
+from preprocessing.features import EncodedRequest, FeatureEncoder
+
+from export.repository import step_artifact
+from models.ranker.prompt import ITEMS_FILE, PromptBuilder
+from models.ranker.serving import Ranker
+from models.retriever.candidates import Candidates
+from models.retriever.serving import OnnxRetriever
+
+
+@dataclass(frozen=True)
+class ExportedSteps:
+    """The objects that the four Triton steps hold, loaded from the same files."""
+
+    catalogue: Catalogue
+    features: FeatureEncoder
+    retriever: OnnxRetriever
+    prompts: PromptBuilder
+    ranker: Ranker
+
+    @classmethod
+    def load(cls, repository: Path) -> "ExportedSteps":
+        """Opens what `llamarec export` wrote.
+
+        Raises:
+            InputError: nothing was exported, or the ranker fails its probes.
+        """
+        catalogue = Catalogue.load(step_artifact(repository, "features") / ITEMS_FILE)
+        return cls(
+            catalogue,
+            FeatureEncoder(catalogue),
+            OnnxRetriever.load(step_artifact(repository, "retriever")),
+            PromptBuilder.load(step_artifact(repository, "prompt_builder")),
+            Ranker.load(step_artifact(repository, "ranker")),
+        )
+
+    def candidates(self, request: EncodedRequest) -> Candidates:
+        """What the first two steps hand to the last two."""
+        if request.retrieve:
+            return self.retriever.candidates(request.history, request.excluded)
+        return self.retriever.given(request.history, request.given)
+
+    def letter_logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
+        """The ranker's logits of the candidates' letters [k]."""
+        tokens = self.prompts.build(history, candidates.items)
+        return self.ranker.letter_logits(tokens, len(candidates.items))

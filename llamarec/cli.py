@@ -1,0 +1,270 @@
+"""The command line: parses options, calls the stage, prints what it returns."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.contract import ENSEMBLE, MAX_CANDIDATES
+from client.errors import ClientError
+from llamarec.tables import console, messages, print_evaluation, print_json, print_table
+from preprocessing.errors import InputError
+
+app = typer.Typer(
+    help="LlamaRec: a recommender that retrieves with LRURec and ranks with a Llama, served by NVIDIA Triton.\n\n"
+    "`llamarec demo` runs every stage on MovieLens-100K. On data of your own: preprocess, train-retriever, "
+    "train-ranker, export, serve, recommend.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a folder in it.")]
+Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
+Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
+Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
+DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
+DEFAULT_REPOSITORY = Path("model_repository")
+DEFAULT_SERVER = "127.0.0.1:8001"
+
+
+@app.command()
+def preprocess(
+    dataset: Annotated[
+        str, typer.Option(help="`movielens-100k`, `movielens`, `amazon` or `table` (any CSV or Parquet).")
+    ] = "movielens-100k",
+    raw: Annotated[Path | None, typer.Option(help="Raw file or folder; movielens-100k brings its own.")] = None,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    user_column: Annotated[str, typer.Option(help="For `table`.")] = "user",
+    item_column: Annotated[str, typer.Option(help="For `table`.")] = "item",
+    timestamp_column: Annotated[str, typer.Option(help="For `table`.")] = "timestamp",
+    title_column: Annotated[str, typer.Option(help="For `table`.")] = "title",
+    as_json: Json = False,
+) -> None:
+    """Raw interactions and titles to sequences: title filter, iterative 5-core, chronological, leave-one-out."""
+    from preprocessing.preprocess import Preprocessing
+    from preprocessing.preprocess import preprocess as run
+
+    options = Preprocessing(
+        dataset=dataset,
+        raw=raw,
+        user_column=user_column,
+        item_column=item_column,
+        timestamp_column=timestamp_column,
+        title_column=title_column,
+    )
+    statistics = run(options, artifacts)
+    _print_row(f"{dataset} (the paper's Table 2)", statistics.row(), as_json)
+
+
+@app.command()
+def train_retriever(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    model: Annotated[str, typer.Option(help="`lrurec`, the paper's retriever.")] = "lrurec",
+    preset: Preset = "paper",
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most recent items that the model reads.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows a step.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of activations dropped.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, not on biases and norms.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initialisation and shuffling.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the retriever, early-stopping on validation Recall@10, and write every user's top 20."""
+    from llamarec.options import from_preset
+    from models.retriever.training import PRESETS, RetrieverTraining
+    from models.retriever.training import train_retriever as run
+
+    options = from_preset(
+        RetrieverTraining,
+        PRESETS,
+        preset,
+        model=model,
+        epochs=epochs,
+        max_length=max_length,
+        batch_size=batch_size,
+        dropout=dropout,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+    )
+    metrics = run(options, artifacts)
+    if as_json:
+        print_json(metrics)
+        return
+    rows = [[split, *metrics[split].values()] for split in ("validation", "test")]
+    print_table(f"{model}: {metrics['steps']} steps, best at {metrics['best_step']}", ["", *metrics["test"]], rows)
+
+
+@app.command()
+def train_ranker(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    base: Annotated[
+        str, typer.Option(help="A Hugging Face folder or hub name of a Llama; the default is embedded.")
+    ] = "smollm2-135m-instruct",
+    preset: Preset = "paper",
+    max_prompts: Annotated[int | None, typer.Option(help="Training prompts, sampled; default: the preset's.")] = None,
+    max_history: Annotated[int | None, typer.Option(help="Most history items in a prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling, shuffling and initialisation.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
+    from models.ranker.train import PRESETS, RankerTraining
+    from models.ranker.train import train_ranker as run
+
+    from llamarec.options import from_preset
+
+    options = from_preset(
+        RankerTraining, PRESETS, preset, max_prompts=max_prompts, max_history=max_history, seed=seed, device=device
+    )
+    metrics = run(options, artifacts, base)
+    _print_row(f"ranker tuned from {base}", _scalars(metrics), as_json, everything=metrics)
+
+
+@app.command()
+def evaluate(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
+    served: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a running server: ask it for every test user, and compare.")
+    ] = None,
+    oracle_users: Annotated[int, typer.Option(help="Users to compare with fp32 PyTorch, with --served.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """The paper's tables 1 and 3 for the exported models; with --served, prove the server answers the same."""
+    from export.evaluation import evaluate as run
+    from llamarec.served import ask_server
+
+    result = run(artifacts, repository, ask_server(served) if served else None, oracle_users)
+    print_json(result) if as_json else print_evaluation(result)
+
+
+@app.command()
+def export(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
+    dtype: Annotated[
+        str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits the processor.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; default: a GPU where there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fill the Triton model repository from the trained retriever and ranker."""
+    from export.repository import Export
+    from export.repository import export as run
+
+    release = run(Export(dtype=dtype, threads=threads, device=device), artifacts, repository)
+    _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Every other flag goes to tritonserver: `llamarec serve --grpc-port 9001 --log-verbose 1`.",
+)
+def serve(context: typer.Context, repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """Start the installed tritonserver on the model repository; signals and the exit code are its own."""
+    from client.server import exec_server
+
+    if not repository.is_dir():
+        raise InputError(f"{repository} is no folder: run `llamarec export --repository {repository}` first")
+    exec_server([f"--model-repository={repository}", *context.args])
+
+
+@app.command()
+def recommend(
+    history: Annotated[list[str] | None, typer.Option(help="Raw item id, oldest first; repeat the option.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Raw item id never to return; repeatable.")] = None,
+    candidates: Annotated[list[str] | None, typer.Option(help="Rank these instead of retrieving; repeatable.")] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"How many to return, 1 to {MAX_CANDIDATES}.")] = None,
+    model: Annotated[str, typer.Option(help="`llamarec`, or `llamarec_retrieval` without the ranker.")] = ENSEMBLE,
+    server: Server = DEFAULT_SERVER,
+    artifacts: Annotated[Path, typer.Option(help="Where to read titles, if it is there.")] = DEFAULT_ARTIFACTS,
+    as_json: Json = False,
+) -> None:
+    """Ask a running server for one user's recommendations."""
+    from client.recommender import Recommender
+
+    from llamarec.served import titles
+
+    with Recommender(server) as recommender:
+        answer = recommender.recommend(history or [], exclude=exclude, candidates=candidates, top_k=top_k, model=model)
+    if as_json:
+        print_json([recommendation._asdict() for recommendation in answer])
+        return
+    title = titles(artifacts)
+    rows = [[place, r.item_id, title(r.item_id), r.score, r.retriever_rank] for place, r in enumerate(answer, 1)]
+    print_table("recommendations", ["", "item", "title", "score", "retriever rank"], rows)
+
+
+@app.command()
+def bench(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
+    concurrency: Annotated[str, typer.Option(help="Requests in flight: FIRST:LAST, or one number.")] = "1:4",
+    model: Annotated[str, typer.Option(help="`llamarec` or `llamarec_retrieval`.")] = ENSEMBLE,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT; by default a server is started for it.")] = None,
+    users: Annotated[int, typer.Option(help="How many real histories to send in turn.")] = 64,
+    output: Annotated[Path, typer.Option(help="Folder of the CSV and the plot.")] = Path("bench"),
+    as_json: Json = False,
+) -> None:
+    """Load the ensemble with perf_analyzer: throughput, latency and where the time goes."""
+    from llamarec.bench import bench as run
+
+    rows = run(artifacts, repository, concurrency, model, server, users, output)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(f"{model}, perf_analyzer", list(rows[0]), [list(row.values()) for row in rows])
+    console.print(f"written: {output}/benchmark.csv, {output}/benchmark.png")
+
+
+@app.command()
+def demo(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
+    preset: Preset = "demo",
+    user: Annotated[str | None, typer.Option(help="Raw id of the test user to recommend to.")] = None,
+) -> None:
+    """Every stage on MovieLens-100K, ending with a recommendation served by Triton."""
+    from llamarec.demo import demo as run
+
+    run(artifacts, repository, preset, user)
+
+
+def main() -> None:
+    """Runs the command line; bad input ends with one sentence on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries announce features that are not installed and changes to come; neither is the reader's business.
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        app()
+    except (InputError, ClientError) as error:
+        messages.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
+
+
+def _print_row(title: str, row: dict[str, Any], as_json: bool, *, everything: dict[str, Any] | None = None) -> None:
+    """One row of results; as JSON all of them."""
+    if as_json:
+        print_json(everything or row)
+    else:
+        print_table(title, list(row), [list(row.values())])
+
+
+if __name__ == "__main__":
+    main()

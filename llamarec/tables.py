@@ -1,0 +1,51 @@
+"""What the commands print: readable tables, or JSON for other programs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+"""Results, on standard output."""
+messages = Console(stderr=True)
+"""What is going on, on standard error, so that ``--json`` stays clean."""
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table whose numeric columns are aligned right; floats get four digits."""
+    table = Table(title=title, title_justify="left")
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    for place, column in enumerate(columns):
+        numeric = all(row[place].replace(".", "", 1).replace(",", "").isdigit() for row in cells)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """The paper's tables 1 and 3, and the comparison with a running server."""
+    names = {
+        "retriever": "retriever alone",
+        "ranker_letters": "+ ranker, letters only (the paper's way)",
+        "ranker": f"+ ranker as served (retriever's weight {result['fusion_weight']:g})",
+    }
+    columns = list(result["retriever"]["overall"])
+    for part, title in (
+        ("overall", f"{result['dataset']}: all {result['users']:,} test users (the paper's Table 1)"),
+        ("subset", f"{result['subset_users']:,} users whose true item is among the top 20 (the paper's Table 3)"),
+    ):
+        rows = [[label, *result[name][part].values()] for name, label in names.items()]
+        print_table(title, ["", *columns], rows)
+    if served := result.get("served"):
+        console.print(
+            f"served: {served['identical']:,} of {served['users']:,} rankings identical to the offline ones; "
+            f"{served['equal_to_oracle']:.1%} of {served['oracle_users']:,} equal to fp32 PyTorch's"
+        )
