@@ -28,7 +28,7 @@ class Export:
     """How the artifacts are served. Offline evaluation runs the exported files the same way."""
 
     dtype: str | None = None
-    """Precision of the ranker's layers, ``float32`` or ``bfloat16``; by default bf16 where the processor multiplies it."""
+    """Precision of the ranker's layers, ``float32`` or ``bfloat16``; by default bf16 where the processor has it."""
     threads: int | None = None
     """Threads of one ranking pass; by default all that this machine has. Part of the export because the number of
     threads decides the order of sums, and so the last bits of a score."""

@@ -150,9 +150,7 @@ def evaluate(
 def export(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Repository = DEFAULT_REPOSITORY,
-    dtype: Annotated[
-        str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits the processor.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; default: a GPU where there is one.")] = None,
     as_json: Json = False,
