@@ -189,7 +189,6 @@ def recommend(
 ) -> None:
     """Ask a running server for one user's recommendations."""
     from client.recommender import Recommender
-
     from llamarec.served import titles
 
     with Recommender(server) as recommender:

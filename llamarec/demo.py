@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.recommender import Recommendation, Recommender
 from preprocessing.data import Data, load_data
 from preprocessing.preprocess import Preprocessing, preprocess
 
 from client.contract import RETRIEVAL_ENSEMBLE
+from client.recommender import Recommendation, Recommender
 from client.server import LocalServer
 from llamarec.options import from_preset
 from llamarec.tables import console, messages, print_table
@@ -41,9 +41,8 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
         from models.retriever.training import RetrieverTraining, train_retriever
 
         retriever = train_retriever(from_preset(RetrieverTraining, RETRIEVER_PRESETS, preset), artifacts)
-    console.print(
-        f"  test Recall@10 {retriever['test']['Recall@10']:.4f}, Recall@20 {retriever['test']['Recall@20']:.4f}"
-    )
+    test = retriever["test"]
+    console.print(f"  test Recall@10 {test['Recall@10']:.4f}, Recall@20 {test['Recall@20']:.4f}")
     with _stage(f"train-ranker: QLoRA on {BASE}"):
         from models.ranker.train import PRESETS as RANKER_PRESETS
         from models.ranker.train import RankerTraining, train_ranker
@@ -97,16 +96,10 @@ def _print_history(data: Data, user: str, history: list[str]) -> None:
 def _print_list(data: Data, title: str, answer: list[Recommendation], place: int) -> None:
     truth = data.catalogue.raw(int(data.test[place])).decode()
     rows = [
-        [
-            rank,
-            r.item_id,
-            _title(data, r.item_id) + (" <- next" if r.item_id == truth else ""),
-            r.score,
-            r.retriever_rank,
-        ]
+        [rank, r.item_id, _title(data, r.item_id), r.score, r.retriever_rank, "<- next" if r.item_id == truth else ""]
         for rank, r in enumerate(answer, start=1)
     ]
-    print_table(title, ["", "item", "title", "score", "retriever rank"], rows)
+    print_table(title, ["", "item", "title", "score", "retriever rank", ""], rows)
 
 
 def _print_landing(data: Data, retrieved: list[Recommendation], ranked: list[Recommendation], place: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 console = Console()
@@ -26,7 +27,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         numeric = all(row[place].replace(".", "", 1).replace(",", "").isdigit() for row in cells)
         table.add_column(column, justify="right" if numeric else "left")
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a title may hold square brackets
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Artifact folders: written aside and renamed, so that each is whole or absent, with a manifest that says what made it."""
+"""Artifact folders: written aside and renamed, so that each is whole or absent, with a manifest of what made it."""
 
 import hashlib
 import json

@@ -20,8 +20,8 @@ def pad_left(sequences: Sequence[Items], length: int) -> NDArray[np.int64]:
 def training_windows(sequences: Sequence[Items], length: int) -> list[Items]:
     """Cuts training sequences into windows of targets.
 
-    A sequence shorter than two windows gives its last ``length`` items; a longer one gives windows back from its end that
-    do not overlap (as LRURec's authors do; see Yue et al. 2024, section 4.1).
+    A sequence shorter than two windows gives its last ``length`` items; a longer one gives windows back from its end
+    that do not overlap (as LRURec's authors do; see Yue et al. 2024, section 4.1).
     """
     windows = []
     for items in sequences:

@@ -20,7 +20,7 @@ class _LastScores(nn.Module):
 
 
 def export_onnx(model: LRURec, length: int, path: Path) -> None:
-    """Writes ``path``: input ``items`` int64 [batch, length], output ``scores`` float32 [batch, items + 1]; any batch size."""
+    """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1], any batch size."""
     torch.onnx.export(
         _LastScores(model).eval(),
         (torch.zeros((2, length), dtype=torch.int64),),

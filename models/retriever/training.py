@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
     "paper-ml-latest-small": {"max_length": 200, "batch_size": 16},
 }
-"""Options by name: the paper's (``paper`` for Beauty and Games), and ``demo``, which ends within about a minute on two cores."""
+"""Options by name: the paper's (``paper`` for Beauty and Games), and ``demo``, about a minute on two cores."""
 
 
 def train_retriever(options: RetrieverTraining, artifacts: Path) -> dict[str, Any]:
