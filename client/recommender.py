@@ -1,5 +1,6 @@
 """gRPC clients of the recommender: one for plain code, one for asyncio, with the same calls and the same errors."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -97,10 +98,11 @@ def _recommendations(result: grpc.InferResult) -> list[Recommendation]:
     return [Recommendation(item_id.decode(), score, rank) for item_id, score, rank in rows]
 
 
-def _client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
+def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
     """The error of this package that a gRPC status stands for."""
     status = str(error.status()).removeprefix("StatusCode.")
-    message = error.message()
+    # Triton puts "in ensemble 'llamarec', " before the message of the step that failed, which names the step itself.
+    message = re.sub(r"^in ensemble '[^']*', ", "", error.message())
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(message)
     if status == "DEADLINE_EXCEEDED":
@@ -167,7 +169,7 @@ class Recommender:
         try:
             result = self._client.infer(model, inputs, outputs=_requested_outputs(), client_timeout=timeout)
         except InferenceServerException as error:
-            raise _client_error(error, self._url, model, timeout) from error
+            raise client_error(error, self._url, model, timeout) from error
         return _recommendations(result)
 
 
@@ -210,5 +212,5 @@ class AsyncRecommender:
         try:
             result = await self._client.infer(model, inputs, outputs=_requested_outputs(), client_timeout=timeout)
         except InferenceServerException as error:
-            raise _client_error(error, self._url, model, timeout) from error
+            raise client_error(error, self._url, model, timeout) from error
         return _recommendations(result)
