@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +117,7 @@ def train_ranker(
     as_json: Json = False,
 ) -> None:
     """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
-    from models.ranker.train import PRESETS, RankerTraining
+    from models.ranker.options import PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
 
     from llamarec.options import from_preset
@@ -194,7 +195,7 @@ def recommend(
     with Recommender(server) as recommender:
         answer = recommender.recommend(history or [], exclude=exclude, candidates=candidates, top_k=top_k, model=model)
     if as_json:
-        print_json([recommendation._asdict() for recommendation in answer])
+        print_json([asdict(recommendation) for recommendation in answer])
         return
     title = titles(artifacts)
     rows = [[place, r.item_id, title(r.item_id), r.score, r.retriever_rank] for place, r in enumerate(answer, 1)]

@@ -44,8 +44,9 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
     test = retriever["test"]
     console.print(f"  test Recall@10 {test['Recall@10']:.4f}, Recall@20 {test['Recall@20']:.4f}")
     with _stage(f"train-ranker: QLoRA on {BASE}"):
-        from models.ranker.train import PRESETS as RANKER_PRESETS
-        from models.ranker.train import RankerTraining, train_ranker
+        from models.ranker.options import PRESETS as RANKER_PRESETS
+        from models.ranker.options import RankerTraining
+        from models.ranker.train import train_ranker
 
         train_ranker(from_preset(RankerTraining, RANKER_PRESETS, preset), artifacts, BASE)
     with _stage(f"export: {repository}"):

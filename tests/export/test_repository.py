@@ -1,0 +1,93 @@
+"""The export: whole or refused, made once, and only from artifacts that belong together."""
+
+import json
+import shutil
+
+import pytest
+
+from client.contract import STEPS
+from export.offline import ExportedSteps
+from export.repository import COMMITTED_REPOSITORY, Export, export, read_release, step_artifact
+from preprocessing.artifacts import MANIFEST
+from preprocessing.errors import InputError
+
+OPTIONS = Export(threads=1)
+
+
+def copied(folder, to, *stages):
+    for stage in stages:
+        shutil.copytree(folder / stage, to / stage)
+    return to
+
+
+def test_every_step_carries_the_same_release(artifacts, repository):
+    """The hash that export returns is the one that all four steps' manifests hold."""
+    assert read_release(repository) == export(OPTIONS, artifacts, repository)
+
+
+def test_another_export_of_the_same_artifacts_touches_nothing(artifacts, repository):
+    """Finished steps are recognised by their manifests: the files keep their inodes."""
+    before = [(step_artifact(repository, step) / MANIFEST).stat().st_ino for step in STEPS]
+    export(OPTIONS, artifacts, repository)
+    assert [(step_artifact(repository, step) / MANIFEST).stat().st_ino for step in STEPS] == before
+
+
+def test_a_repository_elsewhere_has_the_committed_models(repository):
+    """What tritonserver reads beside the artifacts is byte for byte the committed model repository."""
+    for committed in COMMITTED_REPOSITORY.glob("*/config.pbtxt"):
+        assert (repository / committed.relative_to(COMMITTED_REPOSITORY)).read_bytes() == committed.read_bytes()
+    for committed in COMMITTED_REPOSITORY.glob("*/1/model.py"):
+        assert (repository / committed.relative_to(COMMITTED_REPOSITORY)).read_bytes() == committed.read_bytes()
+
+
+def test_a_half_done_export_is_refused(artifacts, repository, tmp_path):
+    """Killed between two steps: one step is of another release. Reading refuses it, exporting again mends it."""
+    half = tmp_path / "repository"
+    shutil.copytree(repository, half)
+    manifest = step_artifact(half, "ranker") / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["facts"]["release"] = "of another export"
+    content["options"] = {}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="different exports: run `llamarec export` again"):
+        read_release(half)
+    assert export(OPTIONS, artifacts, half) == read_release(half) == read_release(repository)
+
+
+def test_a_missing_stage_is_named_with_its_command(artifacts, tmp_path):
+    """Without a ranker there is nothing to serve: the error says what to run."""
+    partial = copied(artifacts, tmp_path / "artifacts", "data", "retriever")
+    with pytest.raises(InputError, match="run `llamarec train-ranker` first"):
+        export(OPTIONS, partial, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_artifacts_of_another_data_set_are_refused(artifacts, tmp_path):
+    """A retriever whose manifest names other data than stands beside it was trained on something else."""
+    mixed = copied(artifacts, tmp_path / "artifacts", "data", "retriever", "ranker")
+    manifest = mixed / "data" / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["fingerprint"] = "of another data set"
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="made from other data"):
+        export(OPTIONS, mixed, tmp_path / "repository")
+
+
+def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):
+    """The probes: scores stored at training must come back, or the files are not what was trained."""
+    spoilt = tmp_path / "repository"
+    shutil.copytree(repository, spoilt)
+    probes = step_artifact(spoilt, "ranker") / "probes.json"
+    content = json.loads(probes.read_text())
+    content[0]["logprobs"] = content[0]["logprobs"][::-1]
+    probes.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="probe prompt 0"):
+        ExportedSteps.load(spoilt)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"threads": 0}])
+def test_options_that_no_runtime_has_are_refused(artifacts, tmp_path, options):
+    """A precision or thread count that does not exist is found before anything is written."""
+    with pytest.raises(InputError):
+        export(Export(**options), artifacts, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()

@@ -1,0 +1,150 @@
+"""The command line: bad input ends with one sentence and exit code 2, results print as tables and as JSON."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from client.server import free_ports
+from llamarec.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `llamarec ARGUMENTS` in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object):
+        monkeypatch.setattr(sys, "argv", ["llamarec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return call
+
+
+COMMANDS = "preprocess train-retriever train-ranker evaluate export serve recommend bench demo".split()
+
+
+def test_help_names_every_command(run):
+    """A newcomer's first call lists all commands of the design."""
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert command in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run, command):
+    """`--help` of each command ends well and explains its options."""
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Options" in out
+
+
+def refused(result, *parts):
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
+    """Nothing is there yet: each stage names the command that makes what it needs."""
+    refused(run("train-retriever", "--artifacts", tmp_path), "llamarec preprocess")
+    refused(run("train-ranker", "--artifacts", tmp_path), "llamarec preprocess")
+    refused(run("export", "--artifacts", tmp_path, "--repository", tmp_path / "r"), "llamarec preprocess")
+    refused(run("evaluate", "--artifacts", tmp_path, "--repository", tmp_path), "llamarec export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--preset", "quick"), "demo, paper"),
+        (("--model", "gru"), "lrurec"),
+        (("--dropout", "1"), "dropout"),
+        (("--epochs", "0"), "epochs"),
+    ],
+)
+def test_options_out_of_range_are_refused(run, tmp_path, options, part):
+    """The error names the option and what may stand there."""
+    refused(run("train-retriever", "--artifacts", tmp_path, *options), part)
+
+
+def test_an_unknown_data_set_is_refused(run, tmp_path):
+    """The error lists the data sets there are."""
+    refused(run("preprocess", "--dataset", "netflix", "--artifacts", tmp_path), "netflix", "movielens-100k")
+
+
+def test_a_missing_base_is_refused_before_anything_is_written(run, artifacts, tmp_path):
+    """A base that is neither a folder nor on the hub: the error names it, no ranker folder appears."""
+    for stage in ("data", "retriever"):
+        shutil.copytree(artifacts / stage, tmp_path / stage)
+    refused(run("train-ranker", "--artifacts", tmp_path, "--base", tmp_path / "no-llama"), "no-llama")
+    assert not (tmp_path / "ranker").exists()
+
+
+def test_no_server_listening(run):
+    """The error names the address and the command that starts a server."""
+    (port,) = free_ports(1)
+    refused(run("recommend", "--history", "50", "--server", f"127.0.0.1:{port}"), str(port), "llamarec serve")
+
+
+def test_a_port_in_use(tmp_path):
+    """`llamarec serve` beside something that holds its port: exit code 2, the port and the flag in the text."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, "-m", "llamarec.cli", "serve", "--repository", tmp_path, "--grpc-port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert ended.returncode == 2
+    assert str(port) in ended.stderr
+    assert "--grpc-port" in ended.stderr
+
+
+def test_recommend_prints_json_and_a_table(run, server, artifacts):
+    """The same three items as JSON and, with the artifacts at hand, with titles (item 50 is Star Wars)."""
+    ask = ("recommend", "--history", "181", "--candidates", "50", "--candidates", "100", "--server", server.url)
+    code, out, _ = run(*ask, "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert {row["item_id"] for row in answer} == {"50", "100"}
+    code, out, _ = run(*ask, "--artifacts", artifacts)
+    assert code == 0
+    assert "Star Wars (1977)" in out
+
+
+def test_top_k_out_of_range_is_refused_by_the_server(run, server):
+    """INVALID_ARGUMENT comes back as exit code 2 with the tensor's name."""
+    refused(run("recommend", "--top-k", "21", "--server", server.url), "TOP_K")
+
+
+def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
+    """The documented shape, and two identities: nobody outside the subset counts, and ranking keeps Recall@20's set."""
+    code, out, _ = run("evaluate", "--artifacts", artifacts, "--repository", repository, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["dataset"] == "movielens-100k"
+    share = result["subset_users"] / result["users"]
+    for name in ("retriever", "ranker_letters", "ranker"):
+        assert result[name]["overall"]["Recall@10"] == pytest.approx(share * result[name]["subset"]["Recall@10"])
+
+
+def test_preprocess_prints_the_papers_table_2_row(run, artifacts):
+    """A finished stage answers from its manifest: 943 users are MovieLens-100K's own count."""
+    code, out, _ = run("preprocess", "--artifacts", artifacts, "--json")
+    assert code == 0
+    assert json.loads(out)["users"] == 943
