@@ -4,6 +4,7 @@ Source: Dettmers et al. 2023 (NF4, double quantisation); Hu et al. 2021 (LoRA); 
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
+disable_progress_bar()
 # It asks for an optional kernel package by way of a warning, on every load.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -51,7 +54,9 @@ def add_adapters(model: Any, *, rank: int, alpha: int, dropout: float, targets: 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config).train()
+    with warnings.catch_warnings():  # peft reads an attribute that transformers renames
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config).train()
 
 
 def answer_loss(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:

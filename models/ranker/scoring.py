@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from preprocessing.errors import InputError
 
+disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

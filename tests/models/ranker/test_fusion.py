@@ -1,0 +1,56 @@
+"""Fusion of letters and retriever, and the order it gives."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.ranker.fusion import choose_weight, fuse, order
+
+LOGITS = st.floats(-30, 30, width=32)
+
+
+def test_fusion_by_hand():
+    """Letters 3:1, retriever 1:3, weight 2: odds 3/1 * (1/3)^2 = 1/3, so probabilities 1/4 and 3/4."""
+    letters, retriever = [math.log(3), 0.0], [0.0, math.log(3)]
+    assert np.exp(fuse(letters, retriever, 2.0)) == pytest.approx([0.25, 0.75])
+
+
+def test_weight_zero_is_the_letters_alone():
+    """The paper's way: the retriever's scores change nothing, whatever they are."""
+    assert np.exp(fuse([math.log(3), 0.0], [50.0, -np.inf], 0.0)) == pytest.approx([0.75, 0.25])
+
+
+def test_an_item_unknown_to_the_retriever_is_neutral():
+    """Known candidates 1/4 and 1/4 of equal logits: each log 1/2, their mean log 1/2 for the unknown one, so a third each."""
+    assert np.exp(fuse([0.0, 0.0, 0.0], [1.0, 1.0, -np.inf], 1.0)) == pytest.approx([1 / 3] * 3)
+    assert np.exp(fuse([0.0, math.log(3)], [-np.inf, -np.inf], 1.0)) == pytest.approx([0.25, 0.75])
+
+
+def test_ties_go_to_the_better_retriever_rank():
+    """Equal probabilities: ranks 2, 0 (unknown), 1 order as 1, 2, unknown."""
+    assert order([0.0, 0.0, 0.0], [2, 0, 1]).tolist() == [2, 0, 1]
+
+
+@given(
+    rows=st.lists(st.tuples(LOGITS, st.one_of(LOGITS, st.just(-math.inf))), min_size=1, max_size=20),
+    weight=st.floats(0, 8),
+)
+def test_fusion_is_a_distribution_over_the_candidates(rows: list[tuple[float, float]], weight: float):
+    """Probabilities sum to 1 and the order is a permutation by descending probability, unknown items included."""
+    letters, retriever = zip(*rows, strict=True)
+    fused = fuse(letters, retriever, weight)
+    assert np.exp(fused).sum() == pytest.approx(1.0)
+    places = order(fused, np.arange(1, len(rows) + 1))
+    assert sorted(places.tolist()) == list(range(len(rows)))
+    assert (np.diff(fused[places]) <= 0).all()
+
+
+def test_weight_is_chosen_by_validation_and_the_smallest_of_equals():
+    """The retriever alone is right about the one user: any weight above 0 that overcomes the letters gives NDCG 1."""
+    letters, scores, truths = [np.array([0.0, 1.0])], [np.array([1.5, 0.0])], [0]
+    weight, results = choose_weight(letters, scores, truths, weights=(4.0, 0.5, 0.0, 1.0))
+    assert weight == 1.0
+    assert results == pytest.approx({0.0: 1 / math.log2(3), 0.5: 1 / math.log2(3), 1.0: 1.0, 4.0: 1.0})
