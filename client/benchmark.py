@@ -203,5 +203,5 @@ def _plot(rows: Sequence[Row], model: str, path: Path) -> None:
             split.bar(levels, times, bottom=bottom, color=f"C{place}", alpha=alpha, label=label)
             bottom = [low + time for low, time in zip(bottom, times, strict=True)]
     split.set(xlabel="requests in flight", ylabel="mean time of a request [ms]", xticks=levels)
-    split.legend(fontsize="small")
+    figure.legend(*split.get_legend_handles_labels(), loc="outside right center", fontsize="small", reverse=True)
     figure.savefig(path, dpi=150)

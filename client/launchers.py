@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from client.errors import BenchmarkError, ClientError
-from client.server import LAUNCHER_MARK, exec_server, execute, links_folder, prepended, program_on_path, wheel_folder
+from client.server import (
+    LAUNCHER_MARK,
+    exec_server,
+    execute,
+    links_folder,
+    own_programs,
+    prepended,
+    program_on_path,
+    wheel_folder,
+)
 
 PROGRAMS = ("tritonserver", "perf_analyzer")
 
@@ -28,7 +37,7 @@ def perf_analyzer() -> tuple[Path, Mapping[str, str]]:
     """
     if program := program_on_path("perf_analyzer"):
         return program, os.environ
-    program = Path(sys.prefix) / "bin" / "perf_client"
+    program = own_programs() / "perf_client"
     if not program.is_file():
         raise BenchmarkError("no perf_analyzer is installed: `pip install tritonclient==2.50.0` brings one")
     wheel = wheel_folder()
@@ -64,7 +73,7 @@ def write_launchers(folder: Path) -> list[Path]:
     """
     written = []
     for name in PROGRAMS:
-        if program_on_path(name):
+        if program_on_path(name, outside=folder):
             continue
         # -I: neither the working directory nor PYTHONPATH may stand in for the installed packages.
         call = f"from {LAUNCHER_MARK} import launch; launch({name!r})"

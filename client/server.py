@@ -33,12 +33,22 @@ EXIT_SECONDS = 5
 """How long a local server may finish requests in flight before it exits."""
 
 
-def program_on_path(name: str) -> Path | None:
-    """The program of that name on PATH that is neither this environment's own nor a launcher of any environment."""
-    own = Path(sys.prefix) / "bin"
+def own_programs() -> Path:
+    """The folder of this environment's programs."""
+    return Path(sys.prefix) / "bin"
+
+
+def program_on_path(name: str, *, outside: Path | None = None) -> Path | None:
+    """The first program of that name on PATH that is no launcher and not in ``outside`` (this environment's folder)."""
+    skipped = (outside or own_programs()).resolve()
     for folder in map(Path, os.get_exec_path()):
         program = folder / name
-        if folder != own and os.access(program, os.X_OK) and program.is_file() and not is_launcher(program):
+        if (
+            folder.resolve() != skipped
+            and os.access(program, os.X_OK)
+            and program.is_file()
+            and not is_launcher(program)
+        ):
             return program
     return None
 
@@ -142,7 +152,7 @@ def prepended(variable: str, folder: str) -> dict[str, str]:
 def server_environment() -> dict[str, str]:
     """The environment in which the Python backend's stubs find this interpreter and its packages."""
     library = sysconfig.get_config_var("LIBDIR")
-    return {**os.environ, **prepended("LD_LIBRARY_PATH", library), **prepended("PATH", str(Path(sys.prefix) / "bin"))}
+    return {**os.environ, **prepended("LD_LIBRARY_PATH", library), **prepended("PATH", str(own_programs()))}
 
 
 def check_ports(arguments: Sequence[str]) -> None:

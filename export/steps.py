@@ -97,7 +97,7 @@ def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any) ->
         ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
     except InputError as error:
-        failure = pb_utils.TritonError(f"{step}: {error}", pb_utils.TritonError.INVALID_ARGUMENT)
+        failure = pb_utils.TritonError(f"{step}: {error}", pb_utils.TritonError.INVALID_ARG)
     except Exception as error:
         pb_utils.Logger.log_error(traceback.format_exc())
         failure = pb_utils.TritonError(f"{step}: {type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)

@@ -1,0 +1,181 @@
+"""The gRPC clients against a real server whose steps echo: what arrives, what comes back, which error is raised."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from client.contract import RETRIEVAL_ENSEMBLE
+from client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
+from client.recommender import AsyncRecommender, Recommendation, Recommender
+from client.server import free_ports
+
+IDS = st.lists(st.characters(exclude_characters="~", exclude_categories=["Cs"]), max_size=50)
+"""Ids of one character each, of any script; a surrogate is no text, and ``~`` takes the echo a second."""
+
+
+@pytest.fixture(scope="module")
+def recommender(echo_server):
+    with Recommender(echo_server.url) as client:
+        yield client
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=IDS, exclude=st.none() | IDS, candidates=st.none() | IDS, top_k=st.none() | st.integers(1, 20))
+def test_every_input_arrives_and_the_answer_comes_back(recommender, history, exclude, candidates, top_k):
+    """The echo's retriever returns the history (or the candidates) less the excluded, cut to TOP_K, ranks from 1."""
+    answer = recommender.recommend(
+        history, exclude=exclude, candidates=candidates, top_k=top_k, user_id="7", model=RETRIEVAL_ENSEMBLE
+    )
+    chosen = [item for item in (history if candidates is None else candidates) if item not in (exclude or [])]
+    assert answer == [Recommendation(item, -float(place), place + 1) for place, item in enumerate(chosen)][:top_k]
+
+
+def test_the_ranker_answers_by_default(recommender):
+    """The echo's ranker turns the candidates round; without candidates the answer is empty, through all four steps."""
+    assert [row.item_id for row in recommender.recommend(["a", "b", "c"], top_k=2)] == ["c", "b"]
+    assert recommender.recommend([]) == []
+    assert recommender.recommend(["a"], exclude=["a"]) == []
+
+
+@pytest.mark.parametrize("length", [1_000, 10_000])
+def test_long_histories_pass(recommender, length):
+    """The contract's longest HISTORY goes through every step."""
+    assert len(recommender.recommend(["x"] * length)) == length
+
+
+@pytest.mark.parametrize("model", ["llamarec", RETRIEVAL_ENSEMBLE])
+def test_bad_input_names_step_and_tensor(recommender, model):
+    """INVALID_ARGUMENT of a step comes through the ensemble as it was raised, the step's name first."""
+    with pytest.raises(InvalidRequest, match=r"^features: HISTORY holds 'bad'$"):
+        recommender.recommend(["bad"], model=model)
+
+
+def test_a_fault_of_a_step_is_a_server_error(recommender):
+    """Anything else that a step raises is INTERNAL and names step and exception."""
+    with pytest.raises(ServerError, match=r"INTERNAL: features: TypeError"):
+        recommender.recommend(["two characters"])
+
+
+def test_several_users_in_one_request_are_refused(echo_server):
+    """The contract: one user a request. The batch dimension would allow more, so features says no, naming HISTORY."""
+    tensor = grpc.InferInput("HISTORY", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"a"], [b"b"]], dtype=object))
+    with grpc.InferenceServerClient(echo_server.url) as client, pytest.raises(InferenceServerException) as raised:
+        client.infer("llamarec", [tensor])
+    assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "features: HISTORY holds 2 users" in raised.value.message()
+
+
+def test_a_subset_of_the_outputs_can_be_asked_for(echo_server):
+    """An intermediate tensor exposed as an ensemble's output would deadlock such a request."""
+    tensor = grpc.InferInput("HISTORY", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"a"]], dtype=object))
+    with grpc.InferenceServerClient(echo_server.url) as client:
+        for model in ("llamarec", RETRIEVAL_ENSEMBLE):
+            result = client.infer(model, [tensor], outputs=[grpc.InferRequestedOutput("SCORE")], client_timeout=10)
+            assert result.as_numpy("ITEM_ID") is None
+            assert result.as_numpy("SCORE").shape == (1, 1)
+
+
+def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
+    """200 requests of 25 lengths under way together, every tenth bad: each gets its own answer or its own error."""
+
+    async def ask() -> list[list[Recommendation] | BaseException]:
+        async with AsyncRecommender(echo_server.url) as client:
+            histories = [["bad"] if n % 10 == 0 else [chr(65 + n)] * (n % 25) for n in range(200)]
+            return await asyncio.gather(*(client.recommend(h) for h in histories), return_exceptions=True)
+
+    for n, answer in enumerate(asyncio.run(ask())):
+        if n % 10 == 0:
+            assert isinstance(answer, InvalidRequest)
+        else:
+            assert [row.item_id for row in answer] == [chr(65 + n)] * (n % 25)
+
+
+def test_requests_of_different_lengths_are_batched(echo_server):
+    """``allow_ragged_batch``: 32 different lengths reach the retriever in fewer executions than requests."""
+
+    def executions(client: grpc.InferenceServerClient) -> int:
+        return client.get_inference_statistics("retriever").model_stats[0].execution_count
+
+    async def ask() -> None:
+        async with AsyncRecommender(echo_server.url) as client:
+            # The first holds the step for a second, while the others queue.
+            slow = asyncio.create_task(client.recommend(["~"]))
+            await asyncio.sleep(0.3)
+            await asyncio.gather(*(client.recommend(["x"] * n) for n in range(32)))
+            await slow
+
+    with grpc.InferenceServerClient(echo_server.url) as client:
+        before = executions(client)
+        asyncio.run(ask())
+        assert executions(client) - before < 10
+
+
+def test_the_deadline_is_kept(recommender):
+    """A request that takes a second is given up after a fifth of it, and the error says what to do."""
+    start = time.monotonic()
+    with pytest.raises(RequestTimeout, match=r"within 0.2 s: allow more time"):
+        recommender.recommend(["~"], timeout=0.2)
+    assert time.monotonic() - start < 0.9
+
+
+def test_no_server_names_the_address_and_the_command():
+    """Issue: no server listening is a clear sentence; at once, not after the deadline."""
+    url = f"127.0.0.1:{free_ports(1)[0]}"
+    start = time.monotonic()
+    with Recommender(url) as client, pytest.raises(ServerUnavailable, match=f"{url}: start one with `llamarec serve`"):
+        client.recommend(["a"])
+    assert time.monotonic() - start < 5
+
+
+def test_asyncio_raises_the_same_errors(echo_server):
+    """One table of errors for both clients."""
+
+    async def ask(url: str, history: list[str], **options: float) -> None:
+        async with AsyncRecommender(url) as client:
+            await client.recommend(history, **options)
+
+    for url, history, options, expected in (
+        (f"127.0.0.1:{free_ports(1)[0]}", ["a"], {}, ServerUnavailable),
+        (echo_server.url, ["bad"], {}, InvalidRequest),
+        (echo_server.url, ["~"], {"timeout": 0.2}, RequestTimeout),
+    ):
+        with pytest.raises(expected):
+            asyncio.run(ask(url, history, **options))
+
+
+def test_an_unknown_model_is_named(recommender):
+    """The server runs, but what it should serve was never exported."""
+    with pytest.raises(ServerUnavailable, match="does not serve nothing"):
+        recommender.recommend(["a"], model="nothing")
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({"history": "abc"}, "HISTORY is one string"),
+        ({"history": [1]}, "HISTORY holds 1: item ids are strings"),
+        ({"history": ["\udce9"]}, "HISTORY holds '\\\\udce9'"),
+        ({"history": [], "exclude": [b"a"]}, "EXCLUDE holds b'a'"),
+        ({"history": [], "candidates": "abc"}, "CANDIDATES is one string"),
+        ({"history": [], "top_k": 2**31}, "TOP_K is 2147483648"),
+        ({"history": [], "top_k": 1.5}, "TOP_K is 1.5"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_before_sending(recommender, request_, named):
+    """The limits are the server's to check; what no tensor can hold is refused here, naming the tensor."""
+    with pytest.raises(InvalidRequest, match=named):
+        recommender.recommend(**request_)
+
+
+def test_every_error_is_a_client_error():
+    """One ``except ClientError`` is enough for a service."""
+    for error in (InvalidRequest, RequestTimeout, ServerError, ServerUnavailable):
+        assert issubclass(error, ClientError)
