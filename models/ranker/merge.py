@@ -25,7 +25,6 @@ def merged_weights(model: Any, dtype: torch.dtype = torch.float16) -> dict[str, 
         dtype: stored precision; fp16 keeps the scores within 0.015.
     """
     llama = model.get_base_model()
-    model.state_dict()  # unpacks weights that an evaluation left packed
     weights: dict[str, Tensor] = {}
     for name, module in llama.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):

@@ -38,7 +38,7 @@ class RankerTraining:
     max_prompts: int | None = None
     """Most different prompts to train on, a random sample; all there are if absent."""
     negatives: Negatives = "random"
-    """Of the training candidates: uniformly ``random`` as in the paper, or as often as the ``retriever`` proposes them."""
+    """Of the training candidates: uniformly ``random`` as in the paper, or as often as the ``retriever`` lists them."""
     validation_users: int | None = None
     """Most users to validate on, a random sample of those whose item the retriever found; all of them if absent."""
     validate_every: int = 100

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
@@ -88,15 +89,19 @@ def answer_loss(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, and safely back into training.
 
-    bitsandbytes 0.50 repacks NF4 weights in place at the first forward pass in evaluation mode on processors with
-    AVX512-bf16; left so, they dequantise to noise and pass no gradient. Reading ``state_dict`` unpacks them.
+    On processors with AVX512-bf16 bitsandbytes 0.50 repacks NF4 weights in place at their first forward pass in
+    evaluation mode: until unpacked they dequantise to noise and pass no gradient, and unpacked their scales are
+    rounded to bf16, so a model that was evaluated would not be the one that was trained. The 4-bit layers, whose mode
+    has no other meaning, therefore stay in training mode.
     """
     model.eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.training = True
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.state_dict()
         model.train()
 
 

@@ -55,7 +55,7 @@ class Ranker:
         """
         runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
         scorer = LetterScorer(folder / MODEL_FOLDER, list(_read(folder / LETTERS_FILE).values()), runtime)
-        ranker = cls(scorer, _read(folder / FUSION_FILE)["weight"])
+        ranker = cls(scorer, _read(folder / FUSION_FILE)["weight"], runtime)
         tolerance = PROBE_TOLERANCE[runtime.dtype]
         for place, probe in enumerate(_read(folder / PROBES_FILE)):
             expected = np.asarray(probe["logprobs"])

@@ -27,7 +27,7 @@ def test_the_embedded_base_speaks():
 
 
 def test_weights_are_the_files_own():
-    """gguf's own dequantisation of two tensors that need no reordering equals what was stored, to the bit."""
+    """Two tensors that need no reordering equal gguf's own dequantisation of them, to the bit."""
     stored = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).state_dict()
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(base._embedded_gguf())).tensors}
     for theirs, ours in {

@@ -24,7 +24,7 @@ def test_weight_zero_is_the_letters_alone():
 
 
 def test_an_item_unknown_to_the_retriever_is_neutral():
-    """Known candidates 1/4 and 1/4 of equal logits: each log 1/2, their mean log 1/2 for the unknown one, so a third each."""
+    """Two known candidates of equal logits: log 1/2 each, so their mean for the unknown one too: a third each."""
     assert np.exp(fuse([0.0, 0.0, 0.0], [1.0, 1.0, -np.inf], 1.0)) == pytest.approx([1 / 3] * 3)
     assert np.exp(fuse([0.0, math.log(3)], [-np.inf, -np.inf], 1.0)) == pytest.approx([0.25, 0.75])
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
 from tiny import embedded_base
+from tokenizers import Tokenizer, processors
 
 from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings
 from preprocessing.errors import InputError

@@ -40,7 +40,7 @@ def gradients(model: PeftModel) -> torch.Tensor:
 
 
 def test_loss_is_that_of_the_answers_alone(folder: Path):
-    """transformers' own causal loss, one unpadded prompt at a time, everything but the answer labelled -100."""
+    """The causal loss of transformers, one unpadded prompt at a time, everything but the answer labelled -100."""
     model = adapted(folder, "none")
     expected = 0.0
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
@@ -60,7 +60,7 @@ def test_letter_logits_are_the_full_heads(folder: Path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_survive_an_evaluation(folder: Path, dtype: torch.dtype):
-    """bitsandbytes repacks NF4 weights when it evaluates in bf16: afterwards the gradient must be what it was before."""
+    """An evaluation lets bitsandbytes repack NF4 weights: the gradient must be the same to the bit before and after."""
     model = adapted(folder, "nf4", dtype)
     before = gradients(model)
     with evaluating(model):
@@ -72,7 +72,7 @@ def test_gradients_survive_an_evaluation(folder: Path, dtype: torch.dtype):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "none"])
 def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, quantisation: str):
-    """Log-probabilities of the letters, loaded strictly into a plain Llama: within 2e-5 in fp32, 0.015 as stored in fp16."""
+    """Log-probabilities after a strict load into a plain Llama: within 2e-5 in fp32, 0.015 as stored in fp16."""
     model = adapted(folder, quantisation)
     with evaluating(model):
         expected = letter_logits(model, PROMPTS[0], LETTERS).log_softmax(0)
@@ -95,8 +95,7 @@ def test_merging_twice_gives_the_same(folder: Path):
     """Merging reads the model and changes nothing in it, an evaluation in between included."""
     model = adapted(folder, "nf4", torch.bfloat16)
     first = merged_weights(model)
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         letter_logits(model, PROMPTS[0], LETTERS)
     second = merged_weights(model)
     assert first.keys() == second.keys()

@@ -1,0 +1,115 @@
+"""The served ranker: letters' logits, order, and the refusal to serve another model than was stored."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_base
+from transformers import LlamaForCausalLM
+
+from models.ranker import scoring
+from models.ranker.scoring import Runtime, choose_runtime
+from models.ranker.serving import Ranker, write_runtime
+from preprocessing.errors import InputError
+
+PROMPT = list(range(100, 160))
+LETTERS = {letter: 49 + place for place, letter in enumerate("ABCDEFGHIJKLMNOPQRST")}
+
+
+def full_logits(folder: Path) -> torch.Tensor:
+    """The logits of transformers over the whole vocabulary behind the prompt, in fp32."""
+    model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([PROMPT])).logits[0, -1]
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """What the export writes for the ranker's step."""
+    merged = tiny_base(tmp_path / "merged")
+    logprobs = full_logits(merged)[list(LETTERS.values())].log_softmax(0).tolist()
+    contents = {"letters": LETTERS, "fusion": {"weight": 0.0}, "probes": [{"tokens": PROMPT, "logprobs": logprobs}]}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    write_runtime(tmp_path, Runtime())
+    return tmp_path
+
+
+def test_letter_logits_are_those_of_the_full_model(exported: Path):
+    """The letters' rows of transformers' full logits; only the first k letters are given."""
+    expected = full_logits(exported / "merged")[list(LETTERS.values())].numpy()
+    assert Ranker.load(exported).letter_logits(PROMPT, 7) == pytest.approx(expected[:7], abs=1e-4)
+
+
+def test_order_and_probabilities_are_the_letters(exported: Path):
+    """Weight 0: softmax of the first five letters' logits, descending."""
+    logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
+    places, probabilities = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    assert places.tolist() == logits.argsort(descending=True).tolist()
+    assert probabilities == pytest.approx(logits.softmax(0).sort(descending=True).values.numpy(), abs=1e-4)
+    assert (places.dtype, probabilities.dtype) == (np.int64, np.float32)
+
+
+def test_the_stored_weight_brings_the_retriever_in(exported: Path):
+    """With an overwhelming weight the retriever's order comes back."""
+    (exported / "fusion.json").write_text('{"weight": 1000.0}')
+    places, _ = Ranker.load(exported).rank(PROMPT, np.array([1.0, 3.0, 2.0], np.float32), np.array([3, 1, 2]))
+    assert places.tolist() == [1, 2, 0]
+
+
+def test_no_candidates_is_an_empty_answer_without_a_pass(exported: Path):
+    """Everything excluded: nothing to rank, and no prompt either."""
+    places, probabilities = Ranker.load(exported).rank([], np.empty(0, np.float32), np.empty(0, np.int32))
+    assert places.shape == probabilities.shape == (0,)
+
+
+def test_bf16_stays_within_its_tolerance(exported: Path):
+    """The probes stored in fp32 are accepted by a bf16 runtime, whose scores are close and not equal."""
+    exact = Ranker.load(exported).letter_logits(PROMPT, 20)
+    rounded = Ranker.load(exported, Runtime(dtype="bfloat16")).letter_logits(PROMPT, 20)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.5
+
+
+def test_a_model_that_disagrees_with_its_probes_is_not_served(exported: Path):
+    """Other weights under the same name: the first probe tells."""
+    torch.manual_seed(7)
+    model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    model.save_pretrained(exported / "merged")
+    with pytest.raises(InputError, match="not served: probe prompt 0 moved by"):
+        Ranker.load(exported)
+
+
+def test_scores_that_are_no_numbers_are_not_served(exported: Path):
+    """A comparison with NaN is false, so it has to be asked the right way round."""
+    model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    model.save_pretrained(exported / "merged")
+    with pytest.raises(InputError, match="moved by nan"):
+        Ranker.load(exported)
+
+
+@pytest.mark.parametrize("name", ["letters", "fusion", "probes", "runtime"])
+def test_a_missing_file_is_named(exported: Path, name: str):
+    """Half an export says which half is missing and what to run."""
+    (exported / f"{name}.json").unlink()
+    with pytest.raises(InputError, match=rf"{name}\.json is missing: run `llamarec export`"):
+        Ranker.load(exported)
+
+
+def test_an_unknown_runtime_is_refused():
+    """An artifact exported by a later version may name a runtime that this one has not."""
+    with pytest.raises(InputError, match="no runtime of this version"):
+        Runtime(dtype="int3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_runtime_follows_the_processor(monkeypatch: pytest.MonkeyPatch, flags: bool, dtype: str):
+    """bf16 only where the processor multiplies it itself; emulated it is slower than fp32."""
+    monkeypatch.setattr(scoring, "_processor_has_bf16", lambda: flags)
+    runtime = choose_runtime("cpu")
+    assert (runtime.dtype, runtime.device) == (dtype, "cpu")
+    assert runtime.threads >= 1
