@@ -1,0 +1,96 @@
+"""A preprocessed data set as the later stages read it; needs no NVTabular."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from preprocessing.artifacts import read_manifest
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+
+KIND = "data"
+SEQUENCES_FILE = "sequences.parquet"
+STATISTICS_FILE = "statistics.json"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One row of the paper's Table 2."""
+
+    dataset: str
+    users: int
+    items: int
+    interactions: int
+
+    @property
+    def mean_length(self) -> float:
+        """Interactions a user."""
+        return self.interactions / self.users
+
+    @property
+    def density(self) -> float:
+        """Share of all user-item pairs that are interactions."""
+        return self.interactions / (self.users * self.items)
+
+    def row(self) -> dict[str, Any]:
+        """The row under the names of the paper's Table 2."""
+        return {
+            "dataset": self.dataset,
+            "users": self.users,
+            "items": self.items,
+            "interactions": self.interactions,
+            "mean_length": round(self.mean_length, 3),
+            "density": round(self.density, 6),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> "Statistics":
+        """Reads ``statistics.json`` of a data artifact."""
+        row = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
+        return cls(row["dataset"], row["users"], row["items"], row["interactions"])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Users' sequences of item numbers, split leave-one-out (paper, section 4.0.2)."""
+
+    name: str
+    """Of the data set."""
+    fingerprint: str
+    statistics: Statistics
+    catalogue: Catalogue
+    users: list[str]
+    """Raw ids."""
+    training: list[NDArray[np.int32]]
+    """Everything but the last two items of each user, in chronological order."""
+    validation: NDArray[np.int32]
+    """[users] the second-to-last item."""
+    test: NDArray[np.int32]
+    """[users] the last item."""
+
+
+def load_data(artifacts: Path) -> Data:
+    """Opens ``artifacts/data``.
+
+    Raises:
+        InputError: it is missing or not what `llamarec preprocess` writes.
+    """
+    folder = artifacts / "data"
+    manifest = read_manifest(folder, KIND, "llamarec preprocess")
+    table = pq.read_table(folder / SEQUENCES_FILE)
+    offsets = table["training"].combine_chunks().offsets.to_numpy()
+    items = table["training"].combine_chunks().values.to_numpy()
+    return Data(
+        name=manifest.facts["dataset"],
+        fingerprint=manifest.fingerprint,
+        statistics=Statistics.read(folder),
+        catalogue=Catalogue.load(folder / ITEMS_FILE),
+        users=table["user"].to_pylist(),
+        training=np.split(items, offsets[1:-1]),
+        validation=table["validation"].to_numpy(),
+        test=table["test"].to_numpy(),
+    )

@@ -1,0 +1,104 @@
+"""A request's raw ids to item numbers, with every limit of the serving contract checked. Runs inside Triton."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.contract import CANDIDATES, EXCLUDE, HISTORY, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, TOP_K
+from preprocessing.catalogue import Catalogue
+from preprocessing.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """One user's request in item numbers."""
+
+    history: NDArray[np.int32]
+    """Items that the retriever knows, oldest first, repetitions kept."""
+    excluded: NDArray[np.int32]
+    given: NDArray[np.int32]
+    """The caller's candidates, each once, without the excluded ones; empty when they are to be retrieved."""
+    retrieve: bool
+    limit: int
+    """How many to return; 0: all."""
+    unknown: int
+    """How many ids of the history the retriever does not know."""
+
+
+class FeatureEncoder:
+    """Looks raw ids up in a catalogue. Ids are compared as bytes, exactly as they stand in the raw file."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Args:
+        catalogue: of the data set that the models were trained on.
+        """
+        self._catalogue = catalogue
+
+    def encode(
+        self,
+        history: Sequence[bytes],
+        exclude: Sequence[bytes] = (),
+        candidates: Sequence[bytes] | None = None,
+        top_k: int | None = None,
+    ) -> EncodedRequest:
+        """Checks and encodes one request.
+
+        Unknown ids in HISTORY are skipped and counted, in EXCLUDE they are ignored. At most 20 candidates may be left
+        after repetitions and EXCLUDE are taken away.
+
+        Args:
+            history: raw ids, oldest first.
+            exclude: raw ids never to return.
+            candidates: raw ids to rank; None: retrieve them.
+            top_k: how many to return; None: all.
+
+        Raises:
+            InputError: a limit is exceeded, an id is not UTF-8, or a candidate is unknown; the text names the tensor.
+        """
+        for name, ids in ((HISTORY.name, history), (EXCLUDE.name, exclude), (CANDIDATES.name, candidates or ())):
+            _check_ids(name, ids)
+        if top_k is not None and not 1 <= top_k <= MAX_CANDIDATES:
+            raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {MAX_CANDIDATES}, or leave it out for all")
+        known = [item for raw in history if (item := self._trained(raw))]
+        excluded = {item for raw in exclude if (item := self._catalogue.number(raw))}
+        return EncodedRequest(
+            history=np.array(known, np.int32),
+            excluded=np.array(sorted(excluded), np.int32),
+            given=np.array(self._given(candidates or (), excluded), np.int32),
+            retrieve=candidates is None,
+            limit=top_k or 0,
+            unknown=len(history) - len(known),
+        )
+
+    def _trained(self, raw: bytes) -> int | None:
+        item = self._catalogue.number(raw)
+        return item if item is not None and item <= self._catalogue.trained else None
+
+    def _given(self, candidates: Sequence[bytes], excluded: set[int]) -> list[int]:
+        items: dict[int, None] = {}
+        for raw in candidates:
+            item = self._catalogue.number(raw)
+            if item is None:
+                raise InputError(
+                    f"{CANDIDATES.name} holds {raw.decode()!r}, which is not in the catalogue"
+                    f" ({len(self._catalogue):,} items); ids are compared as strings, exactly as in the raw file"
+                )
+            if item not in excluded:
+                items[item] = None
+        if len(items) > MAX_CANDIDATES:
+            raise InputError(f"{CANDIDATES.name} holds {len(items)} items: the ranker orders at most {MAX_CANDIDATES}")
+        return list(items)
+
+
+def _check_ids(name: str, ids: Sequence[bytes]) -> None:
+    if len(ids) > MAX_HISTORY:
+        raise InputError(f"{name} holds {len(ids):,} ids: send at most the {MAX_HISTORY:,} most recent ones")
+    for place, raw in enumerate(ids):
+        if len(raw) > MAX_ID_BYTES:
+            raise InputError(f"{name}[{place}] has {len(raw)} bytes: an item id has at most {MAX_ID_BYTES}")
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{name}[{place}] is {raw!r}, not UTF-8: send ids as they stand in the raw file") from None

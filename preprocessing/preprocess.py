@@ -1,0 +1,139 @@
+"""The data stage: raw events and titles to sequences, items and vocabulary (paper, section 4.0.1)."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.data import KIND, SEQUENCES_FILE, STATISTICS_FILE, Statistics
+from preprocessing.errors import InputError
+from preprocessing.sources import Columns, Raw, raw_files, read_raw
+
+WORKFLOW_FOLDER = "workflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is preprocessed, and how."""
+
+    dataset: str = "movielens-100k"
+    """A name of :data:`preprocessing.sources.SOURCES`."""
+    raw: Path | None = None
+    """The raw file or folder; not needed for ``movielens-100k``."""
+    minimum: int = 5
+    """Fewest interactions of a user and of an item: 5-core."""
+    columns: Columns = Columns()
+    """Names of the columns of a ``table``."""
+
+    def __post_init__(self) -> None:
+        if self.minimum < 3:
+            raise InputError(
+                f"minimum must be at least 3, not {self.minimum}: training, validation, test take an item each"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the data set is called in tables: the raw folder's name says more than ``movielens`` or ``amazon``."""
+        return self.raw.resolve().stem if self.raw else self.dataset
+
+
+def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
+    """Writes ``artifacts/data``: ``items.parquet``, ``sequences.parquet``, ``statistics.json`` and ``workflow/``.
+
+    Items without a title are dropped, then items and users with fewer than ``minimum`` interactions until none is left;
+    each user's interactions are ordered by (timestamp, raw item id), where ids count as numbers if all of them are
+    integers and else compare as bytes; the last is for test, the one before for validation. Items are numbered by
+    falling number of interactions, then by raw id. Nothing depends on the order of the raw rows.
+
+    A folder that these options and raw files made already is left as it is.
+
+    Raises:
+        InputError: raw files are missing or unreadable, or nothing is left after the filters.
+    """
+    files = raw_files(options.dataset, options.raw)
+    recorded = {
+        "dataset": options.dataset,
+        "name": options.name,
+        "minimum": options.minimum,
+        "columns": vars(options.columns),
+    }
+    inputs = {path.name: file_fingerprint(path) for path in files}
+    folder = artifacts / "data"
+    if is_finished(folder, KIND, options=recorded, inputs=inputs):
+        return Statistics.read(folder)
+    raw = read_raw(options.dataset, files, options.columns)
+    facts: dict[str, Any] = {}
+    with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
+        statistics = _run_workflows(raw, options, partial)
+        facts.update(statistics.row())
+        (partial / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")
+    return statistics
+
+
+def raw_order(ids: Iterable[str]) -> Callable[[str], Any]:
+    """A sort key for raw ids: as numbers when all of them are integers, else by their bytes."""
+    if all(raw.isascii() and raw.removeprefix("-").isdigit() for raw in ids):
+        return lambda raw: (int(raw), raw)
+    return lambda raw: raw.encode()
+
+
+def _run_workflows(raw: Raw, options: Preprocessing, folder: Path) -> Statistics:
+    # NVTabular and Dask take seconds to import: not for a stage that is finished.
+    from merlin.io import Dataset
+
+    from preprocessing import workflows
+
+    interactions = raw.interactions.copy()
+    distinct = interactions["item"].unique()
+    item_key = raw_order(distinct)
+    places = {item: place for place, item in enumerate(sorted(distinct, key=item_key))}
+    interactions["item_order"] = interactions["item"].map(places).astype(np.int64)
+    with tempfile.TemporaryDirectory() as scratch:
+        titled_workflow, titled = workflows.keep_titled(Dataset(interactions), raw.titles["item"])
+        core_workflow, core, kept = workflows.keep_core(titled, options.minimum)
+        if not len(core.items):
+            raise InputError(
+                f"nothing is left of {len(interactions):,} interactions: no user and item with a title have"
+                f" {options.minimum} interactions each among one another; give more data"
+            )
+        counts = core.items.to_dict()
+        items = sorted(counts, key=lambda item: (-counts[item], item_key(item)))
+        users = sorted(core.users.index.to_list(), key=raw_order(core.users.index.to_list()))
+        encode_workflow, encoded = workflows.encode(kept, users, items, Path(scratch))
+        sequence_workflow, frame = workflows.sequences(encoded)
+        for name, workflow in (
+            ("titled", titled_workflow),
+            ("core", core_workflow),
+            ("encode", encode_workflow),
+            ("sequences", sequence_workflow),
+        ):
+            workflow.save(str(folder / WORKFLOW_FOLDER / name))
+    _write_sequences(users, frame, folder / SEQUENCES_FILE)
+    _catalogue(items, raw).write(folder / ITEMS_FILE)
+    return Statistics(options.name, len(users), len(items), int(core.items.sum()))
+
+
+def _catalogue(items: list[str], raw: Raw) -> Catalogue:
+    """The items of the k-core, then every other item that has a title, in raw order."""
+    titles = dict(zip(raw.titles["item"], raw.titles["title"], strict=True))
+    others = sorted(titles.keys() - set(items), key=raw_order(titles))
+    ids = [*items, *others]
+    return Catalogue([item.encode() for item in ids], [titles[item] for item in ids], len(items))
+
+
+def _write_sequences(users: list[str], frame: Any, path: Path) -> None:
+    columns = {
+        "user": pa.array(users, pa.string()),
+        "training": pa.array(frame["training"].to_list(), pa.list_(pa.int32())),
+        "validation": pa.array(frame["validation"], pa.int32()),
+        "test": pa.array(frame["test"], pa.int32()),
+    }
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,141 @@
+"""The NVTabular workflows: title filter, iterative k-core, item numbers, sequences, leave-one-out.
+
+One code path through Merlin's dispatch: cudf where there is a GPU, pandas elsewhere. Two rules of NVTabular 23.8 shape
+it: an operator that drops rows must be the last of its own workflow (an emptied partition would fall back to the rows
+before it), and Groupby reads its keys from the data set and not from an operator before it, so the encoded interactions
+are written and opened again.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import dask
+import nvtabular as nvt
+import pandas as pd
+from merlin.core.dispatch import concat
+from merlin.dag import BaseOperator, ColumnSelector
+from merlin.io import Dataset
+from merlin.schema import ColumnSchema
+from nvtabular.ops import Categorify, Groupby, StatOperator
+
+FIRST_CATEGORY = 3
+"""Categorify's ids: 0 is padding, 1 null, 2 unknown; the vocabulary begins at 3."""
+
+
+class KeepItems(BaseOperator):  # type: ignore[misc]
+    """Drops the interactions of items that are not in a list: those without a title."""
+
+    def __init__(self, items: Iterable[str]) -> None:
+        super().__init__()
+        self.items = list(items)
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Rows whose ``item`` is in the list."""
+        return df[df["item"].isin(self.items)]
+
+
+class KCore(StatOperator):  # type: ignore[misc]
+    """Keeps the users and items that have at most ``minimum`` - 1 interactions out, until none is left to remove.
+
+    The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core).
+    """
+
+    def __init__(self, minimum: int) -> None:
+        super().__init__()
+        self.minimum = minimum
+        self.users: Any = None
+        self.items: Any = None
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Delays the fixpoint over all partitions."""
+        return dask.delayed(_survivors)(ddf[["user", "item"]].to_delayed(), self.minimum)
+
+    def fit_finalize(self, dask_stats: Any) -> None:
+        """Keeps the surviving ids with their numbers of interactions."""
+        self.users, self.items = dask_stats
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Rows whose user and item survive."""
+        return df[df["user"].isin(self.users.index) & df["item"].isin(self.items.index)]
+
+    def clear(self) -> None:
+        """Forgets the fitted ids."""
+        self.users = self.items = None
+
+
+def _survivors(partitions: list[Any], minimum: int) -> tuple[Any, Any]:
+    """Numbers of interactions of the surviving users and items, each a series by raw id."""
+    frame = concat(partitions)
+    while len(frame):
+        before = len(frame)
+        for column in ("item", "user"):
+            counts = frame[column].value_counts()
+            frame = frame[frame[column].isin(counts[counts >= minimum].index)]
+        if len(frame) == before:
+            break
+    return frame["user"].value_counts(), frame["item"].value_counts()
+
+
+class LeaveOneOut(BaseOperator):  # type: ignore[misc]
+    """Splits each sequence: last item test, second-to-last validation, the rest training; Categorify's ids to numbers."""
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """``item_list`` to ``training`` (a list), ``validation`` and ``test``."""
+        offset = FIRST_CATEGORY - 1
+        lists = df["item_list"].to_arrow() if hasattr(df["item_list"], "to_arrow") else df["item_list"]
+        rows = [
+            [int(item) - offset for item in row]
+            for row in (lists.to_pylist() if hasattr(lists, "to_pylist") else lists)
+        ]
+        frame = type(df)({"user": df["user"].reset_index(drop=True)})
+        frame["training"] = [row[:-2] for row in rows]
+        frame["validation"] = [row[-2] for row in rows]
+        frame["test"] = [row[-1] for row in rows]
+        return frame
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """Which input each output column comes from."""
+        return {"user": ["user"], **{name: ["item_list"] for name in ("training", "validation", "test")}}
+
+    def _compute_shape(self, col_schema: ColumnSchema, input_schema: Any) -> ColumnSchema:
+        if col_schema.name == "training":
+            return col_schema.with_shape(((0, None), (0, None)))
+        return col_schema.with_shape(((0, None),))
+
+
+COLUMNS = ["user", "item", "timestamp", "item_order"]
+
+
+def keep_titled(interactions: Dataset, titled: Iterable[str]) -> tuple[nvt.Workflow, Dataset]:
+    """Interactions of items that have a title."""
+    workflow = nvt.Workflow(COLUMNS >> KeepItems(titled))
+    return workflow, workflow.fit_transform(interactions)
+
+
+def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore, Dataset]:
+    """Interactions of the k-core, and the operator that holds its users and items."""
+    core = KCore(minimum)
+    workflow = nvt.Workflow(COLUMNS >> core)
+    workflow.fit(interactions)
+    return workflow, core, workflow.transform(interactions)
+
+
+def encode(interactions: Dataset, users: list[str], items: list[str], folder: Path) -> tuple[nvt.Workflow, Dataset]:
+    """Raw ids to Categorify's ids in the order of the given vocabularies, through a Parquet folder."""
+    vocabularies = {"user": pd.Series(users), "item": pd.Series(items)}
+    categories = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
+    workflow = nvt.Workflow(categories + ["timestamp", "item_order"])
+    workflow.fit_transform(interactions).to_parquet(str(folder / "encoded"))
+    files = sorted(str(path) for path in (folder / "encoded").glob("*.parquet"))
+    return workflow, Dataset(files, engine="parquet")
+
+
+def sequences(encoded: Dataset) -> tuple[nvt.Workflow, Any]:
+    """One row a user, ordered by user: ``user`` (Categorify's id), ``training``, ``validation``, ``test``."""
+    grouped = COLUMNS >> Groupby(
+        groupby_cols=["user"], sort_cols=["timestamp", "item_order"], aggs={"item": ["list"]}, name_sep="_"
+    )
+    workflow = nvt.Workflow(grouped >> LeaveOneOut())
+    frame = workflow.fit_transform(encoded.shuffle_by_keys(["user"])).to_ddf().compute()
+    return workflow, frame.sort_values("user").reset_index(drop=True)
