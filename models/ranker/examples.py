@@ -74,5 +74,5 @@ def draw_negatives(pool: Items, taken: Items, count: int, rng: np.random.Generat
                 drawn.append(item)
         if len(drawn) == count:
             return np.asarray(drawn, dtype=np.int32)
-    rest = np.setdiff1d(pool, np.fromiter(seen, np.int32))
-    return np.concatenate([np.asarray(drawn, np.int32), rng.permutation(rest)[: count - len(drawn)]]).astype(np.int32)
+    rest = rng.permutation(np.setdiff1d(pool, np.fromiter(seen, np.int32)))
+    return np.asarray([*drawn, *rest[: count - len(drawn)]], dtype=np.int32)

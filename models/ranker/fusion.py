@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.metrics import ndcg
 
 Floats = NDArray[np.float64]
-WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def log_softmax(scores: ArrayLike) -> Floats:
@@ -49,7 +49,8 @@ def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
     """Places of the candidates [k], most probable first; ties go to the better retriever rank, unknown (0) last."""
     ranks = np.asarray(retriever_ranks, dtype=np.int64)
     unknown_last = np.where(ranks == 0, np.iinfo(np.int64).max, ranks)
-    return np.lexsort((unknown_last, -np.asarray(logprobs, dtype=np.float64)))
+    places: NDArray[np.int64] = np.lexsort((unknown_last, -np.asarray(logprobs, dtype=np.float64)))
+    return places
 
 
 def fused_ranks(

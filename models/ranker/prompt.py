@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
-from preprocessing.catalogue import Catalogue
 from tokenizers import Tokenizer
 
 from models.ranker.verbalizer import LETTERS
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 
-ITEMS_FILE = "items.parquet"
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "prompt.json"
 
@@ -29,13 +27,6 @@ POOL = "; \n Candidate pool: "
 RESPONSE = "\n\n### Response:\n"
 """How every prompt ends; the index letter follows."""
 SEPARATOR = " \n "
-
-
-class Titles(Protocol):
-    """What the prompt needs of a catalogue."""
-
-    def title(self, item: int) -> str:
-        """Title of an item number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +49,7 @@ class PromptSettings:
 class PromptBuilder:
     """Builds prompts for one catalogue and one language model's tokenizer."""
 
-    def __init__(self, catalogue: Titles, tokenizer: Tokenizer, settings: PromptSettings) -> None:
+    def __init__(self, catalogue: Catalogue, tokenizer: Tokenizer, settings: PromptSettings) -> None:
         """Args:
         catalogue: gives the titles.
         tokenizer: of the language model, used as it stands: a start token comes from its own post-processor.

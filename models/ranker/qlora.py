@@ -111,4 +111,5 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
     rows = llama.lm_head.weight[list(letter_ids)].float()  # [letters, hidden]
     tokens = torch.tensor([list(prompt)], device=rows.device)
     hidden = llama.model(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
-    return rows @ hidden.float()
+    logits: Tensor = rows @ hidden.float()
+    return logits

@@ -84,7 +84,8 @@ def tune(
     ]
     schedule = get_linear_schedule_with_warmup(optimizer, min(options.warmup_steps, len(batches) // 10), len(batches))
     validations = 2 + (len(batches) - 1) // options.validate_every
-    tuned, best, best_state, waited, losses, seconds = None, -1.0, [], 0, [], 0.0
+    tuned, best, best_state, waited, seconds = None, -1.0, [], 0, 0.0
+    losses: list[float] = []
     with _progress_bar() as bar:
         total = len(examples) * options.epochs + validations * len(validation)
         task = bar.add_task("tuning", total=total, note="")
@@ -167,7 +168,7 @@ def _accumulate(
         micro = texts[start : start + micro_batch_size]
         loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
         loss = loss / sum(len(answer) for _, answer in texts)
-        loss.backward()
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     return total
 

@@ -1,6 +1,5 @@
 """The prompt: its exact bytes, and what is cut when it is too long."""
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tiny import embedded_base
 from tokenizers import Tokenizer, processors
 
 from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings
+from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "prompt.txt"
@@ -23,14 +23,8 @@ TITLES = (
 )
 
 
-class Titles:
-    """A catalogue of the titles it is given, numbered from 1."""
-
-    def __init__(self, *titles: str) -> None:
-        self.titles = titles
-
-    def title(self, item: int) -> str:
-        return self.titles[item - 1]
+def catalogue(*titles: str) -> Catalogue:
+    return Catalogue([str(place).encode() for place in range(len(titles))], titles, trained=len(titles))
 
 
 @cache
@@ -41,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 def builder(*titles: str, **limits: int) -> PromptBuilder:
-    return PromptBuilder(Titles(*titles), tokenizer(), PromptSettings(**limits))
+    return PromptBuilder(catalogue(*titles), tokenizer(), PromptSettings(**limits))
 
 
 def test_prompt_is_byte_for_byte_the_templates():
@@ -72,7 +66,7 @@ def test_a_start_token_comes_from_the_tokenizers_own_post_processor():
     with_start = Tokenizer.from_str(tokenizer().to_str())
     with_start.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
     plain = builder(*TITLES).build([1], [2])
-    assert PromptBuilder(Titles(*TITLES), with_start, PromptSettings()).build([1], [2]) == [1, *plain]
+    assert PromptBuilder(catalogue(*TITLES), with_start, PromptSettings()).build([1], [2]) == [1, *plain]
 
 
 def test_a_title_never_becomes_control_tokens_or_prompt_lines():
@@ -109,12 +103,15 @@ def test_settings_must_allow_something():
         PromptSettings(title_tokens=0)
 
 
-def test_saved_settings_read_back(tmp_path: Path):
-    """What serving loads is what training saved."""
-    builder(max_history=7, max_tokens=99).save_settings(tmp_path)
-    assert PromptSettings(**json.loads((tmp_path / "prompt.json").read_text())) == PromptSettings(
-        max_history=7, max_tokens=99
-    )
+def test_a_loaded_builder_builds_the_same(tmp_path: Path):
+    """What serving loads is what training saved: catalogue, tokenizer and limits from their files."""
+    saved = builder(*TITLES, max_history=2, title_tokens=5)
+    saved.save_settings(tmp_path)
+    catalogue(*TITLES).write(tmp_path / "items.parquet")
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    loaded = PromptBuilder.load(tmp_path)
+    assert loaded.settings == saved.settings
+    assert loaded.build([1, 2, 3], [4, 5]) == saved.build([1, 2, 3], [4, 5])
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,19 +18,16 @@ from models.ranker.serving import Ranker, write_runtime
 from models.ranker.train import train_ranker, validation_examples
 from models.retriever.candidates import Candidates, CandidateTable
 from preprocessing.artifacts import new_artifact, read_manifest
+from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
 ITEMS = 30
 BRIEF = RankerTraining(max_prompts=8, batch_size=4, micro_batch_size=2, validation_users=3, validate_every=1, threads=1)
 
 
-class Titles:
-    """Made-up titles of items 1 to 30."""
-
-    trained = ITEMS
-
-    def title(self, item: int) -> str:
-        return f"Film number {item}"
+CATALOGUE = Catalogue(
+    [f"{item}".encode() for item in range(ITEMS)], [f"Film number {item}" for item in range(ITEMS)], trained=ITEMS
+)
 
 
 def candidate_table(truths: list[int]) -> CandidateTable:
@@ -57,7 +54,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         candidate_table(truths).write(folder / "candidates-validation.parquet")
     data = SimpleNamespace(
         name="made-up",
-        catalogue=Titles(),
+        catalogue=CATALOGUE,
         users=[f"u{place}" for place in range(4)],
         training=[np.arange(20, 30, dtype=np.int32)] * 4,
     )
@@ -136,7 +133,7 @@ def test_a_retriever_that_found_nobody_is_refused():
 
 def test_tuning_learns_a_letter(base: str):
     """The same answer "C" everywhere, learned within 30 steps: its place among 20 letters rises to the first."""
-    prompts = train.PromptBuilder(Titles(), tokenizer_of(base), PromptSettings())
+    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
     examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 60
     options = RankerTraining(
         batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, targets=("q_proj", "v_proj"), threads=1
@@ -149,7 +146,7 @@ def test_tuning_learns_a_letter(base: str):
 
 def test_a_prompt_longer_than_the_bases_context_is_refused(base: str):
     """The tiny base reads 2,048 tokens: positions beyond were never trained."""
-    prompts = train.PromptBuilder(Titles(), tokenizer_of(base), PromptSettings(max_tokens=4096))
+    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(max_tokens=4096))
     with pytest.raises(InputError, match="max_tokens 4096 exceeds the base's context of 2048"):
         tuning.tune(RankerTraining(), Path(base), prompts, [], [], [])
 
