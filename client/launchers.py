@@ -43,11 +43,9 @@ def perf_analyzer() -> tuple[Path, Mapping[str, str]]:
     wheel = wheel_folder()
     if wheel is None:
         return program, os.environ
+    needed = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
     libraries = wheel / "nvidia_pytriton.libs"
-    targets = {
-        name: next(libraries.glob(pattern))
-        for name, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*"))
-    }
+    targets = {name: library for name, pattern in needed.items() for library in libraries.glob(pattern)}
     return program, {**os.environ, **prepended("LD_LIBRARY_PATH", str(links_folder("lib", targets)))}
 
 

@@ -157,7 +157,7 @@ class Recommender:
             top_k: how many to return; all by default.
             user_id: for the server's logs; the models never see it.
             model: the ensemble to ask; ``llamarec_retrieval`` answers without the language model.
-            timeout: seconds until the request is given up, on the server too.
+            timeout: seconds until the request is given up.
 
         Raises:
             InvalidRequest: the request is beyond one of the contract's limits; the text names the tensor.
@@ -207,7 +207,7 @@ class AsyncRecommender:
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> list[Recommendation]:
-        """As :meth:`Recommender.recommend`; cancelling the task cancels the request on the server."""
+        """As :meth:`Recommender.recommend`; cancelling the task gives the request up."""
         inputs = _request_inputs(history, exclude, candidates, top_k, user_id)
         try:
             result = await self._client.infer(model, inputs, outputs=_requested_outputs(), client_timeout=timeout)

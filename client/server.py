@@ -151,8 +151,10 @@ def prepended(variable: str, folder: str) -> dict[str, str]:
 
 def server_environment() -> dict[str, str]:
     """The environment in which the Python backend's stubs find this interpreter and its packages."""
-    library = sysconfig.get_config_var("LIBDIR")
-    return {**os.environ, **prepended("LD_LIBRARY_PATH", library), **prepended("PATH", str(own_programs()))}
+    environment = {**os.environ, **prepended("PATH", str(own_programs()))}
+    if program_on_path("tritonserver") is None:  # the container's libraries are in order as they are
+        environment |= prepended("LD_LIBRARY_PATH", sysconfig.get_config_var("LIBDIR"))
+    return environment
 
 
 def check_ports(arguments: Sequence[str]) -> None:
@@ -161,10 +163,14 @@ def check_ports(arguments: Sequence[str]) -> None:
     Raises:
         ServerError: names the port and the flag that changes it.
     """
+    if has_option(arguments, "--help"):
+        return
     for endpoint, default in PORTS.items():
         port = _option(arguments, f"--{endpoint}-port", str(default))
-        if _option(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0") or not port.isdigit():
-            continue  # a port that is no number is Triton's to refuse
+        unused = _option(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
+        shared = _option(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
+        if unused or shared or not port.isdigit():  # a port that is no number is Triton's to refuse
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just stopped does not hold it
             try:

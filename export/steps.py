@@ -40,12 +40,11 @@ from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:  # each step's process imports only what that step needs: torch alone costs 144 MB
-    from preprocessing.catalogue import Catalogue
-    from preprocessing.features import FeatureEncoder
-
     from models.ranker.prompt import PromptBuilder
     from models.ranker.serving import Ranker
     from models.retriever.serving import OnnxRetriever
+    from preprocessing.catalogue import Catalogue
+    from preprocessing.features import FeatureEncoder
 
 ARTIFACT = "artifact"
 ARTIFACT_KIND = "step"
@@ -200,9 +199,8 @@ class Retrieval:
     @classmethod
     def load(cls, folder: Path) -> "Retrieval":
         """Opens ``retriever.onnx`` and ``items.parquet``."""
-        from preprocessing.catalogue import Catalogue
-
         from models.retriever.serving import OnnxRetriever
+        from preprocessing.catalogue import Catalogue
 
         return cls(OnnxRetriever.load(folder), Catalogue.load(folder / "items.parquet"))
 

@@ -11,12 +11,16 @@ from export.config import write_configs
 # An item's raw id is one character and its number that character's code point, so that any text can be sent around.
 ECHO_STEPS = {
     "features": """
+    def initialize(self, args):
+        self.count_unknown = unknown_items_counter()
+
     def answer(self, request):
         history, excluded, given = (
             [raw.decode() for raw in request.get(spec, [])] for spec in (HISTORY, EXCLUDE, CANDIDATES)
         )
         if "bad" in history:
             raise InputError("HISTORY holds 'bad'")
+        self.count_unknown(history.count("?"))
         return {
             HISTORY_ITEM: [ord(raw) for raw in history],  # a TypeError for any other id that is not one character
             EXCLUDED_ITEM: [ord(raw) for raw in excluded],
@@ -55,7 +59,7 @@ ADAPTER = """
 import time
 
 from client.contract import *
-from export.steps import answer_each
+from export.steps import answer_each, unknown_items_counter
 from preprocessing.errors import InputError
 
 

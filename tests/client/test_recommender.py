@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -81,6 +82,19 @@ def test_a_subset_of_the_outputs_can_be_asked_for(echo_server):
             result = client.infer(model, [tensor], outputs=[grpc.InferRequestedOutput("SCORE")], client_timeout=10)
             assert result.as_numpy("ITEM_ID") is None
             assert result.as_numpy("SCORE").shape == (1, 1)
+
+
+def test_unknown_items_are_counted_on_the_metrics_endpoint(echo_server, recommender):
+    """The contract: unknown ids of a history are skipped and counted. The echo takes ``?`` for one."""
+
+    def counted() -> float:
+        with urllib.request.urlopen(f"http://{echo_server.metrics_url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("llamarec_unknown_items_total"))
+
+    before = counted()
+    recommender.recommend(["a", "?", "?"])
+    assert counted() == before + 2
 
 
 def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):

@@ -19,6 +19,7 @@ from client.recommender import Recommender
 from client.server import (
     SHARED_MEMORY,
     LocalServer,
+    check_ports,
     free_ports,
     has_option,
     program_on_path,
@@ -202,6 +203,18 @@ def test_without_any_server_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ServerError, match=r"pip install 'llamarec\[server\]'"):
         server_command([])
+
+
+@pytest.mark.parametrize("off", ["--allow-http=false", "--reuse-http-port=true", "--help"])
+def test_a_port_that_is_not_taken_from_others_is_not_checked(off):
+    """An endpoint that is off or shared, and a mere look at the flags."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        flags = [*port_flags(), f"--http-port={taken.getsockname()[1]}"]
+        with pytest.raises(ServerError, match="in use"):
+            check_ports(flags)
+        check_ports([*flags, off])
 
 
 def test_the_stubs_find_this_environment():
