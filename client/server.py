@@ -220,6 +220,7 @@ class LocalServer:
     """A tritonserver on the loopback interface that lives as long as the ``with`` block.
 
     Leaving the block, by whatever error or interruption, leaves no process and no shared memory behind.
+    The kernel also stops the server when the thread that entered the block ends, so enter it in one that stays.
 
     Args:
         repository: the model repository to serve.
