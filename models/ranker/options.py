@@ -84,10 +84,10 @@ class RankerTraining:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
         "batch_size": 4,
-        "max_prompts": 128,
+        "max_prompts": 112,
         "max_history": 10,
-        "validation_users": 80,
-        "validate_every": 16,
+        "validation_users": 64,
+        "validate_every": 14,
     },
     "paper": {},
 }

@@ -3,7 +3,6 @@
 Source: Dettmers et al. 2023 (NF4, double quantisation); Hu et al. 2021 (LoRA); paper, section 4.0.4.
 """
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 disable_progress_bar()
-# It asks for an optional kernel package by way of a warning, on every load.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 NF4 = "nf4"
 UNQUANTISED = "none"

@@ -20,8 +20,9 @@ PROBES_FILE = "probes.json"
 RUNTIME_FILE = "runtime.json"
 EXPORTED_FILES = (LETTERS_FILE, FUSION_FILE, PROBES_FILE)
 
-PROBE_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
-"""Largest change of a letter's log-probability that the precision explains: several times what was measured."""
+PROBE_TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
+"""Largest change of a letter's log-probability that the precision explains. Measured on tuned models: 5e-7 on the same
+processor in fp32, 0.3 in bf16."""
 
 
 def write_runtime(folder: Path, runtime: Runtime) -> None:

@@ -1,6 +1,7 @@
 """Trains a ranker and writes it, merged and ready to export: the second stage of LlamaRec (paper, section 3.2.2)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +69,9 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         return metrics
 
-    # torch, peft and bitsandbytes take seconds to import: not for a stage that is finished.
+    # torch, peft and bitsandbytes take seconds to import: not for a stage that is finished. bitsandbytes asks for an
+    # optional package by way of a warning while it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from models.ranker.merge import save_merged
     from models.ranker.tuning import letter_ranks, tune
 

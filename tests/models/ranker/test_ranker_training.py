@@ -144,6 +144,15 @@ def test_tuning_learns_a_letter(base: str):
     assert tuned.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
 
 
+def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str):
+    """A step size of 1e37 throws the adapters to infinity: the second step says so instead of saving them."""
+    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
+    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    options = RankerTraining(batch_size=1, learning_rate=1e37, warmup_steps=0, threads=1, targets=("down_proj",))
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step [23], learning rate [\d.e+]+: lower it"):
+        tuning.tune(options, Path(base), prompts, list(range(49, 69)), examples, examples[:1])
+
+
 def test_a_prompt_longer_than_the_bases_context_is_refused(base: str):
     """The tiny base reads 2,048 tokens: positions beyond were never trained."""
     prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(max_tokens=4096))
