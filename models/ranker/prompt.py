@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.ranker.verbalizer import LETTERS
@@ -18,6 +20,8 @@ from preprocessing.errors import InputError
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "prompt.json"
+
+Items = Sequence[int] | NDArray[np.int32]
 
 INSTRUCTION = (
     "Given user history in chronological order, recommend an item from the candidate pool with its index letter."
@@ -77,7 +81,7 @@ class PromptBuilder:
         """Writes ``prompt.json`` for :meth:`load`."""
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n", encoding="utf-8")
 
-    def text(self, history_items: Sequence[int], candidate_items: Sequence[int]) -> str:
+    def text(self, history_items: Items, candidate_items: Items) -> str:
         """The prompt up to and with the line break behind which the index letter is to stand.
 
         Args:
@@ -96,7 +100,7 @@ class PromptBuilder:
         )
         return f"{HEAD}{history}{POOL}{candidates}{RESPONSE}"
 
-    def build(self, history_items: Sequence[int], candidate_items: Sequence[int]) -> list[int]:
+    def build(self, history_items: Items, candidate_items: Items) -> list[int]:
         """Token ids of the prompt, at most ``max_tokens``: the oldest history goes first, a candidate never.
 
         Raises:

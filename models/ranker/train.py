@@ -159,7 +159,7 @@ def probes(
     scorer = LetterScorer(model, letters, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
     stored = []
     for example in examples:
-        tokens = prompts.build(example.history.tolist(), example.candidates.tolist())
+        tokens = prompts.build(example.history, example.candidates)
         logprobs = log_softmax(scorer(tokens)[: len(example.candidates)])
         stored.append({"tokens": tokens, "logprobs": np.round(logprobs, 6).tolist()})
     return stored

@@ -142,7 +142,7 @@ def _validate(
     letters = []
     with evaluating(model):
         for example in examples:
-            tokens = prompts.build(example.history.tolist(), example.candidates.tolist())
+            tokens = prompts.build(example.history, example.candidates)
             logits = letter_logits(model, tokens, letter_ids[: len(example.candidates)])
             letters.append(log_softmax(logits.cpu().numpy()))
             advance()
@@ -159,7 +159,7 @@ def _accumulate(
 ) -> float:
     """Adds the gradient of the mean loss over a batch; prompts of like length are computed together."""
     texts = [
-        (prompts.build(example.history.tolist(), example.candidates.tolist()), [letter_ids[example.truth], end_token])
+        (prompts.build(example.history, example.candidates), [letter_ids[example.truth], end_token])
         for example in batch
     ]
     texts.sort(key=lambda text: len(text[0]))

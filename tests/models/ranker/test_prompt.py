@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +59,8 @@ def test_the_most_recent_history_is_kept_and_numbered_from_one():
 def test_ids_are_those_of_the_whole_text():
     """Built ids decode to the text, so nothing was added or lost on the way to tokens."""
     prompts = builder(*TITLES)
-    assert tokenizer().decode(prompts.build([1, 2], [3, 4]), skip_special_tokens=False) == prompts.text([1, 2], [3, 4])
+    ids = prompts.build(np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+    assert tokenizer().decode(ids, skip_special_tokens=False) == prompts.text([1, 2], [3, 4])
 
 
 def test_a_start_token_comes_from_the_tokenizers_own_post_processor():
