@@ -2,7 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
@@ -18,6 +22,7 @@ from preprocessing.errors import InputError
 from preprocessing.sources import Columns, Raw, raw_files, read_raw
 
 WORKFLOW_FOLDER = "workflow"
+STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +35,22 @@ class Preprocessing:
     """The raw file or folder; not needed for ``movielens-100k``."""
     minimum: int = 5
     """Fewest interactions of a user and of an item: 5-core."""
-    columns: Columns = Columns()
-    """Names of the columns of a ``table``."""
+    user_column: str = "user"
+    """Of a ``table``, as are the next three."""
+    item_column: str = "item"
+    timestamp_column: str = "timestamp"
+    title_column: str = "title"
 
     def __post_init__(self) -> None:
         if self.minimum < 3:
             raise InputError(
                 f"minimum must be at least 3, not {self.minimum}: training, validation, test take an item each"
             )
+
+    @property
+    def columns(self) -> Columns:
+        """Names of the columns of a ``table``."""
+        return Columns(self.user_column, self.item_column, self.timestamp_column, self.title_column)
 
     @property
     def name(self) -> str:
@@ -69,10 +82,15 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     folder = artifacts / "data"
     if is_finished(folder, KIND, options=recorded, inputs=inputs):
         return Statistics.read(folder)
-    raw = read_raw(options.dataset, files, options.columns)
     facts: dict[str, Any] = {}
-    with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
-        statistics = _run_workflows(raw, options, partial)
+    with (
+        _progress() as begin,
+        _quiet_merlin(),
+        new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial,
+    ):
+        begin("reading")
+        raw = read_raw(options.dataset, files, options.columns)
+        statistics = _run_workflows(raw, options, partial, begin)
         facts.update(statistics.row())
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")
     return statistics
@@ -85,7 +103,25 @@ def raw_order(ids: Iterable[str]) -> Callable[[str], Any]:
     return lambda raw: raw.encode()
 
 
-def _run_workflows(raw: Raw, options: Preprocessing, folder: Path) -> Statistics:
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A bar over the steps, on standard error; called with a step's name as it begins."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=STEPS, completed=-1)
+        yield lambda step: bar.update(task, description=step, advance=1)
+
+
+@contextmanager
+def _quiet_merlin() -> Iterator[None]:
+    """Without Merlin's warnings that there is no GPU (at each step) and no TensorFlow (at import)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode|Tensorflow dtype")
+        yield
+
+
+def _run_workflows(raw: Raw, options: Preprocessing, folder: Path, begin: Callable[[str], None]) -> Statistics:
+    begin("title filter")
     # NVTabular and Dask take seconds to import: not for a stage that is finished.
     from merlin.io import Dataset
 
@@ -98,17 +134,19 @@ def _run_workflows(raw: Raw, options: Preprocessing, folder: Path) -> Statistics
     interactions["item_order"] = interactions["item"].map(places).astype(np.int64)
     with tempfile.TemporaryDirectory() as scratch:
         titled_workflow, titled = workflows.keep_titled(Dataset(interactions), raw.titles["item"])
+        begin(f"{options.minimum}-core")
         core_workflow, core, kept = workflows.keep_core(titled, options.minimum)
-        if not len(core.items):
+        if not core.items:
             raise InputError(
-                f"nothing is left of {len(interactions):,} interactions: no user and item with a title have"
-                f" {options.minimum} interactions each among one another; give more data"
+                f"{options.minimum}-core filtering leaves nothing of {len(interactions):,} interactions: every user and"
+                f" every titled item needs at least {options.minimum} among those that remain; give more data"
             )
-        counts = core.items.to_dict()
-        items = sorted(counts, key=lambda item: (-counts[item], item_key(item)))
-        users = sorted(core.users.index.to_list(), key=raw_order(core.users.index.to_list()))
+        items = sorted(core.items, key=lambda item: (-core.items[item], item_key(item)))
+        users = sorted(core.users, key=raw_order(core.users))
+        begin("item numbers")
         encode_workflow, encoded = workflows.encode(kept, users, items, Path(scratch))
-        sequence_workflow, frame = workflows.sequences(encoded)
+        begin("sequences")
+        sequence_workflow, table = workflows.sequences(encoded)
         for name, workflow in (
             ("titled", titled_workflow),
             ("core", core_workflow),
@@ -116,9 +154,9 @@ def _run_workflows(raw: Raw, options: Preprocessing, folder: Path) -> Statistics
             ("sequences", sequence_workflow),
         ):
             workflow.save(str(folder / WORKFLOW_FOLDER / name))
-    _write_sequences(users, frame, folder / SEQUENCES_FILE)
+    _write_sequences(users, table, folder / SEQUENCES_FILE)
     _catalogue(items, raw).write(folder / ITEMS_FILE)
-    return Statistics(options.name, len(users), len(items), int(core.items.sum()))
+    return Statistics(options.name, len(users), len(items), sum(core.items.values()))
 
 
 def _catalogue(items: list[str], raw: Raw) -> Catalogue:
@@ -129,11 +167,11 @@ def _catalogue(items: list[str], raw: Raw) -> Catalogue:
     return Catalogue([item.encode() for item in ids], [titles[item] for item in ids], len(items))
 
 
-def _write_sequences(users: list[str], frame: Any, path: Path) -> None:
+def _write_sequences(users: list[str], table: pa.Table, path: Path) -> None:
     columns = {
         "user": pa.array(users, pa.string()),
-        "training": pa.array(frame["training"].to_list(), pa.list_(pa.int32())),
-        "validation": pa.array(frame["validation"], pa.int32()),
-        "test": pa.array(frame["test"], pa.int32()),
+        "training": table["training"].cast(pa.list_(pa.int32())),
+        "validation": table["validation"].cast(pa.int32()),
+        "test": table["test"].cast(pa.int32()),
     }
     pq.write_table(pa.table(columns), path)

@@ -74,9 +74,14 @@ def read_raw(dataset: str, files: list[Path], columns: Columns) -> Raw:
     if missing.any():
         raise InputError(f"{named}: {int(missing.sum()):,} interactions have no user or no item; remove these rows")
     titles = found.titles.dropna()
-    titles = titles[titles["title"].str.strip() != ""].drop_duplicates("item")
+    # Where an item has several titles the first in order stays, so that the order of the rows is no matter.
+    titles = titles[titles["title"].str.strip() != ""].sort_values(["item", "title"]).drop_duplicates("item")
     if titles.empty:
         raise InputError(f"{named}: no item has a title, and the ranker reads titles; give the file that holds them")
+    if not found.interactions["item"].isin(titles["item"]).any():
+        raise InputError(
+            f"{named}: no item of the interactions has a title; check that both name items by the same ids"
+        )
     return Raw(found.interactions, titles)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import dask
 import nvtabular as nvt
-import pandas as pd
-from merlin.core.dispatch import concat
+import pyarrow as pa
+from merlin.core.dispatch import concat, get_lib, to_arrow
 from merlin.dag import BaseOperator, ColumnSelector
 from merlin.io import Dataset
 from merlin.schema import ColumnSchema
@@ -36,16 +36,17 @@ class KeepItems(BaseOperator):  # type: ignore[misc]
 
 
 class KCore(StatOperator):  # type: ignore[misc]
-    """Keeps the users and items that have at most ``minimum`` - 1 interactions out, until none is left to remove.
+    """Drops users and items with fewer than ``minimum`` interactions until every one that is left has enough.
 
-    The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core).
+    The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core). Once fitted,
+    :attr:`users` and :attr:`items` hold the survivors' numbers of interactions by raw id.
     """
 
     def __init__(self, minimum: int) -> None:
         super().__init__()
         self.minimum = minimum
-        self.users: Any = None
-        self.items: Any = None
+        self.users: dict[str, int] = {}
+        self.items: dict[str, int] = {}
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
         """Delays the fixpoint over all partitions."""
@@ -57,15 +58,15 @@ class KCore(StatOperator):  # type: ignore[misc]
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Rows whose user and item survive."""
-        return df[df["user"].isin(self.users.index) & df["item"].isin(self.items.index)]
+        return df[df["user"].isin(list(self.users)) & df["item"].isin(list(self.items))]
 
     def clear(self) -> None:
         """Forgets the fitted ids."""
-        self.users = self.items = None
+        self.users, self.items = {}, {}
 
 
-def _survivors(partitions: list[Any], minimum: int) -> tuple[Any, Any]:
-    """Numbers of interactions of the surviving users and items, each a series by raw id."""
+def _survivors(partitions: list[Any], minimum: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of interactions of the surviving users and items."""
     frame = concat(partitions)
     while len(frame):
         before = len(frame)
@@ -74,20 +75,24 @@ def _survivors(partitions: list[Any], minimum: int) -> tuple[Any, Any]:
             frame = frame[frame[column].isin(counts[counts >= minimum].index)]
         if len(frame) == before:
             break
-    return frame["user"].value_counts(), frame["item"].value_counts()
+    return _counts(frame["user"]), _counts(frame["item"])
+
+
+def _counts(ids: Any) -> dict[str, int]:
+    table = to_arrow(ids.value_counts().rename("count").rename_axis("id").reset_index())
+    return dict(zip(table["id"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
 class LeaveOneOut(BaseOperator):  # type: ignore[misc]
-    """Splits each sequence: last item test, second-to-last validation, the rest training; Categorify's ids to numbers."""
+    """Splits each sequence and turns Categorify's ids into item numbers.
+
+    The last item is for test, the one before for validation, the rest for training.
+    """
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """``item_list`` to ``training`` (a list), ``validation`` and ``test``."""
         offset = FIRST_CATEGORY - 1
-        lists = df["item_list"].to_arrow() if hasattr(df["item_list"], "to_arrow") else df["item_list"]
-        rows = [
-            [int(item) - offset for item in row]
-            for row in (lists.to_pylist() if hasattr(lists, "to_pylist") else lists)
-        ]
+        rows = [[item - offset for item in row] for row in to_arrow(df[["item_list"]])["item_list"].to_pylist()]
         frame = type(df)({"user": df["user"].reset_index(drop=True)})
         frame["training"] = [row[:-2] for row in rows]
         frame["validation"] = [row[-2] for row in rows]
@@ -123,19 +128,19 @@ def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore,
 
 def encode(interactions: Dataset, users: list[str], items: list[str], folder: Path) -> tuple[nvt.Workflow, Dataset]:
     """Raw ids to Categorify's ids in the order of the given vocabularies, through a Parquet folder."""
-    vocabularies = {"user": pd.Series(users), "item": pd.Series(items)}
+    vocabularies = {"user": get_lib().Series(users), "item": get_lib().Series(items)}
     categories = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
-    workflow = nvt.Workflow(categories + ["timestamp", "item_order"])
+    workflow = nvt.Workflow(categories + ["timestamp", "item_order"])  # noqa: RUF005 - this + joins columns
     workflow.fit_transform(interactions).to_parquet(str(folder / "encoded"))
     files = sorted(str(path) for path in (folder / "encoded").glob("*.parquet"))
     return workflow, Dataset(files, engine="parquet")
 
 
-def sequences(encoded: Dataset) -> tuple[nvt.Workflow, Any]:
+def sequences(encoded: Dataset) -> tuple[nvt.Workflow, pa.Table]:
     """One row a user, ordered by user: ``user`` (Categorify's id), ``training``, ``validation``, ``test``."""
     grouped = COLUMNS >> Groupby(
         groupby_cols=["user"], sort_cols=["timestamp", "item_order"], aggs={"item": ["list"]}, name_sep="_"
     )
     workflow = nvt.Workflow(grouped >> LeaveOneOut())
     frame = workflow.fit_transform(encoded.shuffle_by_keys(["user"])).to_ddf().compute()
-    return workflow, frame.sort_values("user").reset_index(drop=True)
+    return workflow, to_arrow(frame).sort_by("user")
