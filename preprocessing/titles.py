@@ -5,19 +5,19 @@ import re
 
 ARTICLES = ("The", "A", "An", "Le", "La", "Les", "L'", "Il", "El", "Los", "Las", "Der", "Die", "Das")
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
-_PARENTHESES = re.compile(r"\s*\([^()]*\)")
+_PARENTHESES = re.compile(r"(?<=\S)\s*\([^()]*\)")
 _ARTICLE = re.compile(rf"^(.+), ({'|'.join(ARTICLES)})$")
 
 
 def movie_title(title: str) -> str:
     """MovieLens' sorting title as one reads it.
 
-    A trailing article comes to the front, alternative titles in parentheses go, the year stays:
+    A trailing article comes to the front, alternative titles in parentheses behind it go, the year stays:
     ``Seven (a.k.a. Se7en) (1995)`` is ``Seven (1995)`` and ``Matrix, The (1999)`` is ``The Matrix (1999)``.
     """
     year = _YEAR.search(title)
     name = title[: year.start()] if year else title
-    name = _PARENTHESES.sub("", name).strip() or name.strip()
+    name = _PARENTHESES.sub("", name.strip())
     if article := _ARTICLE.match(name):
         joint = "" if article[2].endswith("'") else " "
         name = f"{article[2]}{joint}{article[1]}"

@@ -1,0 +1,27 @@
+"""The development data sets, and what becomes of their tests where the folder is absent."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with ``ml-latest-small`` and ``amazon-2014-beauty``; its tests carry ``@pytest.mark.shared_data``."""
+    return SHARED_DATA
+
+
+def pytest_report_header() -> list[str]:
+    return (
+        [] if SHARED_DATA.is_dir() else ["shared data: ../shared/data is absent, the tests that read it are left out"]
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SHARED_DATA.is_dir():
+        return
+    absent = [item for item in items if item.get_closest_marker("shared_data")]
+    config.hook.pytest_deselected(items=absent)
+    items[:] = [item for item in items if item not in absent]

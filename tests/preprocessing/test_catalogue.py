@@ -1,0 +1,62 @@
+"""The catalogue: raw ids, numbers and titles, through its file."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    Catalogue([b"50", b"caf\xc3\xa9", b"7"], ["Star Wars (1977)", "Café", "Fell away"], 2).write(tmp_path / ITEMS_FILE)
+    return Catalogue.load(tmp_path / ITEMS_FILE)
+
+
+def test_what_is_written_reads_back(catalogue):
+    """Numbers from 1 in the order given; the last item has a title and no embedding."""
+    assert len(catalogue) == 3
+    assert catalogue.trained == 2
+    assert [catalogue.number(raw) for raw in (b"50", "café".encode(), b"7")] == [1, 2, 3]
+    assert [catalogue.raw(item) for item in (1, 2, 3)] == [b"50", "café".encode(), b"7"]
+    assert [catalogue.title(item) for item in (1, 2, 3)] == ["Star Wars (1977)", "Café", "Fell away"]
+
+
+def test_ids_are_compared_exactly(catalogue):
+    """No trimming, no reading as numbers: an id is what stands in the raw file."""
+    assert catalogue.number(b"050") is None
+    assert catalogue.number(b" 50") is None
+    assert catalogue.number(b"\xff") is None
+
+
+def test_other_readers_find_the_documented_columns(tmp_path, catalogue):
+    """The columns are those of the README, read with pyarrow alone."""
+    table = pq.read_table(tmp_path / ITEMS_FILE)
+    assert {field.name: str(field.type) for field in table.schema} == {
+        "item": "int32",
+        "raw": "string",
+        "title": "string",
+        "trained": "bool",
+    }
+    assert table["item"].to_pylist() == [1, 2, 3]
+    assert table["trained"].to_pylist() == [True, True, False]
+
+
+@given(ids=st.lists(st.text(min_size=1), unique=True, min_size=1))
+def test_number_and_raw_id_are_inverse(ids):
+    """raw(number(x)) = x for every id."""
+    catalogue = Catalogue([raw.encode() for raw in ids], ids, len(ids))
+    for raw in ids:
+        item = catalogue.number(raw.encode())
+        assert item is not None
+        assert catalogue.raw(item) == raw.encode()
+
+
+def test_it_needs_no_pandas():
+    """The Triton steps load it: standard library and pyarrow only, by reading its imports."""
+    source = Path(__file__).resolve().parents[2] / "preprocessing" / "catalogue.py"
+    imports = [line.split()[1] for line in source.read_text().splitlines() if line.startswith(("import ", "from "))]
+    assert set(imports) == {"collections.abc", "pathlib", "pyarrow", "pyarrow.parquet"}
