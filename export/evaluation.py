@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from preprocessing.data import Data, load_data
 from rich.progress import track
 
 from export.offline import ExportedSteps
@@ -21,6 +20,7 @@ from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates, place_of, top_candidates
 from models.retriever.training import load_retriever, score_histories
 from preprocessing.artifacts import read_manifest
+from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 SAVE_EVERY = 50

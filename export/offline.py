@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from preprocessing.catalogue import Catalogue
-from preprocessing.features import EncodedRequest, FeatureEncoder
 
 from export.repository import step_artifact
 from models.ranker.prompt import ITEMS_FILE, PromptBuilder
 from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates
 from models.retriever.serving import OnnxRetriever
+from preprocessing.catalogue import Catalogue
+from preprocessing.features import EncodedRequest, FeatureEncoder
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """Throughput and latency of a served model under perf_analyzer, with the histories of real users."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from client.benchmark import benchmark
-from preprocessing.data import load_data
 
+from client.benchmark import benchmark
 from client.server import LocalServer
+from preprocessing.data import load_data
 from preprocessing.errors import InputError
 
 
@@ -33,4 +32,4 @@ def bench(
     with nullcontext() if server else LocalServer(repository) as own:
         url = server or own.url
         rows = benchmark(url, histories, (int(first), int(last or first)), model, output)
-    return [asdict(row) for row in rows]
+    return [row.columns() for row in rows]

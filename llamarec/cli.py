@@ -117,10 +117,9 @@ def train_ranker(
     as_json: Json = False,
 ) -> None:
     """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
+    from llamarec.options import from_preset
     from models.ranker.options import PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
-
-    from llamarec.options import from_preset
 
     options = from_preset(
         RankerTraining, PRESETS, preset, max_prompts=max_prompts, max_history=max_history, seed=seed, device=device

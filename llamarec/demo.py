@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from preprocessing.data import Data, load_data
-from preprocessing.preprocess import Preprocessing, preprocess
-
 from client.contract import RETRIEVAL_ENSEMBLE
 from client.recommender import Recommendation, Recommender
 from client.server import LocalServer
 from llamarec.options import from_preset
 from llamarec.tables import console, messages, print_table
+from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
+from preprocessing.preprocess import Preprocessing, preprocess
 
 BASE = "smollm2-135m-instruct"
 SHOWN = 10

@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from client.recommender import Recommender
-from preprocessing.catalogue import Catalogue
-
 from export.evaluation import Ask, ServedList
 from models.ranker.prompt import ITEMS_FILE
+from preprocessing.catalogue import Catalogue
 
 IN_FLIGHT = 4
 """Requests at a time: enough that the server's steps overlap."""

@@ -146,12 +146,14 @@ def _run_workflows(raw: Raw, options: Preprocessing, folder: Path, begin: Callab
         begin("item numbers")
         encode_workflow, encoded = workflows.encode(kept, users, items, Path(scratch))
         begin("sequences")
-        sequence_workflow, table = workflows.sequences(encoded)
+        sequence_workflow, grouped = workflows.sequences(encoded)
+        split_workflow, table = workflows.split(grouped)
         for name, workflow in (
             ("titled", titled_workflow),
             ("core", core_workflow),
             ("encode", encode_workflow),
             ("sequences", sequence_workflow),
+            ("split", split_workflow),
         ):
             workflow.save(str(folder / WORKFLOW_FOLDER / name))
     _write_sequences(users, table, folder / SEQUENCES_FILE)

@@ -1,9 +1,9 @@
 """The NVTabular workflows: title filter, iterative k-core, item numbers, sequences, leave-one-out.
 
 One code path through Merlin's dispatch: cudf where there is a GPU, pandas elsewhere. Two rules of NVTabular 23.8 shape
-it: an operator that drops rows must be the last of its own workflow (an emptied partition would fall back to the rows
-before it), and Groupby reads its keys from the data set and not from an operator before it, so the encoded interactions
-are written and opened again.
+it: an operator that drops or groups rows must be the last of its own workflow (where it leaves a partition empty, the
+next operator would get the rows and columns before it), and Groupby reads its keys from the data set and not from an
+operator before it, so the encoded interactions are written and opened again.
 """
 
 from collections.abc import Iterable
@@ -131,16 +131,28 @@ def encode(interactions: Dataset, users: list[str], items: list[str], folder: Pa
     vocabularies = {"user": get_lib().Series(users), "item": get_lib().Series(items)}
     categories = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
     workflow = nvt.Workflow(categories + ["timestamp", "item_order"])  # noqa: RUF005 - this + joins columns
-    workflow.fit_transform(interactions).to_parquet(str(folder / "encoded"))
+    workflow.fit_transform(_without_empty(interactions)).to_parquet(str(folder / "encoded"))
     files = sorted(str(path) for path in (folder / "encoded").glob("*.parquet"))
     return workflow, Dataset(files, engine="parquet")
 
 
-def sequences(encoded: Dataset) -> tuple[nvt.Workflow, pa.Table]:
-    """One row a user, ordered by user: ``user`` (Categorify's id), ``training``, ``validation``, ``test``."""
+def _without_empty(interactions: Dataset) -> Dataset:
+    """The same without the partitions that the filters left empty: Categorify fails on them."""
+    frame = interactions.to_ddf()
+    sizes = frame.map_partitions(len).compute()
+    return Dataset(frame.partitions[[place for place, size in enumerate(sizes) if size]])
+
+
+def sequences(encoded: Dataset) -> tuple[nvt.Workflow, Dataset]:
+    """One row a user: ``user`` and, in chronological order, ``item_list``, in Categorify's ids."""
     grouped = COLUMNS >> Groupby(
         groupby_cols=["user"], sort_cols=["timestamp", "item_order"], aggs={"item": ["list"]}, name_sep="_"
     )
-    workflow = nvt.Workflow(grouped >> LeaveOneOut())
-    frame = workflow.fit_transform(encoded.shuffle_by_keys(["user"])).to_ddf().compute()
-    return workflow, to_arrow(frame).sort_by("user")
+    workflow = nvt.Workflow(grouped)
+    return workflow, workflow.fit_transform(encoded.shuffle_by_keys(["user"]))
+
+
+def split(grouped: Dataset) -> tuple[nvt.Workflow, pa.Table]:
+    """One row a user, ordered by user: ``user`` (Categorify's id), ``training``, ``validation``, ``test``."""
+    workflow = nvt.Workflow(["user", "item_list"] >> LeaveOneOut())
+    return workflow, to_arrow(workflow.fit_transform(grouped).to_ddf().compute()).sort_by("user")

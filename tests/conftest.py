@@ -1,8 +1,10 @@
-"""The development data sets, and what becomes of their tests where the folder is absent."""
+"""The development data sets, and what becomes of their tests where the folder is absent; the fixtures of pipeline.py."""
 
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["pipeline"]
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from preprocessing.data import Data, load_data
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from models.retriever.batches import Items, inputs_and_targets, pad_left, traini
 from models.retriever.candidates import CandidateTable, place_of, top_candidates
 from models.retriever.lrurec import LRURec
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 KIND = "retriever"

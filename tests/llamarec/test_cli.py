@@ -26,7 +26,17 @@ def run(monkeypatch, capsys):
     return call
 
 
-COMMANDS = "preprocess train-retriever train-ranker evaluate export serve recommend bench demo".split()
+COMMANDS = [
+    "preprocess",
+    "train-retriever",
+    "train-ranker",
+    "evaluate",
+    "export",
+    "serve",
+    "recommend",
+    "bench",
+    "demo",
+]
 
 
 def test_help_names_every_command(run):

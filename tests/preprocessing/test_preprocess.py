@@ -1,0 +1,241 @@
+"""The data stage from raw files to artifact: the published statistics, its order, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from preprocessing.artifacts import read_manifest
+from preprocessing.data import KIND, load_data
+from preprocessing.errors import InputError
+from preprocessing.preprocess import Preprocessing, preprocess, raw_order
+
+
+def write_log(path, rows):
+    """A `table` of (user, item, timestamp) rows with every item's title."""
+    frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    frame.assign(title="Film " + frame["item"].astype(str)).to_csv(path, index=False)
+    return Preprocessing(dataset="table", raw=path, minimum=3)
+
+
+def generated(seed, users=30, items=12):
+    """Each user sees 3 to 8 items at few distinct times, so that most orders are ties."""
+    random = np.random.default_rng(seed)
+    return [
+        (user, int(item), int(random.integers(0, 4)))
+        for user in range(users)
+        for item in random.integers(0, items, random.integers(3, 9))
+    ]
+
+
+def reference(rows, minimum):
+    """The same stage in plain pandas: users, items by number, sequences of item numbers."""
+    frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    size = -1
+    while len(frame) != size:
+        size = len(frame)
+        frame = frame[frame.groupby("item")["item"].transform("count") >= minimum]
+        frame = frame[frame.groupby("user")["user"].transform("count") >= minimum]
+    counts = frame["item"].value_counts()
+    items = sorted(counts.index, key=lambda item: (-counts[item], item))
+    numbers = {item: number for number, item in enumerate(items, start=1)}
+    ordered = frame.sort_values(["user", "timestamp", "item"]).groupby("user")["item"].agg(list)
+    return list(ordered.index), items, [[numbers[item] for item in row] for row in ordered]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_stage_equals_plain_pandas(tmp_path, seed):
+    """Users in order, items by falling frequency then id, sequences by (time, id): an independent reference agrees."""
+    rows = generated(seed)
+    statistics = preprocess(write_log(tmp_path / "log.csv", rows), tmp_path / "out")
+    data = load_data(tmp_path / "out")
+    users, items, sequences = reference(rows, 3)
+    assert data.users == [str(user) for user in users]
+    assert [data.catalogue.raw(number) for number in range(1, data.catalogue.trained + 1)] == [
+        str(item).encode() for item in items
+    ]
+    assert [row.tolist() for row in data.training] == [row[:-2] for row in sequences]
+    assert data.validation.tolist() == [row[-2] for row in sequences]
+    assert data.test.tolist() == [row[-1] for row in sequences]
+    assert statistics == data.statistics
+    assert (statistics.users, statistics.items) == (len(users), len(items))
+    assert statistics.interactions == sum(map(len, sequences))
+    assert {array.dtype for array in (*data.training, data.validation, data.test)} == {np.dtype(np.int32)}
+
+
+def test_the_order_of_raw_rows_is_no_matter(tmp_path):
+    """The same log three times, shuffled: items and sequences are equal to the byte."""
+    rows = generated(7)
+    contents = []
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        order = np.random.default_rng(seed).permutation(len(rows))
+        preprocess(write_log(folder / "log.csv", [rows[place] for place in order]), folder)
+        contents.append([(folder / "data" / name).read_bytes() for name in ("items.parquet", "sequences.parquet")])
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_ties_follow_ids_as_numbers_only_if_all_are(tmp_path):
+    """Items 9 and 10 at one time: 9 before 10 as numbers, "10" before "9" when another item's id is a word."""
+    for other, last_two in (("11", ["9", "10"]), ("x", ["10", "9"])):
+        folder = tmp_path / other
+        folder.mkdir()
+        rows = [(user, item, stamp) for user in "abc" for item, stamp in (("10", 5), ("9", 5), (other, 1))]
+        preprocess(write_log(folder / "log.csv", rows), folder)
+        data = load_data(folder)
+        assert [data.catalogue.raw(int(item)).decode() for item in (data.validation[0], data.test[0])] == last_two
+
+
+def test_raw_order_knows_numbers():
+    """By hand: signs and leading zeros are numbers, a fraction, a superscript or an empty id is not."""
+    assert sorted(["10", "9", "-3", "010"], key=raw_order(["10", "9", "-3", "010"])) == ["-3", "9", "010", "10"]
+    for odd in ("1.5", "²", "", "1e3"):
+        assert sorted(["10", "9", odd], key=raw_order(["10", "9", odd])) == sorted(["10", "9", odd], key=str.encode)
+
+
+def test_repeated_interactions_stay(tmp_path):
+    """No de-duplication: one user with the same item three times has three interactions."""
+    rows = [(user, item, stamp) for user in "abc" for item, stamp in ((1, 1), (1, 2), (1, 3))]
+    statistics = preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
+    assert statistics.row() == {
+        "dataset": "log",
+        "users": 3,
+        "items": 1,
+        "interactions": 9,
+        "mean_length": 3.0,
+        "density": 3.0,
+    }
+    assert [row.tolist() for row in load_data(tmp_path).training] == [[1], [1], [1]]
+
+
+def test_items_outside_the_core_keep_their_titles(tmp_path):
+    """Item 8 is seen once: it has a number above the trained ones and its title, and no sequence holds it."""
+    rows = [(user, item, item) for user in "abc" for item in (1, 2, 3)] + [("a", 8, 9)]
+    preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
+    data = load_data(tmp_path)
+    assert (len(data.catalogue), data.catalogue.trained, data.catalogue.number(b"8")) == (4, 3, 4)
+    assert data.catalogue.title(4) == "Film 8"
+    assert max(data.test.max(), data.validation.max()) <= 3
+
+
+def test_untitled_items_go_before_the_core_is_taken(tmp_path):
+    """User d has three interactions, one with the untitled item: without it d falls out of the 3-core."""
+    rows = [(user, item, item) for user in "abcd" for item in (1, 2, 3)]
+    frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    frame.loc[(frame["user"] == "d") & (frame["item"] == 3), "item"] = 7
+    frame["title"] = ("Film " + frame["item"].astype(str)).where(frame["item"] != 7)
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    statistics = preprocess(Preprocessing(dataset="table", raw=tmp_path / "log.csv", minimum=3), tmp_path)
+    data = load_data(tmp_path)
+    assert data.users == ["a", "b", "c"]
+    assert statistics.interactions == 9
+    assert data.catalogue.number(b"7") is None
+
+
+def test_columns_of_a_table_have_any_name(tmp_path):
+    options = write_log(tmp_path / "log.csv", generated(1))
+    expected = preprocess(options, tmp_path / "plain")
+    frame = pd.read_csv(options.raw).set_axis(["who", "what", "when", "name"], axis=1)
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    names = {"user_column": "who", "item_column": "what", "timestamp_column": "when", "title_column": "name"}
+    options = Preprocessing(dataset="table", raw=tmp_path / "log.csv", minimum=3, **names)
+    assert preprocess(options, tmp_path / "renamed") == expected
+
+
+def test_manifest_and_statistics_say_what_was_made(tmp_path):
+    """Table 2's row stands in the manifest and in statistics.json; the workflows are saved beside it."""
+    statistics = preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path)
+    manifest = read_manifest(tmp_path / "data", KIND, "")
+    assert dict(manifest.facts) == statistics.row()
+    assert json.loads((tmp_path / "data" / "statistics.json").read_text()) == statistics.row()
+    for name in ("titled", "core", "encode", "sequences", "split"):
+        assert f"workflow/{name}/workflow.pkl" in manifest.files
+
+
+def test_a_finished_stage_is_left_alone_without_nvtabular(tmp_path):
+    """Run again in a fresh process: the same files, and NVTabular, which takes seconds to import, stays out."""
+    options = write_log(tmp_path / "log.csv", generated(1))
+    preprocess(options, tmp_path)
+    before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
+    code = (
+        "import sys; from pathlib import Path; from preprocessing.preprocess import Preprocessing, preprocess\n"
+        f"options = Preprocessing(dataset='table', raw=Path({str(options.raw)!r}), minimum=3)\n"
+        f"preprocess(options, Path({str(tmp_path)!r})); sys.exit('nvtabular' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_other_raw_data_or_options_are_made_anew(tmp_path):
+    """A changed file or option is noticed."""
+    options = write_log(tmp_path / "log.csv", generated(1))
+    first = preprocess(options, tmp_path)
+    assert preprocess(Preprocessing(dataset="table", raw=options.raw, minimum=4), tmp_path) != first
+    assert preprocess(write_log(tmp_path / "log.csv", generated(2)), tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", 1, 1), ("b", 2, 2)], "3-core filtering leaves nothing of 2 interactions"),
+        ([("a", item, item) for item in range(9)], "3-core filtering leaves nothing of 9 interactions"),
+        ([("a", 1, "noon")], "timestamp 'noon' of interaction 1 is not a number"),
+    ],
+)
+def test_refused_data_leaves_what_was_there(tmp_path, rows, message):
+    """An error writes nothing: no artifact where there was none, the old one where there was one."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    options = write_log(tmp_path / "log.csv", generated(1))
+    expected = preprocess(options, good)
+    write_log(tmp_path / "log.csv", rows)
+    for folder in (good, bad):
+        with pytest.raises(InputError, match=message):
+            preprocess(options, folder)
+    assert load_data(good).statistics == expected
+    assert not list(bad.glob("*"))
+    assert [path.name for path in good.iterdir()] == ["data"]
+
+
+def test_a_minimum_below_three_is_refused():
+    """Training, validation and test take an item each."""
+    with pytest.raises(InputError, match="at least 3, not 2"):
+        Preprocessing(minimum=2)
+
+
+def test_without_data_the_error_names_the_command(tmp_path):
+    with pytest.raises(InputError, match="llamarec preprocess"):
+        load_data(tmp_path)
+
+
+def test_movielens_100k(tmp_path):
+    """The embedded default: 943 users keep their 20 or more ratings; its row is held against plain pandas elsewhere."""
+    statistics = preprocess(Preprocessing(), tmp_path)
+    assert statistics.row() == {
+        "dataset": "movielens-100k",
+        "users": 943,
+        "items": 1349,
+        "interactions": 99_287,
+        "mean_length": 105.288,
+        "density": 0.078049,
+    }
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("dataset", "folder", "users", "items", "interactions", "mean_length"),
+    [
+        ("movielens", "ml-latest-small", 610, 3650, 90_274, 147.990),
+        ("amazon", "amazon-2014-beauty", 22_332, 12_086, 198_215, 8.876),
+    ],
+)
+def test_the_papers_statistics(shared_data, tmp_path, dataset, folder, users, items, interactions, mean_length):
+    """Table 2 of the paper, with the exact counts of the authors' protocol (the paper rounds ML-100k to "100k")."""
+    row = preprocess(Preprocessing(dataset=dataset, raw=shared_data / folder), tmp_path).row()
+    assert row["dataset"] == folder
+    assert (row["users"], row["items"], row["interactions"]) == (users, items, interactions)
+    assert row["mean_length"] == mean_length
+    assert row["density"] == pytest.approx(interactions / (users * items), abs=1e-6)

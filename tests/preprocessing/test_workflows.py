@@ -1,0 +1,138 @@
+"""The NVTabular workflows against plain pandas, whatever the partitions, and the traps of NVTabular 23.8."""
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from merlin.io import Dataset
+from nvtabular import Workflow
+
+from preprocessing import workflows
+
+
+def frame_of(pairs, times=None):
+    """Interactions of (user, item) number pairs; ids are letters with a number, time is the row unless given."""
+    frame = pd.DataFrame(pairs, columns=["u", "i"]).astype(int)
+    return pd.DataFrame(
+        {
+            "user": "u" + frame["u"].astype(str),
+            "item": "i" + frame["i"].astype(str),
+            "timestamp": np.asarray(range(len(frame)) if times is None else times, np.int64),
+            "item_order": frame["i"].astype(np.int64),
+        }
+    )
+
+
+def dataset(frame, partitions=1):
+    return Dataset(dd.from_pandas(frame.reset_index(drop=True), npartitions=partitions, sort=False))
+
+
+def rows(dataset_):
+    frame = dataset_.to_ddf().compute()
+    return sorted(frame[workflows.COLUMNS].itertuples(index=False, name=None))
+
+
+def reference_core(frame, minimum):
+    """The k-core by removing one user or item at a time: another order of removals than the operator's."""
+    while True:
+        for column in ("user", "item"):
+            sizes = frame.groupby(column)["timestamp"].count()
+            if (sizes < minimum).any():
+                frame = frame[frame[column] != sizes.index[sizes < minimum][-1]]
+                break
+        else:
+            return frame
+
+
+pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs=pairs, minimum=st.integers(2, 4), partitions=st.integers(1, 3))
+def test_k_core_is_the_fixpoint(pairs, minimum, partitions):
+    """The operator, fitted and applied over several partitions, equals the one-at-a-time reference in plain pandas."""
+    frame = frame_of(pairs)
+    _, core, kept = workflows.keep_core(dataset(frame, partitions), minimum)
+    expected = reference_core(frame, minimum)
+    assert rows(kept) == sorted(expected.itertuples(index=False, name=None))
+    assert core.users == expected["user"].value_counts().to_dict()
+    assert core.items == expected["item"].value_counts().to_dict()
+
+
+def test_k_core_by_hand():
+    """2-core: u3 has one interaction; without it i3 has one; without that u2 has one; u0 and u1 with i0 and i1 stay."""
+    frame = frame_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 3), (3, 3)])
+    _, core, kept = workflows.keep_core(dataset(frame), 2)
+    assert core.users == {"u0": 2, "u1": 2}
+    assert core.items == {"i0": 2, "i1": 2}
+    assert len(rows(kept)) == 4
+
+
+@pytest.mark.parametrize("filter_", ["titled", "core"])
+def test_an_emptied_partition_leaks_no_rows(filter_):
+    """The second partition loses all its rows, to which NVTabular would fall back in a longer workflow."""
+    frame = frame_of([(0, 0), (1, 0), (0, 1), (1, 1), (2, 5), (3, 6), (4, 7), (5, 8)])
+    data = dataset(frame, partitions=2)
+    kept = workflows.keep_titled(data, ["i0", "i1"])[1] if filter_ == "titled" else workflows.keep_core(data, 2)[2]
+    assert {row[1] for row in rows(kept)} == {"i0", "i1"}
+    assert len(rows(kept)) == 4
+
+
+def encoded_sequences(frame, partitions, folder):
+    users, items = sorted(set(frame["user"])), sorted(set(frame["item"]))
+    _, encoded = workflows.encode(dataset(frame, partitions), users, items, folder)
+    _, grouped = workflows.sequences(encoded)
+    _, table = workflows.split(grouped)
+    return users, items, table
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), partitions=st.integers(1, 3), times=st.integers(1, 50))
+def test_sequences_equal_sorted_pandas(data, partitions, times, tmp_path_factory):
+    """Few users leave partitions empty, few distinct times make ties; pandas sorted by (time, item) is right."""
+    users = data.draw(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=12), min_size=1, max_size=8))
+    pairs = [(user, item) for user, items in enumerate(users) for item in items]
+    stamps = data.draw(st.lists(st.integers(0, times), min_size=len(pairs), max_size=len(pairs)))
+    frame = frame_of(pairs, stamps).sample(frac=1, random_state=times)
+    names, items, table = encoded_sequences(frame, partitions, tmp_path_factory.mktemp("encoded"))
+    numbers = {item: number for number, item in enumerate(items, start=1)}
+    ordered = frame.sort_values(["timestamp", "item_order"]).groupby("user")["item"].agg(list)
+    expected = [[numbers[item] for item in ordered[user]] for user in names]
+    assert table["training"].to_pylist() == [row[:-2] for row in expected]
+    assert table["validation"].to_pylist() == [row[-2] for row in expected]
+    assert table["test"].to_pylist() == [row[-1] for row in expected]
+
+
+def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
+    """Loaded again, the encoding gives number + 2; 2 for an unknown, 1 for a missing id (Categorify's own)."""
+    frame = frame_of([(0, 2), (0, 0), (0, 1)])
+    scratch = tmp_path / "scratch"
+    workflow, _ = workflows.encode(dataset(frame), ["u0"], ["i2", "i0", "i1"], scratch)
+    workflow.save(str(tmp_path / "saved"))
+    for path in sorted(scratch.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    asked = frame_of([(0, 0), (0, 1), (0, 2), (0, 0), (0, 0)])
+    asked["item"] = ["i0", "i1", "i2", "never seen", None]
+    loaded = Workflow.load(str(tmp_path / "saved"))
+    assert loaded.transform(dataset(asked)).to_ddf().compute()["item"].tolist() == [4, 5, 3, 2, 1]
+
+
+def test_an_emptied_partition_goes_all_the_way(tmp_path):
+    """2-core over two partitions, the second of which loses all rows; by hand: one user, items 0, 1, 2 in order."""
+    frame = frame_of([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 5), (3, 6), (4, 7), (5, 8), (6, 9), (7, 10)])
+    _, core, kept = workflows.keep_core(dataset(frame, partitions=2), 2)
+    _, encoded = workflows.encode(kept, sorted(core.users), sorted(core.items), tmp_path)
+    table = workflows.split(workflows.sequences(encoded)[1])[1]
+    assert table.select(["training", "validation", "test"]).to_pylist() == 2 * [
+        {"training": [1], "validation": 2, "test": 3}
+    ]
+
+
+def test_saved_filters_and_sequences_work_again(tmp_path):
+    """The custom operators come back from disk fitted: the core keeps what it kept."""
+    frame = frame_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 5)])
+    workflow, _, kept = workflows.keep_core(dataset(frame), 2)
+    workflow.save(str(tmp_path / "core"))
+    assert rows(Workflow.load(str(tmp_path / "core")).transform(dataset(frame))) == rows(kept)
