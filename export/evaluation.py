@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.progress import track
 
 from export.offline import ExportedSteps
 from export.repository import read_release, step_artifact
@@ -22,6 +21,7 @@ from models.retriever.training import load_retriever, score_histories
 from preprocessing.artifacts import read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
+from preprocessing.progress import track
 
 SAVE_EVERY = 50
 """Users between two saves of the ranker's scores, so that a long evaluation goes on where it was stopped."""
@@ -116,9 +116,7 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
 def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
     histories = [np.append(*parts) for parts in zip(data.training, data.validation, strict=True)]
     candidates, ranks = [], []
-    for history, item in track(
-        zip(histories, data.test, strict=True), "retrieving", total=len(histories), transient=True
-    ):
+    for history, item in track(zip(histories, data.test, strict=True), "retrieving", len(histories)):
         scores = steps.retriever.scores(history)
         candidates.append(top_candidates(scores, history, k=20))
         ranks.append(place_of(scores, int(item)))
@@ -136,7 +134,7 @@ def _letters(
         for name, row in zip(table["user"].to_pylist(), table["logits"].to_pylist(), strict=True):
             letters[place[name]] = np.array(row, np.float32)
     missing = [user for user in scored if user not in letters]
-    for done, user in enumerate(track(missing, "ranking", transient=True), start=1):
+    for done, user in enumerate(track(missing, "ranking", len(missing)), start=1):
         letters[user] = steps.letter_logits(users.histories[user], users.candidates[user])
         if done % SAVE_EVERY == 0 or done == len(missing):
             _write(cache, {"user": [users.names[user] for user in letters], "logits": list(letters.values())})
@@ -176,9 +174,7 @@ def _compare(data: Data, users: TestUsers, lists: list[NDArray[np.int32]], ask: 
     def raw(items: NDArray[np.int32]) -> list[str]:
         return [data.catalogue.raw(int(item)).decode() for item in items]
 
-    answers = track(
-        ask([raw(history) for history in users.histories]), "asking the server", total=len(lists), transient=True
-    )
+    answers = track(ask([raw(history) for history in users.histories]), "asking the server", len(lists))
     identical = sum(answer.items == raw(items) for answer, items in zip(answers, lists, strict=True))
     return {"users": len(lists), "identical": identical}
 
@@ -198,7 +194,7 @@ def _compare_with_oracle(
     ranker = Ranker.load(step_artifact(repository, "ranker"), replace(steps.ranker.runtime, dtype="float32"))
     oracle = replace(steps, ranker=ranker)
     equal = 0
-    for user, row in zip(track(chosen, "asking fp32 PyTorch", transient=True), scores, strict=True):
+    for user, row in zip(track(chosen, "asking fp32 PyTorch", len(chosen)), scores, strict=True):
         candidates = top_candidates(row, users.histories[user], k=20)
         ranked = _ranked(candidates, oracle.letter_logits(users.histories[user], candidates), ranker.weight)
         equal += bool(np.array_equal(ranked, lists[user]))

@@ -10,13 +10,14 @@ from typing import Any
 
 from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE, STEPS
 from export.config import write_configs
-from models.ranker.prompt import ITEMS_FILE, SETTINGS_FILE, TOKENIZER_FILE
+from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE
 from models.ranker.scoring import Runtime, choose_runtime
 from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, write_runtime
 from models.retriever import serving as retriever_serving
 from models.retriever.onnx_export import export_onnx
 from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 
 KIND = "step"

@@ -29,7 +29,7 @@ def bench(
         [data.catalogue.raw(int(item)).decode() for item in (*data.training[user], data.validation[user])]
         for user in chosen
     ]
-    with nullcontext() if server else LocalServer(repository) as own:
-        url = server or own.url
+    with nullcontext(server) if server else LocalServer(repository) as running:
+        url = running if isinstance(running, str) else running.url
         rows = benchmark(url, histories, (int(first), int(last or first)), model, output)
     return [row.columns() for row in rows]

@@ -1,6 +1,5 @@
 """The command line: parses options, calls the stage, prints what it returns."""
 
-import logging
 import os
 import sys
 import warnings
@@ -241,7 +240,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Libraries announce features that are not installed and changes to come; neither is the reader's business.
     warnings.simplefilter("ignore")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         app()
     except (InputError, ClientError) as error:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from client.recommender import Recommender
 from export.evaluation import Ask, ServedList
-from models.ranker.prompt import ITEMS_FILE
-from preprocessing.catalogue import Catalogue
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
 
 IN_FLIGHT = 4
 """Requests at a time: enough that the server's steps overlap."""

@@ -21,7 +21,9 @@ def print_json(value: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table whose numeric columns are aligned right; floats get four digits."""
-    table = Table(title=title, title_justify="left")
+    if title:
+        console.print(title, highlight=False, markup=False)  # a title of the table itself would wrap at its width
+    table = Table()
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     for place, column in enumerate(columns):
         numeric = all(row[place].replace(".", "", 1).replace(",", "").isdigit() for row in cells)

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.data import KIND, SEQUENCES_FILE, STATISTICS_FILE, Statistics
 from preprocessing.errors import InputError
+from preprocessing.progress import progress_bar
 from preprocessing.sources import Columns, Raw, raw_files, read_raw
 
 WORKFLOW_FOLDER = "workflow"
@@ -105,10 +104,9 @@ def raw_order(ids: Iterable[str]) -> Callable[[str], Any]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A bar over the steps, on standard error; called with a step's name as it begins."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=STEPS, completed=-1)
+    """A bar over the steps; called with a step's name as it begins."""
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("", total=STEPS, completed=-1, note="")
         yield lambda step: bar.update(task, description=step, advance=1)
 
 

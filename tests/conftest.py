@@ -1,4 +1,4 @@
-"""The development data sets, and what becomes of their tests where the folder is absent; the fixtures of pipeline.py."""
+"""The development data sets; what becomes of their tests where the folder is absent; the fixtures of pipeline.py."""
 
 from pathlib import Path
 

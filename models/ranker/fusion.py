@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.metrics import ndcg
 
 Floats = NDArray[np.float64]
-WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def log_softmax(scores: ArrayLike) -> Floats:
@@ -24,15 +24,16 @@ def log_softmax(scores: ArrayLike) -> Floats:
 
 
 def fuse(letter_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) -> Floats:
-    """Log-probabilities of k candidates: letters plus ``weight`` times retriever, each normalised over the k.
+    """Log-probabilities of k candidates: those of letters and retriever averaged, ``1 - weight`` to ``weight``.
 
+    Both are normalised over the k first, and so is the result (a logarithmic opinion pool; Genest and Zidek 1986).
     A candidate that the retriever does not know (score -inf) gets the mean log-probability of those it knows, so that
     the letters alone speak for or against it.
 
     Args:
         letter_logprobs: the language model's logits or log-probabilities of the letters [k].
         retriever_scores: the retriever's logits [k].
-        weight: of the retriever; 0 is letters only.
+        weight: of the retriever, 0 (letters only) to 1.
     """
     letters = log_softmax(letter_logprobs)
     scores = np.asarray(retriever_scores, dtype=np.float64)
@@ -42,7 +43,7 @@ def fuse(letter_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float)
     prior = np.empty_like(scores)
     prior[known] = log_softmax(scores[known])
     prior[~known] = prior[known].mean()
-    return log_softmax(letters + weight * prior)
+    return log_softmax((1 - weight) * letters + weight * prior)
 
 
 def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:

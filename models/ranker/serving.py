@@ -38,7 +38,12 @@ class Ranker:
         scorer: gives the letters' logits.
         weight: of the retriever, see :func:`models.ranker.fusion.fuse`.
         runtime: how the scorer runs.
+
+        Raises:
+            InputError: the weight is not from 0 to 1.
         """
+        if not 0 <= weight <= 1:
+            raise InputError(f"the retriever's weight must be 0 to 1, not {weight}: run `llamarec train-ranker` again")
         self._scorer = scorer
         self.weight = weight
         self.runtime = runtime

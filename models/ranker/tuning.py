@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import get_linear_schedule_with_warmup
 
 from models.metrics import ndcg
@@ -19,6 +18,7 @@ from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
 from models.ranker.qlora import add_adapters, answer_loss, evaluating, letter_logits, load_base
 from preprocessing.errors import InputError
+from preprocessing.progress import progress_bar
 
 Letters = list[NDArray[np.float64]]
 
@@ -86,7 +86,7 @@ def tune(
     validations = 2 + (len(batches) - 1) // options.validate_every
     tuned, best, best_state, waited, seconds = None, -1.0, [], 0, 0.0
     losses: list[float] = []
-    with _progress_bar() as bar:
+    with progress_bar() as bar:
         total = len(examples) * options.epochs + validations * len(validation)
         task = bar.add_task("tuning", total=total, note="")
         for step in range(len(batches) + 1):
@@ -171,13 +171,3 @@ def _accumulate(
         torch.autograd.backward(loss)
         total += float(loss.detach())
     return total
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )

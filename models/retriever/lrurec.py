@@ -107,7 +107,7 @@ class LRURec(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
         is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)  # [batch, length, 1]
-        x = self.embedding_norm(self.dropout(self.embedding(items)))
+        x: Tensor = self.embedding_norm(self.dropout(self.embedding(items)))
         for block in self.blocks:
             x = block(x, is_item)
         return x

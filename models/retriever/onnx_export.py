@@ -1,5 +1,6 @@
 """Writes a trained retriever as an ONNX graph with the real arithmetic it was trained in."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ class _LastScores(nn.Module):
 
 def export_onnx(model: LRURec, length: int, path: Path) -> None:
     """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1], any batch size."""
+    # It announces four operators of torchvision that it cannot export, at every export.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     torch.onnx.export(
         _LastScores(model).eval(),
         (torch.zeros((2, length), dtype=torch.int64),),

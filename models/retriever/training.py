@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from models.retriever.lrurec import LRURec
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
+from preprocessing.progress import progress_bar
 
 KIND = "retriever"
 WEIGHTS = "model.safetensors"
@@ -171,8 +171,8 @@ def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]
     steps = options.epochs * -(-len(inputs) // options.batch_size)
     best, best_state, best_step, waited, step = -1.0, model.state_dict(), 0, 0, 0
     started = time.perf_counter()
-    with _progress_bar() as bar:
-        task = bar.add_task(f"training {options.model}", total=steps, best="")
+    with progress_bar() as bar:
+        task = bar.add_task(f"training {options.model}", total=steps, note="")
         while True:
             if step % options.validate_every == 0 or step == steps:
                 reached = recall(
@@ -182,7 +182,7 @@ def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]
                 if reached > best:
                     best, best_step, waited = reached, step, 0
                     best_state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-                bar.update(task, best=f"validation Recall@10 {best:.4f}")
+                bar.update(task, note=f"validation Recall@10 {best:.4f}")
                 if waited >= options.patience or step == steps:
                     break
             place = step % -(-len(inputs) // options.batch_size)
@@ -225,13 +225,3 @@ def _optimizer(model: LRURec, options: RetrieverTraining) -> torch.optim.AdamW:
         {"params": [named[name] for name in plain], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9)
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
-    )
