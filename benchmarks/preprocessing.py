@@ -34,15 +34,14 @@ def generate(rows: int, path: Path, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     users, items = max(rows // ROWS_A_USER, 100), max(rows // ROWS_AN_ITEM, 100)
     untitled = rng.random(items) < UNTITLED
-    schema = pa.schema({"user": pa.string(), "item": pa.string(), "timestamp": pa.int64(), "title": pa.string()})
+    schema = pa.schema({"user": pa.int64(), "item": pa.int64(), "timestamp": pa.int64(), "title": pa.string()})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 1_000_000):
             count = min(1_000_000, rows - start)
             user, item = (zipf(rng, kinds, count) for kinds in (users, items))
-            titles = pa.array(item).cast(pa.string())
             columns = {
-                "user": pa.array(user).cast(pa.string()),
-                "item": titles,
+                "user": pa.array(user),
+                "item": pa.array(item),
                 "timestamp": pa.array(rng.integers(1_000_000_000, 1_700_000_000, count)),
                 "title": pa.array(np.where(untitled[item], None, np.char.add("title ", item.astype(str))), pa.string()),
             }
@@ -58,12 +57,13 @@ def zipf(rng: np.random.Generator, kinds: int, count: int) -> np.ndarray:
 def run_llamarec(raw: Path, folder: Path) -> float:
     """Seconds of `llamarec preprocess`; all that it writes stays in the timed path."""
     from preprocessing import workflows  # noqa: F401 - imports are not timed
+    from preprocessing.data import read_sequences
     from preprocessing.preprocess import Preprocessing, preprocess
 
     started = time.perf_counter()
     preprocess(Preprocessing(dataset="table", raw=raw, minimum=MINIMUM), folder)
     seconds = time.perf_counter() - started
-    pq.write_table(pq.read_table(folder / "data" / "sequences.parquet"), folder / "sequences.parquet")
+    pq.write_table(pa.concat_tables(read_sequences(folder / "data")), folder / "sequences.parquet")
     return seconds
 
 
@@ -81,10 +81,9 @@ def run_pandas(raw: Path, folder: Path) -> float:
         for column in ("item", "user"):
             counts = frame[column].value_counts()
             frame = frame[frame[column].isin(counts.index[counts >= MINIMUM])]
-    raw_item, raw_user = frame["item"].astype("int64"), frame["user"].astype("int64")
-    counts = raw_item.value_counts().rename_axis("item").reset_index(name="count")
+    counts = frame["item"].value_counts().rename_axis("item").reset_index(name="count")
     counts = counts.sort_values(["count", "item"], ascending=[False, True])
-    frame = pd.DataFrame({"user": raw_user, "raw": raw_item, "timestamp": frame["timestamp"]})
+    frame = frame.rename(columns={"item": "raw"})
     frame["item"] = frame["raw"].map(pd.Series(range(1, len(counts) + 1), index=counts["item"])).astype("int32")
     frame = frame.sort_values(["user", "timestamp", "raw"])
     items, starts = frame["item"].to_numpy(), np.flatnonzero(frame["user"].diff().to_numpy() != 0)
@@ -97,7 +96,7 @@ def run_pandas(raw: Path, folder: Path) -> float:
         "test": pa.array([row[-1] for row in sequences], pa.int32()),
     }
     pq.write_table(pa.table(table), folder / "sequences.parquet")
-    titles[titles["item"].isin(frame["raw"].astype(str).unique())].to_parquet(folder / "items.parquet")
+    titles[titles["item"].isin(frame["raw"].unique())].to_parquet(folder / "items.parquet")
     return time.perf_counter() - started
 
 
@@ -114,7 +113,6 @@ def run_polars(raw: Path, folder: Path) -> float:
         before = frame.height
         for column in ("item", "user"):
             frame = frame.filter(pl.len().over(column) >= MINIMUM)
-    frame = frame.with_columns(pl.col("user", "item").cast(pl.Int64))
     counts = frame.group_by("item").len().sort(["len", "item"], descending=[True, False])
     numbers = counts.select("item", number=pl.int_range(1, pl.len() + 1, dtype=pl.Int32))
     table = (
@@ -129,8 +127,7 @@ def run_polars(raw: Path, folder: Path) -> float:
         .with_columns(pl.col("user").cast(pl.String))
     )
     table.write_parquet(folder / "sequences.parquet")
-    kept = numbers.with_columns(pl.col("item").cast(pl.String))
-    titles.join(kept, on="item").write_parquet(folder / "items.parquet")
+    titles.join(numbers, on="item").write_parquet(folder / "items.parquet")
     return time.perf_counter() - started
 
 

@@ -44,6 +44,9 @@ def preprocess(
     item_column: Annotated[str, typer.Option(help="For `table`.")] = "item",
     timestamp_column: Annotated[str, typer.Option(help="For `table`.")] = "timestamp",
     title_column: Annotated[str, typer.Option(help="For `table`.")] = "title",
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Leave out and count lines that don't read; else the first stops.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Raw interactions and titles to sequences: title filter, iterative 5-core, chronological, leave-one-out."""
@@ -57,6 +60,7 @@ def preprocess(
         item_column=item_column,
         timestamp_column=timestamp_column,
         title_column=title_column,
+        skip_bad_lines=skip_bad_lines,
     )
     statistics = run(options, artifacts)
     _print_row(f"{dataset} (the paper's Table 2)", statistics.row(), as_json)

@@ -16,32 +16,34 @@ class Catalogue:
     may be ranked as given candidates, and nothing else knows them.
     """
 
-    def __init__(self, ids: Sequence[bytes], titles: Sequence[str], trained: int) -> None:
+    def __init__(self, ids: Sequence[bytes], titles: Sequence[str], counts: Sequence[int]) -> None:
         """Args:
         ids: raw ids in the order of their numbers.
         titles: of the same items.
-        trained: how many of them, from the first, the retriever knows.
+        counts: how often each item stands in a training sequence; as many as the retriever knows items, from the first.
         """
         self._ids = list(ids)
         self._titles = list(titles)
         self._numbers = {raw: number for number, raw in enumerate(self._ids, start=1)}
-        self.trained = trained
+        self.counts = list(counts)
+        self.trained = len(self.counts)
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
         """Reads ``items.parquet``."""
         table = pq.read_table(path)
         ids = [raw.encode() for raw in table["raw"].to_pylist()]
-        return cls(ids, table["title"].to_pylist(), sum(table["trained"].to_pylist()))
+        counts = [count for count in table["training_count"].to_pylist() if count is not None]
+        return cls(ids, table["title"].to_pylist(), counts)
 
     def write(self, path: Path) -> None:
-        """Parquet with the columns ``item, raw, title, trained``."""
+        """Parquet with the columns ``item, raw, title, training_count``; null where the retriever knows no item."""
         numbers = range(1, len(self) + 1)
         columns = {
             "item": pa.array(numbers, pa.int32()),
             "raw": pa.array([raw.decode() for raw in self._ids], pa.string()),
             "title": pa.array(self._titles, pa.string()),
-            "trained": pa.array([number <= self.trained for number in numbers], pa.bool_()),
+            "training_count": pa.array([*self.counts, *[None] * (len(self) - self.trained)], pa.int64()),
         }
         pq.write_table(pa.table(columns), path)
 

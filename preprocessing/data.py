@@ -1,11 +1,13 @@
 """A preprocessed data set as the later stages read it; needs no NVTabular."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -13,8 +15,10 @@ from preprocessing.artifacts import read_manifest
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 
 KIND = "data"
-SEQUENCES_FILE = "sequences.parquet"
+SEQUENCES_FOLDER = "sequences"
 STATISTICS_FILE = "statistics.json"
+TYPES = {"user": pa.string(), "training": pa.list_(pa.int32()), "validation": pa.int32(), "test": pa.int32()}
+"""Columns of the sequences."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class Data:
     """[users] the last item."""
 
 
+def read_sequences(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The sequences of a data artifact, a file at a time, in the order of the users."""
+    paths = (folder / SEQUENCES_FOLDER).glob("part_*.parquet")
+    for path in sorted(paths, key=lambda path: int(path.stem.removeprefix("part_"))):
+        table = pq.read_table(path, columns=columns)
+        yield table.cast(pa.schema([field.with_type(TYPES[field.name]) for field in table.schema.remove_metadata()]))
+
+
 def load_data(artifacts: Path) -> Data:
     """Opens ``artifacts/data``.
 
@@ -81,7 +93,7 @@ def load_data(artifacts: Path) -> Data:
     """
     folder = artifacts / "data"
     manifest = read_manifest(folder, KIND, "llamarec preprocess")
-    table = pq.read_table(folder / SEQUENCES_FILE)
+    table = pa.concat_tables(read_sequences(folder))
     offsets = table["training"].combine_chunks().offsets.to_numpy()
     items = table["training"].combine_chunks().values.to_numpy()
     return Data(

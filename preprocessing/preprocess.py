@@ -1,24 +1,26 @@
 """The data stage: raw events and titles to sequences, items and vocabulary (paper, section 4.0.1)."""
 
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
-from preprocessing.data import KIND, SEQUENCES_FILE, STATISTICS_FILE, Statistics
+from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
 from preprocessing.errors import InputError
+from preprocessing.ingest import Raw, ingest
 from preprocessing.progress import progress_bar
-from preprocessing.sources import Columns, Raw, raw_files, read_raw
+from preprocessing.readers import BadLines
+from preprocessing.sources import SOURCES, Columns, raw_files
 
 WORKFLOW_FOLDER = "workflow"
 STEPS = 5
@@ -39,6 +41,8 @@ class Preprocessing:
     item_column: str = "item"
     timestamp_column: str = "timestamp"
     title_column: str = "title"
+    skip_bad_lines: bool = False
+    """Leave out and count the lines of text files that don't read, instead of stopping at the first."""
 
     def __post_init__(self) -> None:
         if self.minimum < 3:
@@ -58,7 +62,7 @@ class Preprocessing:
 
 
 def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
-    """Writes ``artifacts/data``: ``items.parquet``, ``sequences.parquet``, ``statistics.json`` and ``workflow/``.
+    """Writes ``artifacts/data``: ``items.parquet``, ``sequences/``, ``statistics.json`` and ``workflow/``.
 
     Items without a title are dropped, then items and users with fewer than ``minimum`` interactions until none is left;
     each user's interactions are ordered by (timestamp, raw item id), where ids count as numbers if all of them are
@@ -76,27 +80,36 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
         "name": options.name,
         "minimum": options.minimum,
         "columns": vars(options.columns),
+        "skip_bad_lines": options.skip_bad_lines,
     }
     inputs = {path.name: file_fingerprint(path) for path in files}
     folder = artifacts / "data"
     if is_finished(folder, KIND, options=recorded, inputs=inputs):
         return Statistics.read(folder)
     facts: dict[str, Any] = {}
+    bad = BadLines(options.skip_bad_lines)
     with (
         _progress() as begin,
         _quiet_merlin(),
         new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial,
+        tempfile.TemporaryDirectory(dir=artifacts, prefix=".data.scratch-") as scratch,
     ):
         begin("reading")
-        raw = read_raw(options.dataset, files, options.columns)
-        statistics = _run_workflows(raw, options, partial, begin)
+        named = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
+        tables = SOURCES[options.dataset].read(files, options.columns, bad)
+        raw = ingest(tables, Path(scratch) / "interactions.parquet", named)
+        for name, count in bad.counts.items():
+            logging.getLogger(__name__).warning("%s: %d lines skipped", name, count)
+        statistics = _run_workflows(raw, options, partial, Path(scratch), begin)
         facts.update(statistics.row())
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")
     return statistics
 
 
-def raw_order(ids: Iterable[str]) -> Callable[[str], Any]:
+def raw_order(ids: Iterable[Any]) -> Callable[[Any], Any]:
     """A sort key for raw ids: as numbers when all of them are integers, else by their bytes."""
+    if all(isinstance(raw, int) for raw in ids):
+        return lambda raw: raw
     if all(raw.isascii() and raw.removeprefix("-").isdigit() for raw in ids):
         return lambda raw: (int(raw), raw)
     return lambda raw: raw.encode()
@@ -118,60 +131,55 @@ def _quiet_merlin() -> Iterator[None]:
         yield
 
 
-def _run_workflows(raw: Raw, options: Preprocessing, folder: Path, begin: Callable[[str], None]) -> Statistics:
+def _run_workflows(
+    raw: Raw, options: Preprocessing, folder: Path, scratch: Path, begin: Callable[[str], None]
+) -> Statistics:
     begin("title filter")
     # NVTabular and Dask take seconds to import: not for a stage that is finished.
-    from merlin.io import Dataset
-
     from preprocessing import workflows
 
-    interactions = raw.interactions.copy()
-    distinct = interactions["item"].unique()
-    item_key = raw_order(distinct)
-    places = {item: place for place, item in enumerate(sorted(distinct, key=item_key))}
-    interactions["item_order"] = interactions["item"].map(places).astype(np.int64)
-    with tempfile.TemporaryDirectory() as scratch:
-        titled_workflow, titled = workflows.keep_titled(Dataset(interactions), raw.titles["item"])
-        begin(f"{options.minimum}-core")
-        core_workflow, core, kept = workflows.keep_core(titled, options.minimum)
-        if not core.items:
-            raise InputError(
-                f"{options.minimum}-core filtering leaves nothing of {len(interactions):,} interactions: every user and"
-                f" every titled item needs at least {options.minimum} among those that remain; give more data"
-            )
-        items = sorted(core.items, key=lambda item: (-core.items[item], item_key(item)))
-        users = sorted(core.users, key=raw_order(core.users))
-        begin("item numbers")
-        encode_workflow, encoded = workflows.encode(kept, users, items, Path(scratch))
-        begin("sequences")
-        sequence_workflow, grouped = workflows.sequences(encoded)
-        split_workflow, table = workflows.split(grouped)
-        for name, workflow in (
-            ("titled", titled_workflow),
-            ("core", core_workflow),
-            ("encode", encode_workflow),
-            ("sequences", sequence_workflow),
-            ("split", split_workflow),
-        ):
-            workflow.save(str(folder / WORKFLOW_FOLDER / name))
-    _write_sequences(users, table, folder / SEQUENCES_FILE)
-    _catalogue(items, raw).write(folder / ITEMS_FILE)
-    return Statistics(options.name, len(users), len(items), sum(core.items.values()))
+    titled_workflow, titled = workflows.keep_titled(workflows.open_interactions(raw.interactions), raw.titles)
+    begin(f"{options.minimum}-core")
+    core_workflow, core, kept = workflows.keep_core(titled, options.minimum)
+    if not core.seen:
+        raise InputError("no item of the interactions has a title; check that both name items by the same ids")
+    if not core.items:
+        raise InputError(
+            f"{options.minimum}-core filtering leaves nothing of {raw.rows:,} interactions: every user and every titled"
+            f" item needs at least {options.minimum} among those that remain; give more data"
+        )
+    item_key = raw_order(raw.titles)
+    items = sorted(core.items, key=lambda item: (-core.items[item], item_key(item)))
+    users = sorted(core.users, key=raw_order(core.users))
+    interactions = sum(core.items.values())
+    begin("item numbers")
+    encode_workflow, encoded = workflows.encode(kept, users, items, interactions, scratch)
+    begin("sequences")
+    places = np.empty(len(items), np.int64)
+    places[sorted(range(len(items)), key=lambda number: item_key(items[number]))] = np.arange(len(items))
+    sequence_workflow, sequences = workflows.sequences(encoded, [str(user) for user in users], places)
+    sequences.to_parquet(str(folder / SEQUENCES_FOLDER))
+    for name, workflow in (
+        ("titled", titled_workflow),
+        ("core", core_workflow),
+        ("encode", encode_workflow),
+        ("sequences", sequence_workflow),
+    ):
+        workflow.save(str(folder / WORKFLOW_FOLDER / name))
+    _catalogue(items, raw.titles, _training_counts(folder, len(items))).write(folder / ITEMS_FILE)
+    return Statistics(options.name, len(users), len(items), interactions)
 
 
-def _catalogue(items: list[str], raw: Raw) -> Catalogue:
+def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:
+    """How often each item of the k-core stands in the training part of a sequence: the popularity a model may know."""
+    counts = np.zeros(items + 1, np.int64)
+    for table in read_sequences(folder, ["training"]):
+        counts += np.bincount(table["training"].combine_chunks().flatten().to_numpy(), minlength=items + 1)
+    return counts[1:]
+
+
+def _catalogue(items: list[Any], titles: Mapping[Any, str], counts: NDArray[np.int64]) -> Catalogue:
     """The items of the k-core, then every other item that has a title, in raw order."""
-    titles = dict(zip(raw.titles["item"], raw.titles["title"], strict=True))
     others = sorted(titles.keys() - set(items), key=raw_order(titles))
     ids = [*items, *others]
-    return Catalogue([item.encode() for item in ids], [titles[item] for item in ids], len(items))
-
-
-def _write_sequences(users: list[str], table: pa.Table, path: Path) -> None:
-    columns = {
-        "user": pa.array(users, pa.string()),
-        "training": table["training"].cast(pa.list_(pa.int32())),
-        "validation": table["validation"].cast(pa.int32()),
-        "test": table["test"].cast(pa.int32()),
-    }
-    pq.write_table(pa.table(columns), path)
+    return Catalogue([str(item).encode() for item in ids], [titles[item] for item in ids], counts.tolist())

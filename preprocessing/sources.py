@@ -1,30 +1,19 @@
 """Raw data sets: where their files are and how they read."""
 
-import ast
-import gzip
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from preprocessing.errors import InputError
+from preprocessing.ingest import RawTables
+from preprocessing.readers import BadLines, check_columns, csv_batches, json_batches, parquet_batches, readable
 from preprocessing.titles import movie_title, product_title
-
-Frame = Any
-"""A pandas data frame; pandas 1.5 carries no types."""
-
-
-class Raw(NamedTuple):
-    """A data set as read, before any filter."""
-
-    interactions: Frame
-    """Columns ``user`` and ``item`` (strings) and ``timestamp`` (numbers), one row an interaction."""
-    titles: Frame
-    """Columns ``item`` and ``title`` (strings), one row for each item that has a title."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +31,7 @@ class Source(NamedTuple):
 
     files: Callable[[Path | None], list[Path]]
     """The raw files, which must exist."""
-    read: Callable[[list[Path], Columns], Raw]
+    read: Callable[[list[Path], Columns, BadLines], RawTables]
 
 
 def raw_files(dataset: str, raw: Path | None) -> list[Path]:
@@ -60,31 +49,6 @@ def raw_files(dataset: str, raw: Path | None) -> list[Path]:
     return SOURCES[dataset].files(raw)
 
 
-def read_raw(dataset: str, files: list[Path], columns: Columns) -> Raw:
-    """Reads the files that :func:`raw_files` found.
-
-    Raises:
-        InputError: a file is empty, not UTF-8, lacks a column, or holds a timestamp that is no number.
-    """
-    found = SOURCES[dataset].read(files, columns)
-    named = ", ".join(path.name for path in files)
-    if found.interactions.empty:
-        raise InputError(f"{named}: there are no interactions; check that the download is complete")
-    missing = found.interactions[["user", "item"]].isna().any(axis=1)
-    if missing.any():
-        raise InputError(f"{named}: {int(missing.sum()):,} interactions have no user or no item; remove these rows")
-    titles = found.titles.dropna()
-    # Where an item has several titles the first in order stays, so that the order of the rows is no matter.
-    titles = titles[titles["title"].str.strip() != ""].sort_values(["item", "title"]).drop_duplicates("item")
-    if titles.empty:
-        raise InputError(f"{named}: no item has a title, and the ranker reads titles; give the file that holds them")
-    if not found.interactions["item"].isin(titles["item"]).any():
-        raise InputError(
-            f"{named}: no item of the interactions has a title; check that both name items by the same ids"
-        )
-    return Raw(found.interactions, titles)
-
-
 def _existing(folder: Path | None, names: tuple[str, ...], what: str) -> list[Path]:
     if folder is None:
         raise InputError(f"give --raw a folder with {' and '.join(names)}: {what}")
@@ -96,39 +60,6 @@ def _existing(folder: Path | None, names: tuple[str, ...], what: str) -> list[Pa
     return [path if path.is_file() else path.with_name(path.name + ".gz") for path in paths]
 
 
-def _csv(path: Path, columns: Mapping[str, str] | None, **options: Any) -> Frame:
-    """A text table with every column as strings; ``columns`` renames and selects from its header."""
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8", **options)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path} is empty; check that the download is complete") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-    except (pd.errors.ParserError, ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} does not read as a table ({error}); check that the download is complete") from None
-    return frame if columns is None else _select(frame, columns, path)
-
-
-def _select(frame: Frame, columns: Mapping[str, str], path: Path) -> Frame:
-    absent = [name for name in columns if name not in frame.columns]
-    if absent:
-        raise InputError(f"{path} has no column {', '.join(absent)}: it has {', '.join(map(str, frame.columns))}")
-    return frame[list(columns)].rename(columns=columns)
-
-
-def _with_numbers(interactions: Frame, path: Path) -> Frame:
-    """The same with the timestamps as numbers."""
-    raw = interactions["timestamp"]
-    if pd.api.types.is_datetime64_any_dtype(raw):
-        numbers = raw.astype("int64").where(raw.notna())
-    else:
-        numbers = pd.to_numeric(raw, errors="coerce")
-    if numbers.isna().any():
-        row = int(numbers.isna().to_numpy().argmax())
-        raise InputError(f"{path}: timestamp {raw.iloc[row]!r} of interaction {row + 1:,} is not a number")
-    return interactions.assign(timestamp=numbers)
-
-
 def _movielens_100k_files(raw: Path | None) -> list[Path]:
     if raw is None:
         spec = importlib.util.find_spec("recbole")  # its files are read, the package is never imported
@@ -138,15 +69,18 @@ def _movielens_100k_files(raw: Path | None) -> list[Path]:
     return _existing(raw, ("ml-100k.inter", "ml-100k.item"), "the folder is that of recbole's dataset_example/ml-100k")
 
 
-def _movielens_100k(files: list[Path], _: Columns) -> Raw:
+def _movielens_100k(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
     inter, item = files
-    names = {"user_id:token": "user", "item_id:token": "item", "timestamp:float": "timestamp"}
-    interactions = _with_numbers(_csv(inter, names, sep="\t"), inter)
-    names = {"item_id:token": "item", "movie_title:token_seq": "title", "release_year:token": "year"}
-    titles = _csv(item, names, sep="\t", quoting=3)
-    year = titles["year"].map(lambda value: f" ({value})", na_action="ignore").fillna("")
-    titles["title"] = (titles["title"] + year).map(movie_title, na_action="ignore")
-    return Raw(interactions, titles[["item", "title"]])
+    events = {"user_id:token": "user", "item_id:token": "item", "timestamp:float": "timestamp"}
+    names = {"item_id:token": "item", "movie_title:token_seq": "name", "release_year:token": "year"}
+
+    def titles() -> Iterator[pa.Table]:
+        for table in csv_batches(item, names, bad, delimiter="\t", quoted=False):
+            year = pc.if_else(pc.is_valid(table["year"]), pc.binary_join_element_wise(" (", table["year"], ")", ""), "")
+            title = pc.binary_join_element_wise(table["name"], year, "")
+            yield pa.table([table["item"], title], names=["item", "title"])
+
+    return RawTables(lambda: csv_batches(inter, events, bad, delimiter="\t"), titles, movie_title)
 
 
 MOVIELENS = "MovieLens data sets are at https://files.grouplens.org/datasets/movielens/"
@@ -158,31 +92,37 @@ def _movielens_files(raw: Path | None) -> list[Path]:
     return _existing(raw, ("ratings.csv", "movies.csv"), MOVIELENS)
 
 
-def _movielens(files: list[Path], _: Columns) -> Raw:
+def _movielens(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
     ratings, movies = files
     if ratings.suffix == ".dat":
-        interactions = _csv(ratings, None, sep=":", header=None, usecols=[0, 2, 6], names=[*"abcdefg"])
-        interactions.columns = ["user", "item", "timestamp"]
-        titles = pd.DataFrame(_double_colon_lines(movies), columns=["item", "title"])
-    else:
-        names = {"userId": "user", "movieId": "item", "timestamp": "timestamp"}
-        interactions = _csv(ratings, names)
-        titles = _csv(movies, {"movieId": "item", "title": "title"})
-    titles["title"] = titles["title"].map(movie_title, na_action="ignore")
-    return Raw(_with_numbers(interactions, ratings), titles)
+        columns = {"a": "user", "c": "item", "g": "timestamp"}  # between two colons there is an empty field
+        return RawTables(
+            lambda: csv_batches(ratings, columns, bad, names=[*"abcdefg"], delimiter=":", quoted=False),
+            lambda: _double_colon_lines(movies, bad),
+            movie_title,
+        )
+    events = {"userId": "user", "movieId": "item", "timestamp": "timestamp"}
+    return RawTables(
+        lambda: csv_batches(ratings, events, bad),
+        lambda: csv_batches(movies, {"movieId": "item", "title": "title"}, bad),
+        movie_title,
+    )
 
 
-def _double_colon_lines(path: Path) -> Iterator[list[str]]:
+def _double_colon_lines(path: Path, bad: BadLines) -> Iterator[pa.Table]:
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:  # MovieLens-1M is ISO-8859-1; all others are UTF-8
         text = content.decode("iso-8859-1")
-    for line in text.splitlines():
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split("::")
-        if len(fields) != 3:
-            raise InputError(f"{path}: {line!r} is not item::title::genres")
-        yield fields[:2]
+        if len(fields) == 3:
+            rows.append(fields[:2])
+        else:
+            bad.add(path, number, f"is {line!r}, not item::title::genres")
+    yield pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names=["item", "title"])
 
 
 AMAZON = (
@@ -204,40 +144,30 @@ def _amazon_files(raw: Path | None) -> list[Path]:
     return [ratings[0], metadata[0]]
 
 
-def _amazon(files: list[Path], _: Columns) -> Raw:
+def _amazon(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
     ratings, metadata = files
-    if ratings.name.removesuffix(".gz").endswith(".csv"):
-        # The ratings of 2014 name the user first, the later "ratings only" files the item.
-        order = ("user", "item") if ratings.name.startswith("ratings_") else ("item", "user")
-        interactions = _csv(ratings, None, header=None, names=[*order, "rating", "timestamp"])
-    else:
-        keys = ("reviewerID", "user_id"), ("parent_asin", "asin"), ("unixReviewTime", "timestamp")
-        rows = [[_first(line, names) for names in keys] for line in _json_lines(ratings)]
-        interactions = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
-    titles = [[_first(line, ("parent_asin", "asin")), line.get("title")] for line in _json_lines(metadata)]
-    table = pd.DataFrame(titles, columns=["item", "title"])
-    table["title"] = table["title"].map(product_title, na_action="ignore")
-    return Raw(_with_numbers(interactions[["user", "item", "timestamp"]], ratings), table)
+    product = _first("parent_asin", "asin")
+
+    def interactions() -> Iterator[pa.Table]:
+        if ratings.name.removesuffix(".gz").endswith(".csv"):
+            # The ratings of 2014 name the user first, the later "ratings only" files the item.
+            order = ["user", "item"] if ratings.name.startswith("ratings_") else ["item", "user"]
+            columns = {name: name for name in ("user", "item", "timestamp")}
+            return csv_batches(ratings, columns, bad, names=[*order, "rating", "timestamp"])
+        fields = {
+            "user": _first("reviewerID", "user_id"),
+            "item": product,
+            "timestamp": _first("unixReviewTime", "timestamp"),
+        }
+        return json_batches(ratings, fields, bad)
+
+    titles = {"item": product, "title": _first("title")}
+    return RawTables(interactions, lambda: json_batches(metadata, titles, bad), product_title)
 
 
-def _first(line: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((line[name] for name in names if name in line), None)
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of JSON lines, or of Python literals as in the metadata of 2014, which are parsed and never run."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                try:
-                    found = json.loads(line) if '"' in line[:3] else ast.literal_eval(line)
-                    found.keys()
-                except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError):
-                    raise InputError(f"{path}: line {number:,} is neither JSON nor a Python literal") from None
-                yield found
-        except (UnicodeDecodeError, EOFError, OSError) as error:
-            raise InputError(f"{path} does not read ({error}); check that the download is complete") from None
+def _first(*names: str) -> Callable[[Mapping[str, Any]], Any]:
+    """Takes the first of the fields that a line has."""
+    return lambda line: next((line[name] for name in names if name in line), None)
 
 
 def _table_files(raw: Path | None) -> list[Path]:
@@ -253,24 +183,39 @@ def _table_files(raw: Path | None) -> list[Path]:
     return files
 
 
-def _table(files: list[Path], columns: Columns) -> Raw:
+def _table(files: list[Path], columns: Columns, bad: BadLines) -> RawTables:
     names = {columns.user: "user", columns.item: "item", columns.timestamp: "timestamp", columns.title: "title"}
     if len(names) < 4:
         raise InputError("--user-column, --item-column, --timestamp-column and --title-column must be four columns")
-    frames = []
-    for path in files:
-        if path.suffix == ".parquet":
-            try:
-                frame = _select(pd.read_parquet(path), names, path)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} does not read as Parquet ({error})") from None
-            for name in ("user", "item", "title"):
-                frame[name] = frame[name].map(str, na_action="ignore")
-        else:
-            frame = _csv(path, names)
-        frames.append(_with_numbers(frame, path))
-    table = pd.concat(frames, ignore_index=True)
-    return Raw(table[["user", "item", "timestamp"]], table[["item", "title"]])
+    if files[0].suffix != ".parquet":
+        return RawTables(lambda: (table for path in files for table in csv_batches(path, names, bad)))
+    kinds = _id_types(files, columns)
+
+    def interactions() -> Iterator[pa.Table]:
+        for path in files:
+            for table in parquet_batches(path, names):
+                arrays = [table[name].cast(kind) for name, kind in kinds.items()]
+                yield pa.table([*arrays, table["timestamp"]], names=[*kinds, "timestamp"])
+
+    return RawTables(interactions)
+
+
+def _id_types(files: list[Path], columns: Columns) -> dict[str, pa.DataType]:
+    """Ids stay integers where they are in every file, which is quicker; else they are strings, as titles are."""
+    kinds = {"title": pa.string()}
+    for name, column in (("user", columns.user), ("item", columns.item)):
+        found = set()
+        for path in files:
+            with readable(path, "Parquet"):
+                schema = pq.read_schema(path)
+            check_columns(path, schema.names, vars(columns).values())
+            kind = schema.field(column).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise InputError(f"{path}: column {column} holds {kind}; ids must be integers or strings")
+            found.add(pa.int64() if pa.types.is_integer(kind) else pa.string())
+        kinds[name] = found.pop() if len(found) == 1 else pa.string()
+    return kinds
 
 
 SOURCES: Mapping[str, Source] = {

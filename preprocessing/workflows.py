@@ -1,32 +1,39 @@
-"""The NVTabular workflows: title filter, iterative k-core, item numbers, sequences, leave-one-out.
+"""The NVTabular workflows: title filter, iterative k-core, item numbers, sequences with leave-one-out.
 
-One code path through Merlin's dispatch: cudf where there is a GPU, pandas elsewhere. Two rules of NVTabular 23.8 shape
-it: an operator that drops or groups rows must be the last of its own workflow (where it leaves a partition empty, the
-next operator would get the rows and columns before it), and Groupby reads its keys from the data set and not from an
-operator before it, so the encoded interactions are written and opened again.
+One code path through Merlin's dispatch: cudf where there is a GPU, pandas elsewhere. Nothing holds all interactions in
+memory but the k-core, as two 32-bit codes each. Two rules of NVTabular 23.8 shape it: an operator that drops or groups
+rows must be the last of its own workflow (where it leaves a partition empty, the next operator would get the rows and
+columns before it), and a partition that is grouped must hold whole users, so the encoded interactions are written in
+buckets of users and opened again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
+import numpy as np
 import nvtabular as nvt
-import pyarrow as pa
-from merlin.core.dispatch import concat, get_lib, to_arrow
+from merlin.core.dispatch import concat, create_multihot_col, get_lib, to_arrow
 from merlin.dag import BaseOperator, ColumnSelector
 from merlin.io import Dataset
-from merlin.schema import ColumnSchema
-from nvtabular.ops import Categorify, Groupby, StatOperator
+from merlin.schema import ColumnSchema, Tags
+from numpy.typing import NDArray
+from nvtabular.ops import Categorify, StatOperator
 
 FIRST_CATEGORY = 3
 """Categorify's ids: 0 is padding, 1 null, 2 unknown; the vocabulary begins at 3."""
+FIRST_BUCKET = 1_000_000
+"""Buckets are folders, whose names sort as numbers only while they are equally long."""
+BUCKET_ROWS = 2_000_000
+"""Interactions of the users of one bucket, about: what is sorted at a time."""
+COLUMNS = ["user", "item", "timestamp"]
 
 
 class KeepItems(BaseOperator):  # type: ignore[misc]
     """Drops the interactions of items that are not in a list: those without a title."""
 
-    def __init__(self, items: Iterable[str]) -> None:
+    def __init__(self, items: Iterable[Any]) -> None:
         super().__init__()
         self.items = list(items)
 
@@ -39,22 +46,26 @@ class KCore(StatOperator):  # type: ignore[misc]
     """Drops users and items with fewer than ``minimum`` interactions until every one that is left has enough.
 
     The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core). Once fitted,
-    :attr:`users` and :attr:`items` hold the survivors' numbers of interactions by raw id.
+    :attr:`users` and :attr:`items` hold the survivors' numbers of interactions by raw id, :attr:`sizes` how many
+    interactions of each partition survive, and :attr:`seen` how many came in.
     """
 
     def __init__(self, minimum: int) -> None:
         super().__init__()
         self.minimum = minimum
-        self.users: dict[str, int] = {}
-        self.items: dict[str, int] = {}
+        self.users: dict[Any, int] = {}
+        self.items: dict[Any, int] = {}
+        self.sizes: list[int] = []
+        self.seen = 0
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Delays the fixpoint over all partitions."""
-        return dask.delayed(_survivors)(ddf[["user", "item"]].to_delayed(), self.minimum)
+        """Delays the fixpoint over all partitions, each of which is reduced to codes first."""
+        coded = [dask.delayed(_code)(partition) for partition in ddf[["user", "item"]].to_delayed()]
+        return dask.delayed(_survivors)(coded, self.minimum)
 
     def fit_finalize(self, dask_stats: Any) -> None:
         """Keeps the surviving ids with their numbers of interactions."""
-        self.users, self.items = dask_stats
+        self.users, self.items, self.sizes, self.seen = dask_stats
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Rows whose user and item survive."""
@@ -62,97 +73,179 @@ class KCore(StatOperator):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forgets the fitted ids."""
-        self.users, self.items = {}, {}
+        self.users, self.items, self.sizes, self.seen = {}, {}, [], 0
 
 
-def _survivors(partitions: list[Any], minimum: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of interactions of the surviving users and items."""
-    frame = concat(partitions)
-    while len(frame):
-        before = len(frame)
-        for column in ("item", "user"):
-            counts = frame[column].value_counts()
-            frame = frame[frame[column].isin(counts[counts >= minimum].index)]
-        if len(frame) == before:
-            break
-    return _counts(frame["user"]), _counts(frame["item"])
+class _Coded(NamedTuple):
+    """A column as codes into its distinct values."""
+
+    codes: Any  # [rows] int32
+    values: Any  # [distinct]
 
 
-def _counts(ids: Any) -> dict[str, int]:
-    table = to_arrow(ids.value_counts().rename("count").rename_axis("id").reset_index())
+def _code(frame: Any) -> tuple[_Coded, _Coded]:
+    columns = []
+    for name in ("user", "item"):
+        codes, values = frame[name].factorize()
+        columns.append(_Coded(codes.astype(np.int32), get_lib().Series(values)))
+    return columns[0], columns[1]
+
+
+def _join(parts: Sequence[_Coded]) -> _Coded:
+    """Several partitions' codes as codes into the distinct values of all of them."""
+    codes, values = concat([part.values for part in parts]).factorize()
+    codes = codes.astype(np.int32)
+    ends = np.cumsum([len(part.values) for part in parts])
+    joined = [codes[end - len(part.values) : end][part.codes] for part, end in zip(parts, ends, strict=True)]
+    return _Coded(np.concatenate(joined), get_lib().Series(values))
+
+
+def _survivors(
+    partitions: list[tuple[_Coded, _Coded]], minimum: int
+) -> tuple[dict[Any, int], dict[Any, int], list[int], int]:
+    """Interactions of each surviving user and item, those of each partition that survive, and how many there were."""
+    users, items = (_join(parts) for parts in zip(*partitions, strict=True))
+    codes = [items.codes, users.codes]
+    before = -1
+    while len(codes[0]) != before:
+        before = len(codes[0])
+        for column in (0, 1):
+            kept = (np.bincount(codes[column]) >= minimum)[codes[column]]
+            codes = [column_codes[kept] for column_codes in codes]
+    counts = [
+        np.bincount(left, minlength=len(column.values)) for left, column in zip(codes, (items, users), strict=True)
+    ]
+    survive = (counts[1] > 0)[users.codes] & (counts[0] > 0)[items.codes]
+    ends = np.cumsum([len(part.codes) for part, _ in partitions])
+    sizes = [int(part.sum()) for part in np.split(survive, ends[:-1])]
+    return _named(counts[1], users.values), _named(counts[0], items.values), sizes, len(users.codes)
+
+
+def _named(counts: Any, values: Any) -> dict[Any, int]:
+    table = to_arrow(get_lib().DataFrame({"id": values, "count": counts})[counts > 0])
     return dict(zip(table["id"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
-class LeaveOneOut(BaseOperator):  # type: ignore[misc]
-    """Splits each sequence and turns Categorify's ids into item numbers.
+class UserBucket(BaseOperator):  # type: ignore[misc]
+    """Numbers a share of the users in a row alike, so that their interactions are written together."""
 
-    The last item is for test, the one before for validation, the rest for training.
-    """
+    def __init__(self, users: int) -> None:
+        """Args:
+        users: of a bucket.
+        """
+        super().__init__()
+        self.users = users
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """``item_list`` to ``training`` (a list), ``validation`` and ``test``."""
-        offset = FIRST_CATEGORY - 1
-        rows = [[item - offset for item in row] for row in to_arrow(df[["item_list"]])["item_list"].to_pylist()]
-        frame = type(df)({"user": df["user"].reset_index(drop=True)})
-        frame["training"] = [row[:-2] for row in rows]
-        frame["validation"] = [row[-2] for row in rows]
-        frame["test"] = [row[-1] for row in rows]
+        """``user`` (Categorify's id) to ``bucket``."""
+        return type(df)({"bucket": FIRST_BUCKET + df["user"] // self.users})
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """Which input each output column comes from."""
+        return {"bucket": ["user"]}
+
+
+class Sequences(BaseOperator):  # type: ignore[misc]
+    """One row a user: interactions in chronological order, the last for test, the one before for validation.
+
+    Categorify's ids become raw ids of users and item numbers, which begin at 1. Each user must have three interactions
+    at least, all of them in the same partition.
+    """
+
+    def __init__(self, users: Sequence[str], places: NDArray[np.int64]) -> None:
+        """Args:
+        users: raw ids in the order of Categorify's vocabulary.
+        places: the place of each item of the vocabulary among their raw ids in order, which decides ties of time.
+        """
+        super().__init__()
+        self.users = list(users)
+        self.places = places
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """``user``, ``item``, ``timestamp`` to ``user``, ``training`` (a list), ``validation`` and ``test``."""
+        series = get_lib().Series
+        code = df["item"] - FIRST_CATEGORY
+        df = df.assign(item=code + 1, place=series(self.places).take(code).values)
+        df = df.sort_values(["user", "timestamp", "place"])
+        user, item = df["user"], df["item"].astype("int32")
+        last = user != user.shift(-1)
+        before_last = ~last & (user != user.shift(-2))
+        held_out = last | before_last
+        ends = np.cumsum(np.diff(np.flatnonzero(last.values), prepend=-1) - 2)  # of the training parts, joined
+        frame = type(df)({"user": series(self.users).take(user[last] - FIRST_CATEGORY).values})
+        frame["training"] = create_multihot_col(np.append(0, ends), item[~held_out])
+        frame["validation"] = item[before_last].values
+        frame["test"] = item[last].values
         return frame
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """Which input each output column comes from."""
-        return {"user": ["user"], **{name: ["item_list"] for name in ("training", "validation", "test")}}
+        return {"user": ["user"], **{name: ["item"] for name in ("training", "validation", "test")}}
 
     def _compute_shape(self, col_schema: ColumnSchema, input_schema: Any) -> ColumnSchema:
-        if col_schema.name == "training":
-            return col_schema.with_shape(((0, None), (0, None)))
-        return col_schema.with_shape(((0, None),))
+        return col_schema.with_shape(((0, None), (0, None)) if col_schema.name == "training" else ((0, None),))
+
+    def _compute_dtype(self, col_schema: ColumnSchema, input_schema: Any) -> ColumnSchema:
+        return col_schema.with_dtype(np.dtype(object) if col_schema.name == "user" else np.int32)
+
+    def _compute_tags(self, col_schema: ColumnSchema, input_schema: Any) -> ColumnSchema:
+        tags = {
+            "user": [Tags.USER_ID, Tags.USER],
+            "training": [Tags.ITEM_ID, Tags.ITEM, Tags.SEQUENCE],
+        }
+        return col_schema.with_tags(tags.get(col_schema.name, [Tags.ITEM_ID, Tags.ITEM, Tags.TARGET]))
 
 
-COLUMNS = ["user", "item", "timestamp", "item_order"]
+# Workflows without anything to learn are not fitted: that would run the whole first partition for the types of columns,
+# which the operators declare.
 
 
-def keep_titled(interactions: Dataset, titled: Iterable[str]) -> tuple[nvt.Workflow, Dataset]:
+def open_interactions(path: Path) -> Dataset:
+    """Interactions in Parquet, a row group a partition."""
+    return Dataset(str(path), engine="parquet", row_groups_per_part=1)
+
+
+def keep_titled(interactions: Dataset, titled: Iterable[Any]) -> tuple[nvt.Workflow, Dataset]:
     """Interactions of items that have a title."""
     workflow = nvt.Workflow(COLUMNS >> KeepItems(titled))
-    return workflow, workflow.fit_transform(interactions)
+    return workflow, workflow.transform(interactions)
 
 
 def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore, Dataset]:
-    """Interactions of the k-core, and the operator that holds its users and items."""
+    """Interactions of the k-core without the partitions that it empties, and the operator with its users and items."""
     core = KCore(minimum)
     workflow = nvt.Workflow(COLUMNS >> core)
     workflow.fit(interactions)
-    return workflow, core, workflow.transform(interactions)
+    kept = workflow.transform(interactions)
+    left = [place for place, size in enumerate(core.sizes) if size]
+    # Categorify fails on an empty partition.
+    return workflow, core, Dataset(kept.to_ddf().partitions[left], schema=kept.schema) if left else kept
 
 
-def encode(interactions: Dataset, users: list[str], items: list[str], folder: Path) -> tuple[nvt.Workflow, Dataset]:
-    """Raw ids to Categorify's ids in the order of the given vocabularies, through a Parquet folder."""
+def encode(
+    interactions: Dataset, users: Sequence[Any], items: Sequence[Any], rows: int, folder: Path
+) -> tuple[nvt.Workflow, Dataset]:
+    """Raw ids to Categorify's ids in the order of the given vocabularies; every partition holds whole users.
+
+    Args:
+        interactions: of these users and items, ``rows`` in all.
+        users: raw ids.
+        items: raw ids.
+        rows: number of interactions.
+        folder: where the encoded interactions are written in buckets of users.
+    """
     vocabularies = {"user": get_lib().Series(users), "item": get_lib().Series(items)}
-    categories = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
-    workflow = nvt.Workflow(categories + ["timestamp", "item_order"])  # noqa: RUF005 - this + joins columns
-    workflow.fit_transform(_without_empty(interactions)).to_parquet(str(folder / "encoded"))
-    files = sorted(str(path) for path in (folder / "encoded").glob("*.parquet"))
-    return workflow, Dataset(files, engine="parquet")
+    codes = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
+    bucket = codes["user"] >> UserBucket(-(-len(users) * BUCKET_ROWS // rows))
+    workflow = nvt.Workflow(codes + bucket + ["timestamp"])
+    encoded = folder / "encoded"
+    # Dask's own to_parquet: Merlin's cannot write folders of a column without a GPU.
+    frame = workflow.transform(interactions).to_ddf()
+    frame.to_parquet(str(encoded), partition_on=["bucket"], write_index=False)
+    return workflow, Dataset(str(encoded), engine="parquet").shuffle_by_keys(["bucket"], hive_data=True)
 
 
-def _without_empty(interactions: Dataset) -> Dataset:
-    """The same without the partitions that the filters left empty: Categorify fails on them."""
-    frame = interactions.to_ddf()
-    sizes = frame.map_partitions(len).compute()
-    return Dataset(frame.partitions[[place for place, size in enumerate(sizes) if size]])
-
-
-def sequences(encoded: Dataset) -> tuple[nvt.Workflow, Dataset]:
-    """One row a user: ``user`` and, in chronological order, ``item_list``, in Categorify's ids."""
-    grouped = COLUMNS >> Groupby(
-        groupby_cols=["user"], sort_cols=["timestamp", "item_order"], aggs={"item": ["list"]}, name_sep="_"
-    )
-    workflow = nvt.Workflow(grouped)
-    return workflow, workflow.fit_transform(encoded.shuffle_by_keys(["user"]))
-
-
-def split(grouped: Dataset) -> tuple[nvt.Workflow, pa.Table]:
-    """One row a user, ordered by user: ``user`` (Categorify's id), ``training``, ``validation``, ``test``."""
-    workflow = nvt.Workflow(["user", "item_list"] >> LeaveOneOut())
-    return workflow, to_arrow(workflow.fit_transform(grouped).to_ddf().compute()).sort_by("user")
+def sequences(encoded: Dataset, users: Sequence[str], places: NDArray[np.int64]) -> tuple[nvt.Workflow, Dataset]:
+    """One row a user, in the order of the vocabulary; see :class:`Sequences`."""
+    workflow = nvt.Workflow(COLUMNS >> Sequences(users, places))
+    return workflow, workflow.transform(encoded)

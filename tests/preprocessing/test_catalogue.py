@@ -12,7 +12,9 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 
 @pytest.fixture
 def catalogue(tmp_path):
-    Catalogue([b"50", b"caf\xc3\xa9", b"7"], ["Star Wars (1977)", "Café", "Fell away"], 2).write(tmp_path / ITEMS_FILE)
+    Catalogue([b"50", b"caf\xc3\xa9", b"7"], ["Star Wars (1977)", "Café", "Fell away"], [9, 4]).write(
+        tmp_path / ITEMS_FILE
+    )
     return Catalogue.load(tmp_path / ITEMS_FILE)
 
 
@@ -39,16 +41,16 @@ def test_other_readers_find_the_documented_columns(tmp_path, catalogue):
         "item": "int32",
         "raw": "string",
         "title": "string",
-        "trained": "bool",
+        "training_count": "int64",
     }
     assert table["item"].to_pylist() == [1, 2, 3]
-    assert table["trained"].to_pylist() == [True, True, False]
+    assert table["training_count"].to_pylist() == [9, 4, None]
 
 
 @given(ids=st.lists(st.text(min_size=1), unique=True, min_size=1))
 def test_number_and_raw_id_are_inverse(ids):
     """raw(number(x)) = x for every id."""
-    catalogue = Catalogue([raw.encode() for raw in ids], ids, len(ids))
+    catalogue = Catalogue([raw.encode() for raw in ids], ids, [1] * len(ids))
     for raw in ids:
         item = catalogue.number(raw.encode())
         assert item is not None

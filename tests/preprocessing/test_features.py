@@ -20,9 +20,8 @@ def raw(item: int) -> bytes:
     return f"tt{item:04}".encode()
 
 
-ENCODER = FeatureEncoder(
-    Catalogue([raw(item) for item in range(1, TITLED + 1)], [f"Film {item}" for item in range(1, TITLED + 1)], TRAINED)
-)
+ITEMS = range(1, TITLED + 1)
+ENCODER = FeatureEncoder(Catalogue([raw(item) for item in ITEMS], [f"Film {item}" for item in ITEMS], [1] * TRAINED))
 
 
 def test_history_keeps_order_and_repetitions_and_counts_the_rest():

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from merlin.io import Dataset
+from merlin.schema import Tags
 
+from preprocessing import ingest, workflows
 from preprocessing.artifacts import read_manifest
 from preprocessing.data import KIND, load_data
 from preprocessing.errors import InputError
@@ -75,7 +79,9 @@ def test_the_order_of_raw_rows_is_no_matter(tmp_path):
         folder.mkdir()
         order = np.random.default_rng(seed).permutation(len(rows))
         preprocess(write_log(folder / "log.csv", [rows[place] for place in order]), folder)
-        contents.append([(folder / "data" / name).read_bytes() for name in ("items.parquet", "sequences.parquet")])
+        contents.append(
+            [(folder / "data" / name).read_bytes() for name in ("items.parquet", "sequences/part_0.parquet")]
+        )
     assert contents[0] == contents[1] == contents[2]
 
 
@@ -152,7 +158,7 @@ def test_manifest_and_statistics_say_what_was_made(tmp_path):
     manifest = read_manifest(tmp_path / "data", KIND, "")
     assert dict(manifest.facts) == statistics.row()
     assert json.loads((tmp_path / "data" / "statistics.json").read_text()) == statistics.row()
-    for name in ("titled", "core", "encode", "sequences", "split"):
+    for name in ("titled", "core", "encode", "sequences"):
         assert f"workflow/{name}/workflow.pkl" in manifest.files
 
 
@@ -178,6 +184,56 @@ def test_other_raw_data_or_options_are_made_anew(tmp_path):
     assert preprocess(write_log(tmp_path / "log.csv", generated(2)), tmp_path) != first
 
 
+def test_partitions_are_no_matter(tmp_path, monkeypatch):
+    """Seven partitions and six buckets of users give what one of each gives."""
+    options = write_log(tmp_path / "log.csv", generated(3))
+    preprocess(options, tmp_path / "one")
+    monkeypatch.setattr(ingest, "PARTITION_ROWS", 25)
+    monkeypatch.setattr(workflows, "BUCKET_ROWS", 30)
+    preprocess(options, tmp_path / "many")
+    one, many = (load_data(tmp_path / name) for name in ("one", "many"))
+    assert len(list((tmp_path / "many" / "data" / "sequences").glob("part_*.parquet"))) == 6
+    assert many.users == one.users
+    assert [row.tolist() for row in many.training] == [row.tolist() for row in one.training]
+    assert (many.validation.tolist(), many.test.tolist()) == (one.validation.tolist(), one.test.tolist())
+    assert (tmp_path / "many/data/items.parquet").read_bytes() == (tmp_path / "one/data/items.parquet").read_bytes()
+
+
+def test_training_counts_are_of_training_alone(tmp_path):
+    """Three users with items 1, 2, 3, 1 in time: 1 and 2 train thrice; 3, validated thrice, trains never."""
+    rows = [(user, item, stamp) for user in "abc" for stamp, item in enumerate((1, 2, 3, 1))]
+    preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
+    catalogue = load_data(tmp_path).catalogue
+    counts = {catalogue.raw(item): catalogue.counts[item - 1] for item in (1, 2, 3)}
+    assert counts == {b"1": 3, b"2": 3, b"3": 0}
+
+
+def test_integer_ids_of_parquet_are_as_their_strings(tmp_path):
+    """The same log with integer and with string ids: equal users, items and sequences."""
+    frame = pd.DataFrame(generated(5), columns=["user", "item", "timestamp"])
+    frame["title"] = "Film " + frame["item"].astype(str)
+    contents = []
+    for kind in ("int64", "str"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        frame.astype({"user": kind, "item": kind}).to_parquet(folder / "log.parquet")
+        preprocess(Preprocessing(dataset="table", raw=folder / "log.parquet", minimum=3), folder)
+        names = "items.parquet", "sequences/part_0.parquet"
+        contents.append([(folder / "data" / name).read_bytes() for name in names])
+    assert contents[0] == contents[1]
+
+
+def test_other_merlin_tools_understand_the_sequences(tmp_path):
+    """Opened as a Merlin data set, the columns carry their tags and the list is one."""
+    preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path)
+    schema = Dataset(str(tmp_path / "data" / "sequences"), engine="parquet").schema
+    assert schema.select_by_tag(Tags.USER_ID).column_names == ["user"]
+    assert schema.select_by_tag(Tags.ITEM_ID).column_names == ["training", "validation", "test"]
+    assert schema.select_by_tag(Tags.SEQUENCE).column_names == ["training"]
+    assert schema["training"].is_list
+    assert not schema["test"].is_list
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -198,6 +254,26 @@ def test_refused_data_leaves_what_was_there(tmp_path, rows, message):
     assert load_data(good).statistics == expected
     assert not list(bad.glob("*"))
     assert [path.name for path in good.iterdir()] == ["data"]
+
+
+def test_titles_of_other_items_are_refused(tmp_path):
+    """Ratings and movies that name items differently share none."""
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "1,10,4.0,100\n" * 9)
+    (tmp_path / "movies.csv").write_text("movieId,title\ntt10,Film\n")
+    with pytest.raises(InputError, match="no item of the interactions has a title"):
+        preprocess(Preprocessing(dataset="movielens", raw=tmp_path), tmp_path / "out")
+
+
+def test_bad_lines_are_skipped_and_counted_on_request(tmp_path, caplog):
+    """A line of two fields stops the stage; with ``skip_bad_lines`` the log says how many were left out."""
+    options = write_log(tmp_path / "log.csv", generated(1))
+    expected = preprocess(options, tmp_path / "whole")
+    with options.raw.open("a") as file:
+        file.write("1,2\n")
+    with pytest.raises(InputError, match="has 2 fields, not 4; mend the file or give --skip-bad-lines"):
+        preprocess(options, tmp_path / "out")
+    assert preprocess(replace(options, skip_bad_lines=True), tmp_path / "out") == expected
+    assert "log.csv: 1 lines skipped" in caplog.text
 
 
 def test_a_minimum_below_three_is_refused():

@@ -2,21 +2,32 @@
 
 import gzip
 import importlib.util
+import tempfile
+from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.sources import Columns, raw_files, read_raw
+from preprocessing.ingest import ingest
+from preprocessing.readers import BadLines
+from preprocessing.sources import SOURCES, Columns, raw_files
 
 DEFAULT_COLUMNS = Columns()
 
 
-def read(dataset, folder, columns=DEFAULT_COLUMNS):
-    """Interactions as (user, item, timestamp) and titles by item."""
-    raw = read_raw(dataset, raw_files(dataset, folder), columns)
-    interactions = list(raw.interactions[["user", "item", "timestamp"]].itertuples(index=False, name=None))
-    return interactions, dict(zip(raw.titles["item"], raw.titles["title"], strict=True))
+def read(dataset, folder, columns=DEFAULT_COLUMNS, bad=None):
+    """Interactions as (user, item, timestamp) and titles by item; ids as strings, whatever they are in Parquet."""
+    files = raw_files(dataset, folder)
+    tables = SOURCES[dataset].read(files, columns, bad or BadLines())
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = ingest(tables, Path(scratch) / "interactions.parquet", ", ".join(path.name for path in files))
+        table = pq.read_table(raw.interactions)
+    assert len(table) == raw.rows
+    users, items, times = (table[name].to_pylist() for name in ("user", "item", "timestamp"))
+    interactions = list(zip(map(str, users), map(str, items), times, strict=True))
+    return interactions, {str(item): title for item, title in raw.titles.items()}
 
 
 def files(folder, **contents):
@@ -176,7 +187,7 @@ BAD = {
     "a timestamp that is absent": (
         "movielens",
         {"ratings__csv": RATINGS + "3,10,4.0,\n", "movies__csv": MOVIES},
-        "timestamp nan of interaction 3 is not a number",
+        "interaction 3 has no timestamp",
     ),
     "an interaction without a user": (
         "movielens",
@@ -187,11 +198,6 @@ BAD = {
         "movielens",
         {"ratings__csv": RATINGS, "movies__csv": "movieId,title\n10,\n20,  \n"},
         "no item has a title",
-    ),
-    "titles of other items": (
-        "movielens",
-        {"ratings__csv": RATINGS, "movies__csv": "movieId,title\ntt10,Film\n"},
-        "no item of the interactions has a title",
     ),
     "not UTF-8": (
         "movielens",
@@ -206,7 +212,7 @@ BAD = {
     "colons missing": (
         "movielens",
         {"ratings__dat": "1::10::4::100\n", "movies__dat": "10::Film\n"},
-        "'10::Film' is not item::title::genres",
+        "line 1 is '10::Film', not item::title::genres",
     ),
     "no metadata": ("amazon", {"ratings_Beauty__csv": RATINGS_2014}, "1 ratings files and 0 meta files"),
     "metadata cut short": (
@@ -223,6 +229,21 @@ BAD = {
         "amazon",
         {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json": '["B1"]\n'},
         "line 1 is neither JSON nor a Python literal",
+    ),
+    "a field missing": (
+        "movielens",
+        {"ratings__csv": RATINGS + "3,10\n", "movies__csv": MOVIES},
+        "ratings.csv: line 4 has 2 fields, not 4",
+    ),
+    "before 1970": (
+        "movielens",
+        {"ratings__csv": RATINGS + "3,10,4.0,-5\n", "movies__csv": MOVIES},
+        "timestamp -5 of interaction 3 is negative",
+    ),
+    "in the future": (
+        "movielens",
+        {"ratings__csv": RATINGS + "3,10,4.0,99999999999\n", "movies__csv": MOVIES},
+        "timestamp 99999999999 of interaction 3 lies in the future",
     ),
     "no Parquet in the folder": ("table", {"log__csv": "user\n"}, "holds no \\*.parquet file"),
 }
@@ -245,6 +266,50 @@ def test_a_table_that_is_no_table(tmp_path):
         read("table", tmp_path / "absent.csv")
     with pytest.raises(InputError, match="must be four columns"):
         read("table", broken, Columns("a", "a", "b", "c"))
+
+
+def test_a_fraction_anywhere_makes_all_times_fractions(tmp_path):
+    """The last of three timestamps has one; the order is by value, not by text."""
+    path = files(tmp_path, log__csv="user,item,timestamp,title\n1,10,9,A\n2,10,10,A\n3,10,9.5,A\n") / "log.csv"
+    assert read("table", path)[0] == [("1", "10", 9.0), ("2", "10", 10.0), ("3", "10", 9.5)]
+
+
+def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
+    """They are strings in all: 10 and "10" are one item."""
+    for place, kind in enumerate(("int64", "str")):
+        TABLE.astype({"what": kind}).to_parquet(tmp_path / f"{place}.parquet")
+    interactions, titles = read("table", tmp_path, COLUMNS)
+    assert [item for _, item, _ in interactions] == ["10", "20", "10", "20"]
+    assert set(titles) == {"10", "20"}
+
+
+def test_ids_of_parquet_that_are_neither(tmp_path):
+    """Fractions come of missing values; which integer was meant is not to be guessed."""
+    TABLE.astype({"what": "float64"}).to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match="column what holds double; ids must be integers or strings"):
+        read("table", tmp_path / "log.parquet", COLUMNS)
+
+
+WILD_TITLES = {1: " A\x00\nB\u2028\tC ", 2: "x" * 100_000, 3: "\x07\n"}
+
+
+def test_titles_are_one_bounded_line(tmp_path):
+    """Control characters and line breaks become spaces, and 100,000 characters are cut to 1,000."""
+    rows = [{"user": 1, "item": item, "timestamp": 1, "title": title} for item, title in WILD_TITLES.items()]
+    pd.DataFrame(rows).to_parquet(tmp_path / "log.parquet")
+    assert read("table", tmp_path / "log.parquet")[1] == {"1": "A B C", "2": "x" * 1000}
+
+
+def test_skipped_lines_are_counted_by_file(tmp_path):
+    """Two broken lines of JSON and one of CSV; the rest is read."""
+    meta = META_2014.splitlines()[0] + "\n{broken\n[]\n"
+    files(tmp_path, ratings_Beauty__csv=RATINGS_2014 + "U3,B1\n", meta_Beauty__json=meta)
+    bad = BadLines(skip=True)
+    assert len(read("amazon", tmp_path, bad=bad)[0]) == 2
+    assert {Path(name).name: count for name, count in bad.counts.items()} == {
+        "ratings_Beauty.csv": 1,
+        "meta_Beauty.json": 2,
+    }
 
 
 @pytest.mark.parametrize("dataset", ["movielens", "amazon", "table"])

@@ -20,7 +20,6 @@ def frame_of(pairs, times=None):
             "user": "u" + frame["u"].astype(str),
             "item": "i" + frame["i"].astype(str),
             "timestamp": np.asarray(range(len(frame)) if times is None else times, np.int64),
-            "item_order": frame["i"].astype(np.int64),
         }
     )
 
@@ -75,41 +74,46 @@ def test_an_emptied_partition_leaks_no_rows(filter_):
     """The second partition loses all its rows, to which NVTabular would fall back in a longer workflow."""
     frame = frame_of([(0, 0), (1, 0), (0, 1), (1, 1), (2, 5), (3, 6), (4, 7), (5, 8)])
     data = dataset(frame, partitions=2)
-    kept = workflows.keep_titled(data, ["i0", "i1"])[1] if filter_ == "titled" else workflows.keep_core(data, 2)[2]
+    kept = workflows.keep_titled(data, ["i0", "i1"])[1]
+    if filter_ == "core":
+        kept = workflows.keep_core(data, 2)[2]
     assert {row[1] for row in rows(kept)} == {"i0", "i1"}
     assert len(rows(kept)) == 4
 
 
 def encoded_sequences(frame, partitions, folder):
+    """Users, items and the sequences of all of them; ties of time go by item id."""
     users, items = sorted(set(frame["user"])), sorted(set(frame["item"]))
-    _, encoded = workflows.encode(dataset(frame, partitions), users, items, folder)
-    _, grouped = workflows.sequences(encoded)
-    _, table = workflows.split(grouped)
-    return users, items, table
+    _, encoded = workflows.encode(dataset(frame, partitions), users, items, len(frame), folder)
+    _, written = workflows.sequences(encoded, users, np.arange(len(items)))
+    return users, items, written.to_ddf().compute()
 
 
 @settings(max_examples=15, deadline=None)
-@given(data=st.data(), partitions=st.integers(1, 3), times=st.integers(1, 50))
-def test_sequences_equal_sorted_pandas(data, partitions, times, tmp_path_factory):
-    """Few users leave partitions empty, few distinct times make ties; pandas sorted by (time, item) is right."""
+@given(data=st.data(), partitions=st.integers(1, 3), buckets=st.integers(1, 12), times=st.integers(1, 50))
+def test_sequences_equal_sorted_pandas(data, partitions, buckets, times, tmp_path_factory):
+    """Whatever the partitions and buckets of users; few distinct times make ties; pandas by (time, item) is right."""
     users = data.draw(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=12), min_size=1, max_size=8))
     pairs = [(user, item) for user, items in enumerate(users) for item in items]
     stamps = data.draw(st.lists(st.integers(0, times), min_size=len(pairs), max_size=len(pairs)))
     frame = frame_of(pairs, stamps).sample(frac=1, random_state=times)
-    names, items, table = encoded_sequences(frame, partitions, tmp_path_factory.mktemp("encoded"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflows, "BUCKET_ROWS", max(len(frame) // buckets, 1))
+        names, items, table = encoded_sequences(frame, partitions, tmp_path_factory.mktemp("encoded"))
     numbers = {item: number for number, item in enumerate(items, start=1)}
-    ordered = frame.sort_values(["timestamp", "item_order"]).groupby("user")["item"].agg(list)
+    ordered = frame.sort_values(["timestamp", "item"]).groupby("user")["item"].agg(list)
     expected = [[numbers[item] for item in ordered[user]] for user in names]
-    assert table["training"].to_pylist() == [row[:-2] for row in expected]
-    assert table["validation"].to_pylist() == [row[-2] for row in expected]
-    assert table["test"].to_pylist() == [row[-1] for row in expected]
+    assert table["user"].tolist() == names
+    assert [row.tolist() for row in table["training"]] == [row[:-2] for row in expected]
+    assert table["validation"].tolist() == [row[-2] for row in expected]
+    assert table["test"].tolist() == [row[-1] for row in expected]
 
 
 def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
     """Loaded again, the encoding gives number + 2; 2 for an unknown, 1 for a missing id (Categorify's own)."""
     frame = frame_of([(0, 2), (0, 0), (0, 1)])
     scratch = tmp_path / "scratch"
-    workflow, _ = workflows.encode(dataset(frame), ["u0"], ["i2", "i0", "i1"], scratch)
+    workflow, _ = workflows.encode(dataset(frame), ["u0"], ["i2", "i0", "i1"], 3, scratch)
     workflow.save(str(tmp_path / "saved"))
     for path in sorted(scratch.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
@@ -120,14 +124,14 @@ def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
 
 
 def test_an_emptied_partition_goes_all_the_way(tmp_path):
-    """2-core over two partitions, the second of which loses all rows; by hand: one user, items 0, 1, 2 in order."""
+    """2-core over two partitions, the second of which loses all rows; by hand: two users, items 0, 1, 2 in order."""
     frame = frame_of([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 5), (3, 6), (4, 7), (5, 8), (6, 9), (7, 10)])
     _, core, kept = workflows.keep_core(dataset(frame, partitions=2), 2)
-    _, encoded = workflows.encode(kept, sorted(core.users), sorted(core.items), tmp_path)
-    table = workflows.split(workflows.sequences(encoded)[1])[1]
-    assert table.select(["training", "validation", "test"]).to_pylist() == 2 * [
-        {"training": [1], "validation": 2, "test": 3}
-    ]
+    assert core.sizes == [6, 0]
+    _, encoded = workflows.encode(kept, sorted(core.users), sorted(core.items), 6, tmp_path)
+    table = workflows.sequences(encoded, sorted(core.users), np.arange(3))[1].to_ddf().compute()
+    assert table["training"].tolist() == [[1], [1]]
+    assert table[["user", "validation", "test"]].values.tolist() == [["u0", 2, 3], ["u1", 2, 3]]
 
 
 def test_saved_filters_and_sequences_work_again(tmp_path):

@@ -25,7 +25,7 @@ TITLES = (
 
 
 def catalogue(*titles: str) -> Catalogue:
-    return Catalogue([str(place).encode() for place in range(len(titles))], titles, trained=len(titles))
+    return Catalogue([str(place).encode() for place in range(len(titles))], titles, [1] * len(titles))
 
 
 @cache

@@ -26,7 +26,7 @@ BRIEF = RankerTraining(max_prompts=8, batch_size=4, micro_batch_size=2, validati
 
 
 CATALOGUE = Catalogue(
-    [f"{item}".encode() for item in range(ITEMS)], [f"Film number {item}" for item in range(ITEMS)], trained=ITEMS
+    [f"{item}".encode() for item in range(ITEMS)], [f"Film number {item}" for item in range(ITEMS)], [1] * ITEMS
 )
 
 
