@@ -38,7 +38,13 @@ def preprocess(
     dataset: Annotated[
         str, typer.Option(help="`movielens-100k`, `movielens`, `amazon` or `table` (any CSV or Parquet).")
     ] = "movielens-100k",
-    raw: Annotated[Path | None, typer.Option(help="Raw file or folder; movielens-100k brings its own.")] = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="Raw file or folder; movielens-100k brings its own, movielens and amazon are fetched."),
+    ] = None,
+    edition: Annotated[
+        str | None, typer.Option(help="What to fetch: `ml-latest-small` to `ml-32m`, or an Amazon category of 2014.")
+    ] = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     user_column: Annotated[str, typer.Option(help="For `table`.")] = "user",
     item_column: Annotated[str, typer.Option(help="For `table`.")] = "item",
@@ -47,6 +53,9 @@ def preprocess(
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Leave out and count lines that don't read; else the first stops.")
     ] = False,
+    scheduler_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Dask scheduler to do the work; its workers see the same files.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Raw interactions and titles to sequences: title filter, iterative 5-core, chronological, leave-one-out."""
@@ -56,11 +65,13 @@ def preprocess(
     options = Preprocessing(
         dataset=dataset,
         raw=raw,
+        edition=edition,
         user_column=user_column,
         item_column=item_column,
         timestamp_column=timestamp_column,
         title_column=title_column,
         skip_bad_lines=skip_bad_lines,
+        scheduler_address=scheduler_address,
     )
     statistics = run(options, artifacts)
     _print_row(f"{dataset} (the paper's Table 2)", statistics.row(), as_json)

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
+from preprocessing.download import EDITIONS, download_public
 from preprocessing.errors import InputError
 from preprocessing.ingest import Raw, ingest
 from preprocessing.progress import progress_bar
@@ -33,7 +34,9 @@ class Preprocessing:
     dataset: str = "movielens-100k"
     """A name of :data:`preprocessing.sources.SOURCES`."""
     raw: Path | None = None
-    """The raw file or folder; not needed for ``movielens-100k``."""
+    """The raw file or folder. ``movielens-100k`` brings its own; ``movielens`` and ``amazon`` are fetched."""
+    edition: str | None = None
+    """What to fetch, see :data:`preprocessing.download.EDITIONS`."""
     minimum: int = 5
     """Fewest interactions of a user and of an item: 5-core."""
     user_column: str = "user"
@@ -43,6 +46,8 @@ class Preprocessing:
     title_column: str = "title"
     skip_bad_lines: bool = False
     """Leave out and count the lines of text files that don't read, instead of stopping at the first."""
+    scheduler_address: str | None = None
+    """Of a Dask cluster whose workers see the same files; without it the work is done here."""
 
     def __post_init__(self) -> None:
         if self.minimum < 3:
@@ -74,6 +79,8 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     Raises:
         InputError: raw files are missing or unreadable, or nothing is left after the filters.
     """
+    if options.raw is None and options.dataset in EDITIONS:
+        options = replace(options, raw=download_public(options.dataset, options.edition, artifacts / "raw"))
     files = raw_files(options.dataset, options.raw)
     recorded = {
         "dataset": options.dataset,
@@ -89,6 +96,7 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     facts: dict[str, Any] = {}
     bad = BadLines(options.skip_bad_lines)
     with (
+        _cluster(options.scheduler_address),
         _progress() as begin,
         _quiet_merlin(),
         new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial,
@@ -121,6 +129,25 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with progress_bar(transient=True) as bar:
         task = bar.add_task("", total=STEPS, completed=-1, note="")
         yield lambda step: bar.update(task, description=step, advance=1)
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Sends Dask's work to the cluster at ``address``, or leaves it here."""
+    if address is None:
+        yield
+        return
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10, set_as_default=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`, or leave out"
+            " --scheduler-address"
+        ) from None
+    with client:
+        yield
 
 
 @contextmanager
