@@ -11,7 +11,7 @@ import typer
 
 from client.contract import ENSEMBLE, MAX_CANDIDATES
 from client.errors import ClientError
-from llamarec.tables import console, messages, print_evaluation, print_json, print_table
+from llamarec.tables import console, messages, print_benchmark, print_evaluation, print_json, print_table
 from preprocessing.errors import InputError
 
 app = typer.Typer(
@@ -233,7 +233,7 @@ def bench(
     if as_json:
         print_json(rows)
         return
-    print_table(f"{model}, perf_analyzer", list(rows[0]), [list(row.values()) for row in rows])
+    print_benchmark(model, rows)
     console.print(f"written: {output}/benchmark.csv, {output}/benchmark.png")
 
 

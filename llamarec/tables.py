@@ -33,6 +33,22 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console.print(table)
 
 
+def print_benchmark(model: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Throughput and latency at each concurrency, and the mean time of a request in each step."""
+    totals = ["concurrency", "throughput", "p50_ms", "p95_ms", "p99_ms"]
+    cells = [[int(row["concurrency"]), *(f"{row[name]:.2f}" for name in totals[1:])] for row in rows]
+    print_table(f"{model} under perf_analyzer: answers a second, latency", totals, cells)
+    steps = [name.removesuffix("_compute_ms") for name in rows[0] if name.endswith("_compute_ms")]
+    cells = [
+        [
+            int(row["concurrency"]),
+            *(f"{row[f'{step}_compute_ms']:.1f} + {row[f'{step}_queue_ms']:.1f}" for step in steps),
+        ]
+        for row in rows
+    ]
+    print_table("where a request's time goes: work + waiting [ms]", ["concurrency", *steps], cells)
+
+
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """The paper's tables 1 and 3, and the comparison with a running server."""
     names = {
