@@ -148,24 +148,27 @@ def sequences(folder: Path) -> list[list]:
     return [table[name].take(order).to_pylist() for name in ("user", "training", "validation", "test")]
 
 
-def compare(rows: int, repeats: int) -> dict:
-    """Medians of every contender, and whether the floor is met: 2x pandas' time to 1e6 rows, pandas' from 1e7 on."""
+def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -> dict:
+    """Medians of every contender; of all three, whether the floor is met: 2x pandas' time, from 1e7 rows pandas' own."""
     results: dict = {"rows": rows, "repeats": repeats}
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw.parquet"
         generate(rows, raw)
-        runs: dict[str, list] = {name: [] for name in CONTENDERS}
+        runs: dict[str, list] = {name: [] for name in contenders}
         for repeat in range(repeats):
-            for name in CONTENDERS:
+            for name in contenders:
                 runs[name].append(measure(name, raw, Path(scratch) / f"{name}-{repeat}"))
         # Item numbers and order must agree, not merely the counts.
-        written = [sequences(Path(scratch) / f"{name}-0") for name in CONTENDERS]
-        if not all(other == written[0] for other in written[1:]):
-            raise SystemExit("the contenders wrote different sequences")
-    for name in CONTENDERS:
+        if len(contenders) > 1:
+            written = [sequences(Path(scratch) / f"{name}-0") for name in contenders]
+            if not all(other == written[0] for other in written[1:]):
+                raise SystemExit("the contenders wrote different sequences")
+    for name in contenders:
         results[name] = {
             key: round(statistics.median(run[key] for run in runs[name]), 2) for key in ("seconds", "peak_mib")
         }
+    if contenders != CONTENDERS:
+        return results
     ours, pandas = results["llamarec"], results["pandas"]
     results["times_pandas"] = round(ours["seconds"] / pandas["seconds"], 2)
     results["times_polars"] = round(ours["seconds"] / results["polars"]["seconds"], 2)
@@ -181,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="interactions to generate")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender, in turn; medians are printed")
+    parser.add_argument("--only", choices=CONTENDERS, help="measure one alone, where the others need too much memory")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in ("--contender", "--raw", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -191,12 +195,14 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "peak_mib": peak}))
         return
-    results = compare(given.rows, given.repeats)
+    results = compare(given.rows, given.repeats, (given.only,) if given.only else CONTENDERS)
     if given.json:
         print(json.dumps(results, indent=1))
         return
-    for name in CONTENDERS:
+    for name in [name for name in CONTENDERS if name in results]:
         print(f"{name:9} {results[name]['seconds']:8.2f} s {results[name]['peak_mib']:8.0f} MiB")
+    if given.only:
+        return
     ratios = f"{results['times_pandas']}x pandas' time, {results['times_polars']}x polars'"
     print(f"{ratios}; floor met: {results['floor_met']}")
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.errors import InputError
 
-PARTITION_ROWS = 2_000_000
+PARTITION_ROWS = 500_000
 """Rows of a row group, which is a partition of the workflows: what a worker holds at a time."""
 LONGEST_TITLE = 1000
 """Characters of a title that are kept; a prompt shows far fewer."""

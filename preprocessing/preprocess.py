@@ -177,10 +177,10 @@ def _run_workflows(
         )
     item_key = raw_order(raw.titles)
     items = sorted(core.items, key=lambda item: (-core.items[item], item_key(item)))
-    users = sorted(core.users, key=raw_order(core.users))
+    users = {user: core.users[user] for user in sorted(core.users, key=raw_order(core.users))}
     interactions = sum(core.items.values())
     begin("item numbers")
-    encode_workflow, encoded = workflows.encode(kept, users, items, interactions, scratch)
+    encode_workflow, encoded = workflows.encode(kept, users, items, scratch)
     begin("sequences")
     places = np.empty(len(items), np.int64)
     places[sorted(range(len(items)), key=lambda number: item_key(items[number]))] = np.arange(len(items))

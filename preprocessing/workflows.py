@@ -7,11 +7,13 @@ columns before it), and a partition that is grouped must hold whole users, so th
 buckets of users and opened again.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
+import dask.dataframe as dd
 import numpy as np
 import nvtabular as nvt
 from merlin.core.dispatch import concat, create_multihot_col, get_lib, to_arrow
@@ -25,7 +27,7 @@ FIRST_CATEGORY = 3
 """Categorify's ids: 0 is padding, 1 null, 2 unknown; the vocabulary begins at 3."""
 FIRST_BUCKET = 1_000_000
 """Buckets are folders, whose names sort as numbers only while they are equally long."""
-BUCKET_ROWS = 2_000_000
+BUCKET_ROWS = 500_000
 """Interactions of the users of one bucket, about: what is sorted at a time."""
 COLUMNS = ["user", "item", "timestamp"]
 
@@ -126,19 +128,33 @@ def _named(counts: Any, values: Any) -> dict[Any, int]:
     return dict(zip(table["id"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
-class UserBucket(BaseOperator):  # type: ignore[misc]
-    """Numbers a share of the users in a row alike, so that their interactions are written together."""
+def _sorted(df: Any) -> Any:
+    """Rows by (user, timestamp, place), through a single key where the three fit into 63 bits: several times faster."""
+    keys = ["user", "timestamp", "place"]
+    lowest = [int(df[key].min()) for key in keys]
+    spans = [int(df[key].max()) - low + 1 for key, low in zip(keys, lowest, strict=True)]
+    if math.prod(spans) >= 2**63 or df["timestamp"].dtype.kind != "i":
+        return df.sort_values(keys)
+    packed = sum(
+        (df[key].astype("int64") - low) * math.prod(spans[place + 1 :])
+        for place, (key, low) in enumerate(zip(keys, lowest, strict=True))
+    )
+    return df.assign(packed=packed).sort_values("packed")
 
-    def __init__(self, users: int) -> None:
+
+class UserBucket(BaseOperator):  # type: ignore[misc]
+    """Numbers users in a row alike while their interactions fill a bucket, so that they are written together."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
         """Args:
-        users: of a bucket.
+        counts: interactions of each user, in the order of Categorify's vocabulary.
         """
         super().__init__()
-        self.users = users
+        self.buckets = FIRST_BUCKET + (np.cumsum(counts) - 1) // BUCKET_ROWS
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """``user`` (Categorify's id) to ``bucket``."""
-        return type(df)({"bucket": FIRST_BUCKET + df["user"] // self.users})
+        return type(df)({"bucket": get_lib().Series(self.buckets).take(df["user"] - FIRST_CATEGORY).values})
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """Which input each output column comes from."""
@@ -165,8 +181,7 @@ class Sequences(BaseOperator):  # type: ignore[misc]
         """``user``, ``item``, ``timestamp`` to ``user``, ``training`` (a list), ``validation`` and ``test``."""
         series = get_lib().Series
         code = df["item"] - FIRST_CATEGORY
-        df = df.assign(item=code + 1, place=series(self.places).take(code).values)
-        df = df.sort_values(["user", "timestamp", "place"])
+        df = _sorted(df.assign(item=code + 1, place=series(self.places).take(code).values))
         user, item = df["user"], df["item"].astype("int32")
         last = user != user.shift(-1)
         before_last = ~last & (user != user.shift(-2))
@@ -223,26 +238,31 @@ def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore,
 
 
 def encode(
-    interactions: Dataset, users: Sequence[Any], items: Sequence[Any], rows: int, folder: Path
+    interactions: Dataset, users: Mapping[Any, int], items: Sequence[Any], folder: Path
 ) -> tuple[nvt.Workflow, Dataset]:
     """Raw ids to Categorify's ids in the order of the given vocabularies; every partition holds whole users.
 
     Args:
-        interactions: of these users and items, ``rows`` in all.
-        users: raw ids.
+        interactions: of these users and items.
+        users: how many of each raw id.
         items: raw ids.
-        rows: number of interactions.
         folder: where the encoded interactions are written in buckets of users.
     """
-    vocabularies = {"user": get_lib().Series(users), "item": get_lib().Series(items)}
-    codes = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder))
-    bucket = codes["user"] >> UserBucket(-(-len(users) * BUCKET_ROWS // rows))
+    vocabularies = {"user": get_lib().Series(list(users)), "item": get_lib().Series(items)}
+    codes = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder), dtype=np.int32)
+    bucket = codes["user"] >> UserBucket(list(users.values()))
     workflow = nvt.Workflow(codes + bucket + ["timestamp"])
     encoded = folder / "encoded"
     # Dask's own to_parquet: Merlin's cannot write folders of a column without a GPU.
     frame = workflow.transform(interactions).to_ddf()
     frame.to_parquet(str(encoded), partition_on=["bucket"], write_index=False)
-    return workflow, Dataset(str(encoded), engine="parquet").shuffle_by_keys(["bucket"], hive_data=True)
+    buckets = sorted(str(path) for path in encoded.glob("bucket=*"))
+    schema = workflow.output_schema.select_by_name(COLUMNS)
+    return workflow, Dataset(dd.from_map(_read_bucket, buckets, meta=frame._meta[COLUMNS]), schema=schema)
+
+
+def _read_bucket(path: str) -> Any:
+    return get_lib().read_parquet(path, columns=COLUMNS)
 
 
 def sequences(encoded: Dataset, users: Sequence[str], places: NDArray[np.int64]) -> tuple[nvt.Workflow, Dataset]:

@@ -1,5 +1,7 @@
 """The NVTabular workflows against plain pandas, whatever the partitions, and the traps of NVTabular 23.8."""
 
+from collections import Counter
+
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -84,7 +86,7 @@ def test_an_emptied_partition_leaks_no_rows(filter_):
 def encoded_sequences(frame, partitions, folder):
     """Users, items and the sequences of all of them; ties of time go by item id."""
     users, items = sorted(set(frame["user"])), sorted(set(frame["item"]))
-    _, encoded = workflows.encode(dataset(frame, partitions), users, items, len(frame), folder)
+    _, encoded = workflows.encode(dataset(frame, partitions), Counter(sorted(frame["user"])), items, folder)
     _, written = workflows.sequences(encoded, users, np.arange(len(items)))
     return users, items, written.to_ddf().compute()
 
@@ -113,7 +115,7 @@ def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
     """Loaded again, the encoding gives number + 2; 2 for an unknown, 1 for a missing id (Categorify's own)."""
     frame = frame_of([(0, 2), (0, 0), (0, 1)])
     scratch = tmp_path / "scratch"
-    workflow, _ = workflows.encode(dataset(frame), ["u0"], ["i2", "i0", "i1"], 3, scratch)
+    workflow, _ = workflows.encode(dataset(frame), {"u0": 3}, ["i2", "i0", "i1"], scratch)
     workflow.save(str(tmp_path / "saved"))
     for path in sorted(scratch.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
@@ -128,7 +130,7 @@ def test_an_emptied_partition_goes_all_the_way(tmp_path):
     frame = frame_of([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 5), (3, 6), (4, 7), (5, 8), (6, 9), (7, 10)])
     _, core, kept = workflows.keep_core(dataset(frame, partitions=2), 2)
     assert core.sizes == [6, 0]
-    _, encoded = workflows.encode(kept, sorted(core.users), sorted(core.items), 6, tmp_path)
+    _, encoded = workflows.encode(kept, dict(sorted(core.users.items())), sorted(core.items), tmp_path)
     table = workflows.sequences(encoded, sorted(core.users), np.arange(3))[1].to_ddf().compute()
     assert table["training"].tolist() == [[1], [1]]
     assert table[["user", "validation", "test"]].values.tolist() == [["u0", 2, 3], ["u1", 2, 3]]
