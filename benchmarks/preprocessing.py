@@ -149,7 +149,7 @@ def sequences(folder: Path) -> list[list]:
 
 
 def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -> dict:
-    """Medians of every contender; of all three, whether the floor is met: 2x pandas' time, from 1e7 rows pandas' own."""
+    """Medians of every contender; of all three, whether the floor is met: 2x pandas' time, from 1e7 rows its own."""
     results: dict = {"rows": rows, "repeats": repeats}
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw.parquet"

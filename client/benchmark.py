@@ -194,7 +194,7 @@ def _plot(rows: Sequence[Row], model: str, path: Path) -> None:
     throughput.plot(levels, [row.throughput for row in rows], color="grey", linestyle="--", label="throughput")
     throughput.set(ylabel="answers a second (dashed)", ylim=(0, None))
     latency.set(xlabel="requests in flight", ylabel="latency [ms]", xticks=levels, ylim=(0, None))
-    latency.legend(loc="upper left")
+    latency.legend(loc="lower right")
     bottom = [0.0] * len(rows)
     for place, step in enumerate(rows[0].steps):
         for part, alpha in (("compute_ms", 1.0), ("queue_ms", 0.4)):

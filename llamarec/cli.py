@@ -1,5 +1,6 @@
 """The command line: parses options, calls the stage, prints what it returns."""
 
+import errno
 import os
 import sys
 import warnings
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from client.contract import ENSEMBLE, MAX_CANDIDATES
 from client.errors import ClientError
@@ -28,6 +30,17 @@ Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
 Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the system says of a full disk and of a folder that may not be written."""
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_SERVER = "127.0.0.1:8001"
@@ -56,6 +69,9 @@ def preprocess(
     scheduler_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Dask scheduler to do the work; its workers see the same files.")
     ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="The raw files hold further events of the data set in --artifacts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Raw interactions and titles to sequences: title filter, iterative 5-core, chronological, leave-one-out."""
@@ -72,9 +88,10 @@ def preprocess(
         title_column=title_column,
         skip_bad_lines=skip_bad_lines,
         scheduler_address=scheduler_address,
+        append=append,
     )
     statistics = run(options, artifacts)
-    _print_row(f"{dataset} (the paper's Table 2)", statistics.row(), as_json)
+    _print_row("the paper's Table 2", statistics.row(), as_json)
 
 
 @app.command()
@@ -139,7 +156,13 @@ def train_ranker(
         RankerTraining, PRESETS, preset, max_prompts=max_prompts, max_history=max_history, seed=seed, device=device
     )
     metrics = run(options, artifacts, base)
-    _print_row(f"ranker tuned from {base}", _scalars(metrics), as_json, everything=metrics)
+    if as_json:
+        print_json(metrics)
+        return
+    measured = {name: values for name, values in metrics["validation"].items() if name != "users"}
+    rows = [[name.replace("_", " "), *values.values()] for name, values in measured.items()]
+    title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
+    print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
 
 
 @app.command()
@@ -258,20 +281,23 @@ def main() -> None:
     try:
         app()
     except (InputError, ClientError) as error:
-        messages.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _fail(f"{error}: make room, or name folders that can be written")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
+def _fail(sentence: str) -> None:
+    messages.print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
-def _print_row(title: str, row: dict[str, Any], as_json: bool, *, everything: dict[str, Any] | None = None) -> None:
-    """One row of results; as JSON all of them."""
+def _print_row(title: str, row: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json(everything or row)
+        print_json(row)
     else:
         print_table(title, list(row), [list(row.values())])
 

@@ -16,6 +16,8 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 
 KIND = "data"
 SEQUENCES_FOLDER = "sequences"
+INTERACTIONS_FILE = "interactions.parquet"
+"""All checked raw interactions, for a later append."""
 STATISTICS_FILE = "statistics.json"
 TYPES = {"user": pa.string(), "training": pa.list_(pa.int32()), "validation": pa.int32(), "test": pa.int32()}
 """Columns of the sequences."""

@@ -61,7 +61,8 @@ class FeatureEncoder:
             _check_ids(name, ids)
         if top_k is not None and not 1 <= top_k <= MAX_CANDIDATES:
             raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {MAX_CANDIDATES}, or leave it out for all")
-        known = [item for raw in history if (item := self._trained(raw))]
+        trained = self._catalogue.trained
+        known = [item for item in map(self._catalogue.number, history) if item is not None and item <= trained]
         excluded = {item for raw in exclude if (item := self._catalogue.number(raw))}
         return EncodedRequest(
             history=np.array(known, np.int32),
@@ -71,10 +72,6 @@ class FeatureEncoder:
             limit=top_k or 0,
             unknown=len(history) - len(known),
         )
-
-    def _trained(self, raw: bytes) -> int | None:
-        item = self._catalogue.number(raw)
-        return item if item is not None and item <= self._catalogue.trained else None
 
     def _given(self, candidates: Sequence[bytes], excluded: set[int]) -> list[int]:
         items: dict[int, None] = {}
@@ -95,10 +92,20 @@ class FeatureEncoder:
 def _check_ids(name: str, ids: Sequence[bytes]) -> None:
     if len(ids) > MAX_HISTORY:
         raise InputError(f"{name} holds {len(ids):,} ids: send at most the {MAX_HISTORY:,} most recent ones")
-    for place, raw in enumerate(ids):
-        if len(raw) > MAX_ID_BYTES:
-            raise InputError(f"{name}[{place}] has {len(raw)} bytes: an item id has at most {MAX_ID_BYTES}")
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{name}[{place}] is {raw!r}, not UTF-8: send ids as they stand in the raw file") from None
+    # Looked at as a whole first: one by one, the checks would take longer than the look-up.
+    if max(map(len, ids), default=0) > MAX_ID_BYTES:
+        place, raw = next((place, raw) for place, raw in enumerate(ids) if len(raw) > MAX_ID_BYTES)
+        raise InputError(f"{name}[{place}] has {len(raw)} bytes: an item id has at most {MAX_ID_BYTES}")
+    try:
+        b"\n".join(ids).decode()  # a line break belongs to no other character, so it mends none
+    except UnicodeDecodeError:
+        place, raw = next((place, raw) for place, raw in enumerate(ids) if not _is_utf8(raw))
+        raise InputError(f"{name}[{place}] is {raw!r}, not UTF-8: send ids as they stand in the raw file") from None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

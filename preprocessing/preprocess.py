@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.append import joined, load_previous
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
-from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
+from preprocessing.data import INTERACTIONS_FILE, KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
 from preprocessing.download import EDITIONS, download_public
 from preprocessing.errors import InputError
 from preprocessing.ingest import Raw, ingest
@@ -48,6 +49,8 @@ class Preprocessing:
     """Leave out and count the lines of text files that don't read, instead of stopping at the first."""
     scheduler_address: str | None = None
     """Of a Dask cluster whose workers see the same files; without it the work is done here."""
+    append: bool = False
+    """The raw files hold further events of the data set that is there."""
 
     def __post_init__(self) -> None:
         if self.minimum < 3:
@@ -67,14 +70,18 @@ class Preprocessing:
 
 
 def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
-    """Writes ``artifacts/data``: ``items.parquet``, ``sequences/``, ``statistics.json`` and ``workflow/``.
+    """Writes ``artifacts/data``: ``items.parquet``, ``sequences/``, ``statistics.json``, and for a later append
+    ``interactions.parquet`` and ``workflow/``.
 
     Items without a title are dropped, then items and users with fewer than ``minimum`` interactions until none is left;
     each user's interactions are ordered by (timestamp, raw item id), where ids count as numbers if all of them are
     integers and else compare as bytes; the last is for test, the one before for validation. Items are numbered by
     falling number of interactions, then by raw id. Nothing depends on the order of the raw rows.
 
-    A folder that these options and raw files made already is left as it is.
+    With ``append``, all of it is as if the new files had been there from the start, but for the numbers of items: those
+    that had one for the models keep it, and new ones come after them.
+
+    A folder that these options and raw files made already, or that they were appended to, is left as it is.
 
     Raises:
         InputError: raw files are missing or unreadable, or nothing is left after the filters.
@@ -82,7 +89,7 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     if options.raw is None and options.dataset in EDITIONS:
         options = replace(options, raw=download_public(options.dataset, options.edition, artifacts / "raw"))
     files = raw_files(options.dataset, options.raw)
-    recorded = {
+    recorded: dict[str, Any] = {
         "dataset": options.dataset,
         "name": options.name,
         "minimum": options.minimum,
@@ -91,7 +98,14 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     }
     inputs = {path.name: file_fingerprint(path) for path in files}
     folder = artifacts / "data"
-    if is_finished(folder, KIND, options=recorded, inputs=inputs):
+    previous = load_previous(folder) if options.append else None
+    if previous:
+        if set(inputs.values()) <= set(previous.manifest.inputs.values()):
+            return Statistics.read(folder)
+        recorded = dict(previous.manifest.options)
+        batch = f"batch {len(previous.manifest.inputs)}: "
+        inputs = {**previous.manifest.inputs, **{batch + name: value for name, value in inputs.items()}}
+    elif is_finished(folder, KIND, options=recorded, inputs=inputs):
         return Statistics.read(folder)
     facts: dict[str, Any] = {}
     bad = BadLines(options.skip_bad_lines)
@@ -105,10 +119,12 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
         begin("reading")
         named = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
         tables = SOURCES[options.dataset].read(files, options.columns, bad)
-        raw = ingest(tables, Path(scratch) / "interactions.parquet", named)
+        raw = ingest(joined(previous, tables) if previous else tables, partial / INTERACTIONS_FILE, named)
         for name, count in bad.counts.items():
             logging.getLogger(__name__).warning("%s: %d lines skipped", name, count)
-        statistics = _run_workflows(raw, options, partial, Path(scratch), begin)
+        numbered = previous.numbered() if previous else []
+        table_2 = _run_workflows(raw, recorded["minimum"], numbered, partial, Path(scratch), begin)
+        statistics = Statistics(recorded["name"], *table_2)
         facts.update(statistics.row())
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")
     return statistics
@@ -159,24 +175,28 @@ def _quiet_merlin() -> Iterator[None]:
 
 
 def _run_workflows(
-    raw: Raw, options: Preprocessing, folder: Path, scratch: Path, begin: Callable[[str], None]
-) -> Statistics:
+    raw: Raw, minimum: int, numbered: list[str], folder: Path, scratch: Path, begin: Callable[[str], None]
+) -> tuple[int, int, int]:
+    """Fills ``folder`` and returns how many users, items and interactions there are; ``numbered`` items come first."""
     begin("title filter")
     # NVTabular and Dask take seconds to import: not for a stage that is finished.
     from preprocessing import workflows
 
     titled_workflow, titled = workflows.keep_titled(workflows.open_interactions(raw.interactions), raw.titles)
-    begin(f"{options.minimum}-core")
-    core_workflow, core, kept = workflows.keep_core(titled, options.minimum)
+    begin(f"{minimum}-core")
+    core_workflow, core, kept = workflows.keep_core(titled, minimum)
     if not core.seen:
         raise InputError("no item of the interactions has a title; check that both name items by the same ids")
     if not core.items:
         raise InputError(
-            f"{options.minimum}-core filtering leaves nothing of {raw.rows:,} interactions: every user and every titled"
-            f" item needs at least {options.minimum} among those that remain; give more data"
+            f"{minimum}-core filtering leaves nothing of {raw.rows:,} interactions: every user and every titled"
+            f" item needs at least {minimum} among those that remain; give more data"
         )
     item_key = raw_order(raw.titles)
-    items = sorted(core.items, key=lambda item: (-core.items[item], item_key(item)))
+    known = {
+        item: place for place, item in enumerate(numbered)
+    }  # more interactions make a k-core larger, never smaller
+    items = sorted(core.items, key=lambda item: (known.get(str(item), len(known)), -core.items[item], item_key(item)))
     users = {user: core.users[user] for user in sorted(core.users, key=raw_order(core.users))}
     interactions = sum(core.items.values())
     begin("item numbers")
@@ -194,7 +214,7 @@ def _run_workflows(
     ):
         workflow.save(str(folder / WORKFLOW_FOLDER / name))
     _catalogue(items, raw.titles, _training_counts(folder, len(items))).write(folder / ITEMS_FILE)
-    return Statistics(options.name, len(users), len(items), interactions)
+    return len(users), len(items), interactions
 
 
 def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:

@@ -4,24 +4,29 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 from merlin.io import Dataset
 from merlin.schema import Tags
+from nvtabular import Workflow
 
 from preprocessing import ingest, workflows
 from preprocessing.artifacts import read_manifest
+from preprocessing.catalogue import Catalogue
 from preprocessing.data import KIND, load_data
 from preprocessing.errors import InputError
+from preprocessing.features import FeatureEncoder
 from preprocessing.preprocess import Preprocessing, preprocess, raw_order
 
 
 def write_log(path, rows):
     """A `table` of (user, item, timestamp) rows with every item's title."""
     frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
-    frame.assign(title="Film " + frame["item"].astype(str)).to_csv(path, index=False)
+    frame = frame.assign(title="Film " + frame["item"].astype(str))
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
     return Preprocessing(dataset="table", raw=path, minimum=3)
 
 
@@ -274,6 +279,103 @@ def test_bad_lines_are_skipped_and_counted_on_request(tmp_path, caplog):
         preprocess(options, tmp_path / "out")
     assert preprocess(replace(options, skip_bad_lines=True), tmp_path / "out") == expected
     assert "log.csv: 1 lines skipped" in caplog.text
+
+
+def described(folder):
+    """Everything by raw ids, so that the numbering is no matter."""
+    data = load_data(folder)
+    raw = data.catalogue.raw
+    sequences = [
+        [raw(int(item)) for item in (*training, validation, test)]
+        for training, validation, test in zip(data.training, data.validation, data.test, strict=True)
+    ]
+    items = {raw(item): data.catalogue.title(item) for item in range(1, len(data.catalogue) + 1)}
+    counts = {raw(item): data.catalogue.counts[item - 1] for item in range(1, data.catalogue.trained + 1)}
+    return data.users, sequences, items, counts, data.statistics.row()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_appended_batches_equal_a_full_run(tmp_path, seed, suffix):
+    """A log in three batches, with late events of old users: only the numbers of items may differ from one run."""
+    rows = generated(seed, users=25, items=14)
+    random = np.random.default_rng(seed)
+    random.shuffle(rows)
+    cuts = [0, *sorted(random.choice(np.arange(90, len(rows)), 2, replace=False)), len(rows)]
+    parts = [rows[start:end] for start, end in pairwise(cuts)]
+    trained = []
+    for place, part in enumerate(parts):
+        options = write_log(tmp_path / f"log.{suffix}", part)
+        preprocess(replace(options, append=place > 0), tmp_path / "grown")
+        catalogue = load_data(tmp_path / "grown").catalogue
+        now = [catalogue.raw(item) for item in range(1, catalogue.trained + 1)]
+        assert now[: len(trained)] == trained
+        trained = now
+    preprocess(write_log(tmp_path / f"log.{suffix}", rows), tmp_path / "whole")
+    assert described(tmp_path / "grown") == described(tmp_path / "whole")
+
+
+def test_a_batch_is_appended_once(tmp_path):
+    """Run again with the same file, for example after a break, nothing is counted twice."""
+    preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path / "out")
+    batch = replace(write_log(tmp_path / "batch.csv", generated(2)), append=True)
+    first = preprocess(batch, tmp_path / "out")
+    assert preprocess(batch, tmp_path / "out") == first
+    assert first.interactions > 0
+
+
+def test_nothing_to_append_to_is_said(tmp_path):
+    with pytest.raises(InputError, match="run `llamarec preprocess` first"):
+        preprocess(replace(write_log(tmp_path / "log.csv", generated(1)), append=True), tmp_path / "out")
+
+
+def test_serving_encodes_as_the_saved_workflow(tmp_path):
+    """Every known id gives Categorify's id - 2; one outside the core and an unknown one give nothing, as null does."""
+    rows = [*generated(4), (0, 99, 9)]
+    preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
+    catalogue = Catalogue.load(tmp_path / "data" / "items.parquet")
+    ids = [*(catalogue.raw(item).decode() for item in range(1, len(catalogue) + 1)), "never seen"]
+    assert "99" in ids
+    frame = pd.DataFrame({"user": "0", "item": [*ids, None], "timestamp": 0})
+    workflow = Workflow.load(str(tmp_path / "data" / "workflow" / "encode"))
+    *expected, null = workflow.transform(Dataset(frame)).to_ddf().compute()["item"] - 2
+    encoded = [FeatureEncoder(catalogue).encode([raw.encode()]).history.tolist() for raw in ids]
+    assert [row[0] if row else 0 for row in encoded] == expected
+    assert null == -1
+
+
+def run_limited(folder, log, megabytes):
+    """`llamarec preprocess` in a process that may write files of so many megabytes: to it, the disk is full."""
+    code = (
+        "import resource, signal, sys; from llamarec.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({megabytes} << 20,) * 2)\n"
+        f"sys.argv[1:] = 'preprocess --dataset table --raw {log} --artifacts {folder}'.split()\n"
+        "main()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    """The interactions alone take more than a megabyte."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": random.integers(0, 5000, 400_000), "item": random.integers(0, 5000, 400_000)})
+    frame = frame.assign(timestamp=random.integers(0, 10**9, 400_000), title="Film")
+    frame.to_parquet(tmp_path / "log.parquet")
+    ended = run_limited(tmp_path / "out", tmp_path / "log.parquet", 1)
+    assert ended.returncode == 2
+    assert "make room" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_is_none_is_said(tmp_path):
+    """`--artifacts` below a file cannot be made."""
+    (tmp_path / "file").write_text("")
+    options = write_log(tmp_path / "log.csv", generated(1))
+    ended = run_limited(tmp_path / "file" / "out", options.raw, 100)
+    assert ended.returncode == 2
+    assert "Not a directory" in ended.stderr
 
 
 def test_a_minimum_below_three_is_refused():
