@@ -182,7 +182,7 @@ def _run_workflows(
     # NVTabular and Dask take seconds to import: not for a stage that is finished.
     from preprocessing import workflows
 
-    titled_workflow, titled = workflows.keep_titled(workflows.open_interactions(raw.interactions), raw.titles)
+    titled_workflow, titled = workflows.keep_titled(workflows.open_interactions(raw.interactions, raw.rows), raw.titles)
     begin(f"{minimum}-core")
     core_workflow, core, kept = workflows.keep_core(titled, minimum)
     if not core.seen:

@@ -29,6 +29,8 @@ FIRST_BUCKET = 1_000_000
 """Buckets are folders, whose names sort as numbers only while they are equally long."""
 BUCKET_ROWS = 500_000
 """Interactions of the users of one bucket, about: what is sorted at a time."""
+MANY_ROWS = 25_000_000
+"""Rows for which partitions grow by one row group."""
 COLUMNS = ["user", "item", "timestamp"]
 
 
@@ -37,7 +39,7 @@ class KeepItems(BaseOperator):  # type: ignore[misc]
 
     def __init__(self, items: Iterable[Any]) -> None:
         super().__init__()
-        self.items = list(items)
+        self.items = get_lib().Series(list(items))
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Rows whose ``item`` is in the list."""
@@ -68,10 +70,11 @@ class KCore(StatOperator):  # type: ignore[misc]
     def fit_finalize(self, dask_stats: Any) -> None:
         """Keeps the surviving ids with their numbers of interactions."""
         self.users, self.items, self.sizes, self.seen = dask_stats
+        self._ids = {"user": get_lib().Series(list(self.users)), "item": get_lib().Series(list(self.items))}
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Rows whose user and item survive."""
-        return df[df["user"].isin(list(self.users)) & df["item"].isin(list(self.items))]
+        return df[df["user"].isin(self._ids["user"]) & df["item"].isin(self._ids["item"])]
 
     def clear(self) -> None:
         """Forgets the fitted ids."""
@@ -215,9 +218,13 @@ class Sequences(BaseOperator):  # type: ignore[misc]
 # which the operators declare.
 
 
-def open_interactions(path: Path) -> Dataset:
-    """Interactions in Parquet, a row group a partition."""
-    return Dataset(str(path), engine="parquet", row_groups_per_part=1)
+def open_interactions(path: Path, rows: int) -> Dataset:
+    """Interactions in Parquet in partitions of a row group, or of several where the rows are very many.
+
+    Each partition is looked up in the whole vocabulary, which grows with the data: more partitions would take more than
+    linear time.
+    """
+    return Dataset(str(path), engine="parquet", row_groups_per_part=1 + rows // MANY_ROWS)
 
 
 def keep_titled(interactions: Dataset, titled: Iterable[Any]) -> tuple[nvt.Workflow, Dataset]:

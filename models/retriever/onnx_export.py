@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.retriever.lrurec import LRURec
+from models.retriever.objectives import Retriever
 
 
 class _LastScores(nn.Module):
     """Left-padded items [batch, length] -> logits of the next item [batch, items + 1]."""
 
-    def __init__(self, model: LRURec) -> None:
+    def __init__(self, model: Retriever) -> None:
         super().__init__()
         self.model = model
 
@@ -20,7 +20,7 @@ class _LastScores(nn.Module):
         return self.model.score(self.model(items)[:, -1])
 
 
-def export_onnx(model: LRURec, length: int, path: Path) -> None:
+def export_onnx(model: Retriever, length: int, path: Path) -> None:
     """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1], any batch size."""
     # It announces four operators of torchvision that it cannot export, at every export.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn import functional as F
+from torch import nn
 
 from client.contract import MAX_CANDIDATES
 from models.metrics import recall, summary
 from models.retriever.batches import Items, inputs_and_targets, pad_left, training_windows
+from models.retriever.bert4rec import BERT4Rec
 from models.retriever.candidates import CandidateTable, place_of, top_candidates
 from models.retriever.lrurec import LRURec
+from models.retriever.narm import NARM
+from models.retriever.objectives import Loss, binary_loss, cloze_loss, next_item_loss
+from models.retriever.sasrec import SASRec
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -34,11 +37,15 @@ class RetrieverTraining:
     """How a retriever is trained. The defaults are the paper's for sequences of at most 50 items."""
 
     model: str = "lrurec"
-    """Architecture; ``lrurec`` is the paper's retriever."""
+    """Architecture, one of :data:`MODELS`; ``lrurec`` is the paper's retriever."""
+    loss: str | None = None
+    """One of :data:`LOSSES`: full ``softmax`` unless given, SASRec's own ``binary``; BERT4Rec's is ``cloze``."""
     width: int = 64
     """Size of the item embeddings."""
     blocks: int = 2
-    """Number of recurrent blocks."""
+    """Number of blocks, or of the GRU's layers."""
+    heads: int = 1
+    """Of the attention."""
     dropout: float = 0.2
     max_length: int = 50
     """Most recent items of a history that the model reads."""
@@ -59,11 +66,17 @@ class RetrieverTraining:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.model != "lrurec":
-            raise InputError(f"there is no retriever {self.model!r}: choose lrurec")
-        for name in ("width", "blocks", "max_length", "batch_size", "epochs", "validate_every", "patience"):
+        if self.model not in MODELS:
+            raise InputError(f"there is no retriever {self.model!r}: choose one of {', '.join(MODELS)}")
+        if self.loss is not None and self.loss not in LOSSES:
+            raise InputError(f"there is no loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
+        if self.loss is not None and (self.loss == "cloze") != (self.model == "bert4rec"):
+            raise InputError(f"{self.model} does not learn by {self.loss}: cloze is BERT4Rec's, and its only one")
+        for name in ("width", "blocks", "heads", "max_length", "batch_size", "epochs", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise InputError(f"{self.heads} heads cannot share a width of {self.width}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
@@ -119,7 +132,7 @@ def train_retriever(options: RetrieverTraining, artifacts: Path) -> dict[str, An
     return metrics
 
 
-def load_retriever(folder: Path) -> tuple[LRURec, RetrieverTraining]:
+def load_retriever(folder: Path) -> tuple[Any, RetrieverTraining]:
     """The trained model, in evaluation mode on the CPU, and the options that made it.
 
     Raises:
@@ -134,13 +147,24 @@ def load_retriever(folder: Path) -> tuple[LRURec, RetrieverTraining]:
     return model.eval(), options
 
 
-def build_model(options: RetrieverTraining, items: int) -> LRURec:
+MODELS: Mapping[str, Callable[[RetrieverTraining, int], nn.Module]] = {
+    "lrurec": lambda o, items: LRURec(items, o.width, o.blocks, o.dropout),
+    "sasrec": lambda o, items: SASRec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout),
+    "bert4rec": lambda o, items: BERT4Rec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout),
+    "narm": lambda o, items: NARM(items, o.width, o.blocks, o.dropout),
+}
+"""Every architecture of the paper by the name that `--model` takes, built from options and the number of items."""
+LOSSES: Mapping[str, Loss] = {"softmax": next_item_loss, "binary": binary_loss, "cloze": cloze_loss}
+"""Every loss by its name."""
+
+
+def build_model(options: RetrieverTraining, items: int) -> Any:
     """The architecture that the options name, freshly initialised."""
-    return LRURec(items, options.width, options.blocks, options.dropout)
+    return MODELS[options.model](options, items)
 
 
 def candidate_table(
-    model: LRURec, length: int, users: list[str], histories: Sequence[Items], truth: NDArray[np.int32]
+    model: Any, length: int, users: list[str], histories: Sequence[Items], truth: NDArray[np.int32]
 ) -> CandidateTable:
     """Every user's top 20 with everything in the history masked, and the place of the item that came next."""
     candidates, ranks = [], []
@@ -152,22 +176,23 @@ def candidate_table(
 
 @torch.inference_mode()
 def score_histories(
-    model: LRURec, length: int, histories: Sequence[Items], batch_size: int = 256
+    model: Any, length: int, histories: Sequence[Items], batch_size: int = 256
 ) -> Iterator[NDArray[np.float32]]:
     """Yields for each history the logits [items + 1] of what comes next; rows are computed in batches."""
     model.eval()
-    device = model.bias.device
+    device = model.embedding.weight.device
     for start in range(0, len(histories), batch_size):
         items = torch.from_numpy(pad_left(histories[start : start + batch_size], length)).to(device)
         yield from model.score(model(items)[:, -1]).cpu().numpy()
 
 
-def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]]:
+def _fit(options: RetrieverTraining, data: Data) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(options.seed)
     shuffle = np.random.default_rng(options.seed)
     model = build_model(options, data.catalogue.trained).to(options.device)
-    optimizer = _optimizer(model, options)
+    optimizer = make_optimizer(model, options)
     inputs, targets = inputs_and_targets(training_windows(data.training, options.max_length), options.max_length)
+    learn = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
     steps = options.epochs * -(-len(inputs) // options.batch_size)
     best, best_state, best_step, waited, step = -1.0, model.state_dict(), 0, 0, 0
     started = time.perf_counter()
@@ -189,7 +214,17 @@ def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]
             if place == 0:
                 order = shuffle.permutation(len(inputs))
             rows = order[place * options.batch_size : (place + 1) * options.batch_size]
-            _train_step(model, optimizer, options, torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
+            batch = (torch.from_numpy(array[rows]).to(options.device) for array in (inputs, targets))
+            model.train()
+            loss = learn(model, *batch)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the loss is {float(loss)} at step {step + 1}, learning rate {options.learning_rate:g}: lower it"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            optimizer.step()
             step += 1
             bar.update(task, completed=step)
         bar.update(task, total=step)
@@ -203,21 +238,8 @@ def _fit(options: RetrieverTraining, data: Data) -> tuple[LRURec, dict[str, Any]
     }
 
 
-def _train_step(
-    model: LRURec, optimizer: torch.optim.Optimizer, options: RetrieverTraining, inputs: Tensor, targets: Tensor
-) -> None:
-    """One step of full-softmax cross-entropy over the positions that hold a target; both arrays are [batch, length]."""
-    model.train()
-    inputs, targets = inputs.to(options.device), targets.to(options.device)
-    kept = targets > 0
-    loss = F.cross_entropy(model.score(model(inputs)[kept]), targets[kept])
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-    optimizer.step()
-
-
-def _optimizer(model: LRURec, options: RetrieverTraining) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.AdamW:
+    """AdamW; biases and norms don't decay."""
     named = dict(model.named_parameters())
     plain = [name for name in named if "norm" in name or name.endswith("bias")]
     groups = [

@@ -1,0 +1,106 @@
+"""Seconds of one optimisation step of LRURec beside its authors' way of computing it, on the same batches.
+
+    python -m benchmarks.retriever_training --json
+
+Both run in one process, in turn; medians. The batches have the lengths of real windows: of ml-latest-small 16 x 200
+with 3,650 items, of Beauty 64 x 50 with 12,086 items, where most of a window is padding.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.authors_lrurec import authors_loss
+from models.retriever.batches import inputs_and_targets
+from models.retriever.lrurec import LRURec
+from models.retriever.training import RetrieverTraining, make_optimizer, next_item_loss
+
+SHAPES = {
+    # batch, length, items, mean number of items of a window, floor of the ratio
+    "ml-latest-small": (16, 200, 3_650, 120, 2.0),
+    "beauty": (64, 50, 12_086, 8, 4.0),
+}
+
+
+def batch(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of random items; window lengths are geometric with the data set's mean, cut at the length."""
+    size, length, items, mean, _ = SHAPES[name]
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(3 + rng.geometric(1 / (mean - 2), size), 3, length)
+    windows = [rng.integers(1, items + 1, count).astype(np.int32) for count in lengths]
+    inputs, targets = inputs_and_targets(windows, length)
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def measure(name: str, steps: int, contenders: tuple[str, ...] = ("authors", "ours")) -> dict[str, list[float]]:
+    """Seconds of every step of every contender, in turn."""
+    options = RetrieverTraining()
+    seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+    losses = {"authors": authors_loss, "ours": next_item_loss}
+    models, optimizers = {}, {}
+    for contender in contenders:
+        torch.manual_seed(0)
+        models[contender] = LRURec(SHAPES[name][2], options.width, options.blocks, options.dropout)
+        optimizers[contender] = make_optimizer(models[contender], options)
+    for step in range(steps + 2):
+        inputs, targets = batch(name, step)
+        for contender in contenders:
+            started = time.perf_counter()
+            optimizers[contender].zero_grad(set_to_none=True)
+            losses[contender](models[contender].train(), inputs, targets).backward()
+            torch.nn.utils.clip_grad_norm_(models[contender].parameters(), options.clip)
+            optimizers[contender].step()
+            if step >= 2:  # the first ones warm up
+                seconds[contender].append(time.perf_counter() - started)
+    return seconds
+
+
+def peak_mib(name: str, contender: str) -> float:
+    """Peak memory of a process that takes five steps of one contender, in MiB, the interpreter's included."""
+    command = [sys.executable, "-m", "benchmarks.retriever_training", "--peak", f"{name}:{contender}"]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return float(ended.stdout)
+
+
+def main() -> None:
+    """Parses the command line and prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=15, help="steps of each, in turn; medians are printed")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        name, contender = given.peak.split(":")
+        measure(name, 3, (contender,))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    results = {}
+    for name, (size, length, items, _, floor) in SHAPES.items():
+        medians = {key: statistics.median(values) for key, values in measure(name, given.steps).items()}
+        ratio = medians["authors"] / medians["ours"]
+        results[name] = {
+            "batch": f"{size} x {length}, {items} items",
+            "authors_seconds": round(medians["authors"], 4),
+            "ours_seconds": round(medians["ours"], 4),
+            "times_faster": round(ratio, 2),
+            "authors_peak_mib": round(peak_mib(name, "authors")),
+            "ours_peak_mib": round(peak_mib(name, "ours")),
+            "floor_met": ratio >= floor,
+        }
+    if given.json:
+        print(json.dumps(results, indent=1))
+        return
+    for name, row in results.items():
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Artifact folders: whole or absent, whatever happens while they are written, and recognised by what made them."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from preprocessing.artifacts import MANIFEST, is_finished, new_artifact, read_manifest
+from preprocessing.errors import InputError
+
+MADE = {"options": {"seed": 1}, "inputs": {"data": "abc"}}
+
+
+def write(folder, text, **made):
+    with new_artifact(folder, "data", **{**MADE, **made}) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "file.txt").write_text(text)
+    return folder
+
+
+def test_what_is_written_reads_back(tmp_path):
+    """Options, inputs and files with size and hash; the SHA-256 of "abc" is that of FIPS 180-2, appendix B.1."""
+    manifest = read_manifest(write(tmp_path / "a", "abc"), "data", "")
+    assert (dict(manifest.options), dict(manifest.inputs)) == (MADE["options"], MADE["inputs"])
+    entry = manifest.files["deep/file.txt"]
+    assert entry["bytes"] == 3
+    assert entry["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_equal_content_has_an_equal_fingerprint(tmp_path):
+    """The fingerprint is of the content, not of the options, the time or the place."""
+    prints = [
+        read_manifest(write(tmp_path / name, text, options={"seed": name}), "data", "").fingerprint
+        for name, text in (("a", "one"), ("b", "one"), ("c", "two"))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def write_half(folder):
+    with new_artifact(folder, "data", **MADE) as partial:
+        (partial / "half").write_text("half")
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_an_error_leaves_what_was_there(tmp_path, before):
+    """Nothing where there was nothing, the old artifact where there was one, and no rest beside it."""
+    folder = tmp_path / "a"
+    if before:
+        write(folder, before)
+    with pytest.raises(RuntimeError):
+        write_half(folder)
+    assert [path.name for path in tmp_path.iterdir()] == (["a"] if before else [])
+    if before:
+        read_manifest(folder, "data", "")
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(tmp_path, before):
+    """SIGKILL in the middle of writing: the machine is gone without a word."""
+    folder = tmp_path / "a"
+    if before:
+        write(folder, before)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from preprocessing.artifacts import new_artifact\n"
+        "with new_artifact(Path(sys.argv[1]), 'data', options={}, inputs={}) as partial:\n"
+        "    (partial / 'half').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert folder.exists() == bool(before)
+    if before:
+        assert (folder / "deep" / "file.txt").read_text() == "old"
+        read_manifest(folder, "data", "")
+    write(folder, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (folder / "deep" / "file.txt").read_text() == "new"
+
+
+def test_finished_means_made_by_the_same(tmp_path):
+    """Other options or inputs, a changed file, or no manifest at all: not finished."""
+    folder = write(tmp_path / "a", "abc")
+    assert is_finished(folder, "data", **MADE)
+    assert not is_finished(folder, "data", **{**MADE, "options": {"seed": 2}})
+    assert not is_finished(folder, "data", **{**MADE, "inputs": {}})
+    assert not is_finished(folder, "retriever", **MADE)
+    (folder / "deep" / "file.txt").write_text("abcd")
+    assert not is_finished(folder, "data", **MADE)
+    assert not is_finished(tmp_path / "absent", "data", **MADE)
+
+
+def test_what_is_no_artifact_is_refused_with_the_command(tmp_path):
+    """Absent, of another kind, without one of its files, with a manifest that is none."""
+    with pytest.raises(InputError, match=r"is not there or not finished: run `llamarec preprocess` first"):
+        read_manifest(tmp_path / "a", "data", "llamarec preprocess")
+    folder = write(tmp_path / "a", "abc")
+    with pytest.raises(InputError, match=r"holds a 'data' artifact.*not 'ranker'"):
+        read_manifest(folder, "ranker", "llamarec train-ranker")
+    (folder / "deep" / "file.txt").unlink()
+    with pytest.raises(InputError, match=r"file.txt is missing or was changed: delete"):
+        read_manifest(folder, "data", "llamarec preprocess")
+    for text in ("{", json.dumps({"format": 1}), "[]"):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(InputError, match="is not a manifest of this program"):
+            read_manifest(folder, "data", "llamarec preprocess")
