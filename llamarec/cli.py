@@ -97,7 +97,12 @@ def preprocess(
 @app.command()
 def train_retriever(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
-    model: Annotated[str, typer.Option(help="`lrurec`, the paper's retriever.")] = "lrurec",
+    model: Annotated[
+        str, typer.Option(help="`lrurec`, the paper's retriever, or its baselines `sasrec`, `bert4rec`, `narm`.")
+    ] = "lrurec",
+    loss: Annotated[
+        str | None, typer.Option(help="`softmax` over all items, or `binary`, SASRec's own; default: the model's.")
+    ] = None,
     preset: Preset = "paper",
     epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most recent items that the model reads.")] = None,
@@ -118,6 +123,7 @@ def train_retriever(
         PRESETS,
         preset,
         model=model,
+        loss=loss,
         epochs=epochs,
         max_length=max_length,
         batch_size=batch_size,

@@ -27,6 +27,9 @@ class NARM(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.energy = nn.Linear(width, 1, bias=False)
         self.project = nn.Linear(2 * width, width, bias=False)
+        nn.init.trunc_normal_(self.embedding.weight, std=0.02, a=-0.04, b=0.04)
+        with torch.no_grad():
+            self.embedding.weight[0] = 0
 
     def forward(self, items: Tensor) -> Tensor:
         """Left-padded item numbers [batch, length] -> states [batch, length, width]."""

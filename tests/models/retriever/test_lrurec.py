@@ -1,30 +1,13 @@
-"""LRURec: the recurrence against its equations, the padding, and the ONNX export against PyTorch."""
+"""LRURec: the recurrence against its equations, and the training step against its authors' way of computing it."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from models.retriever.batches import pad_left
+from benchmarks.authors_lrurec import authors_logits, authors_loss
+from models.retriever.batches import inputs_and_targets
 from models.retriever.lrurec import LinearRecurrence, LRURec
-from models.retriever.onnx_export import export_onnx
-
-ITEMS, LENGTH = 50, 13
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(7)
-    return LRURec(ITEMS, width=16).eval()
-
-
-@pytest.fixture(scope="module")
-def onnx_session(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "retriever.onnx"
-    export_onnx(model, LENGTH, path)
-    return onnxruntime.InferenceSession(path)
+from models.retriever.objectives import next_item_loss
 
 
 def test_recurrence_equals_the_complex_equations_step_by_step():
@@ -57,24 +40,38 @@ def test_initial_decay_lies_in_the_ring():
         torch.testing.assert_close(torch.exp(layer.scale_log), torch.sqrt(1 - modulus**2))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, ITEMS), min_size=1, max_size=LENGTH), st.integers(1, 20))
-def test_padding_never_changes_the_scores(model, history, more):
-    """The same history behind more pads: the drive of a pad is cut, so the last state is the same."""
-    history = np.array(history)
+@pytest.fixture
+def model():
+    torch.manual_seed(7)
+    return LRURec(50, width=16).eval()
+
+
+def short_and_long():
+    """Windows of 1 to 13 items in 13 places, one of them with the same item twice."""
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(1, 51, count).astype(np.int32) for count in (1, 2, 5, 9, 13)]
+    return map(torch.from_numpy, inputs_and_targets([*windows, np.array([4, 4], np.int32)], 13))
+
+
+def test_logits_equal_the_authors_complex_arithmetic(model):
+    """Their scan by doubling blocks in complex numbers, at every position that holds a target."""
+    inputs, targets = short_and_long()
     with torch.no_grad():
-        short, long = (
-            model.score(model(torch.from_numpy(pad_left([history], length)))[:, -1])
-            for length in (len(history), len(history) + more)
+        torch.testing.assert_close(
+            model.score(model(inputs))[targets > 0], authors_logits(model, inputs)[targets > 0], atol=1e-5, rtol=0
         )
-    torch.testing.assert_close(short, long, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(1, ITEMS), max_size=2 * LENGTH), min_size=1, max_size=9))
-def test_onnx_equals_pytorch(model, onnx_session, histories):
-    """Any batch size, any history, the empty one too: the exported graph gives PyTorch's logits within 1e-4."""
-    items = pad_left([np.array(history, np.int32) for history in histories], LENGTH)
-    with torch.no_grad():
-        expected = model.score(model(torch.from_numpy(items))[:, -1]).numpy()
-    np.testing.assert_allclose(onnx_session.run(None, {"items": items})[0], expected, atol=1e-4, rtol=0)
+def test_loss_and_gradients_equal_the_authors(model):
+    """The same loss to 1e-5 and the same gradients, though padded positions are never computed."""
+    inputs, targets = short_and_long()
+    results = []
+    for loss in (authors_loss, next_item_loss):
+        model.zero_grad()
+        value = loss(model, inputs, targets)
+        value.backward()
+        results.append((value.item(), {name: value.grad.clone() for name, value in model.named_parameters()}))
+    (expected, gradients), (ours, our_gradients) = results
+    assert ours == pytest.approx(expected, abs=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)

@@ -33,10 +33,16 @@ def cycling(tmp_path_factory):
     return folder
 
 
-def test_it_learns_what_is_certain(cycling, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [("lrurec", None), ("sasrec", None), ("sasrec", "binary"), ("bert4rec", None), ("narm", None)],
+)
+def test_it_learns_what_is_certain(cycling, tmp_path, model, loss):
     """Every user's next item follows from the last one: Recall@10 comes near 1, from a third by chance."""
     (tmp_path / "data").symlink_to(cycling / "data")
-    options = replace(BRIEF, width=32, epochs=150, learning_rate=1e-2, validate_every=25)
+    options = replace(
+        BRIEF, model=model, loss=loss, width=32, epochs=60, learning_rate=1e-2, validate_every=40, dropout=0.1
+    )
     assert train_retriever(options, tmp_path)["test"]["Recall@10"] > 0.9
 
 
@@ -92,6 +98,10 @@ def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
     ("wrong", "message"),
     [
         ({"model": "gru4rec"}, "there is no retriever 'gru4rec'"),
+        ({"loss": "hinge"}, "there is no loss 'hinge'"),
+        ({"model": "sasrec", "loss": "cloze"}, "sasrec does not learn by cloze"),
+        ({"model": "bert4rec", "loss": "softmax"}, "bert4rec does not learn by softmax"),
+        ({"heads": 3}, "3 heads cannot share a width of 64"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),

@@ -1,0 +1,51 @@
+"""Losses, by hand and by what they mask."""
+
+import math
+
+import pytest
+import torch
+
+from models.retriever.bert4rec import BERT4Rec
+from models.retriever.objectives import binary_loss, cloze_loss
+
+
+class TwoItems:
+    """Scores item 1 with 2 and item 2 with -1, whatever came before."""
+
+    training = True
+
+    def __call__(self, items):
+        return torch.zeros(*items.shape, 1)
+
+    def score(self, states):
+        return torch.tensor([0.0, 2.0, -1.0]).expand(len(states), 3)
+
+
+def test_binary_loss_by_hand():
+    """Of two items the wrong one is certain: target 1 gives log(1 + e^-2) and log(1 + e^-1), target 2 the opposite."""
+    right = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+    wrong = (math.log1p(math.exp(2)) + math.log1p(math.exp(1))) / 2
+    inputs = torch.tensor([[0, 0], [0, 1]])
+    for targets, expected in (([[0, 1], [1, 1]], right), ([[0, 0], [0, 2]], wrong)):
+        assert binary_loss(TwoItems(), inputs, torch.tensor(targets)).item() == pytest.approx(expected)
+
+
+def test_cloze_masks_items_and_never_the_padding(monkeypatch):
+    """In each of 500 windows one item at least, about a fifth of all, and the last alone in about a tenth and more."""
+    torch.manual_seed(0)
+    model = BERT4Rec(items=9, length=20, width=8, heads=2)
+    seen = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda items: seen.append(items) or encode(items))
+    lengths = torch.arange(500) % 20 + 1
+    targets = torch.where(torch.arange(20) >= 20 - lengths.unsqueeze(1), torch.randint(1, 10, (500, 20)), 0)
+    loss = cloze_loss(model, torch.empty(0), targets)
+    masked = seen[0] == model.mask
+    assert loss.isfinite()
+    assert masked.any(dim=1).all()
+    assert not masked[targets == 0].any()
+    assert torch.equal(seen[0][~masked], targets[~masked])
+    full = masked[lengths == 20]
+    assert 0.12 < full.float().mean() < 0.28
+    only_last = (masked.sum(dim=1) == 1) & masked[:, -1]
+    assert 0.07 < only_last.float().mean() < 0.5
