@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHECKED := client export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo test slow lint format bench system-packages clean
+.PHONY: setup demo test slow lint format bench results-retrievers retrain-retrievers system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,12 @@ format: setup
 
 bench: setup
 	$(BIN)/llamarec bench
+
+results-retrievers: setup
+	$(BIN)/python -m benchmarks.retrievers tables
+
+retrain-retrievers: setup
+	$(BIN)/python -m benchmarks.retrievers train
 
 # Nothing needs apt: the server, perf_analyzer and every library come as wheels. Kept so that CI and images have one place to call.
 system-packages:

@@ -9,7 +9,6 @@ its own, in turn, imports aside. All three must write the same sequences, or the
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -193,8 +192,9 @@ def main() -> None:
     if given.contender:
         runs = {"llamarec": run_llamarec, "pandas": run_pandas, "polars": run_polars}
         seconds = runs[given.contender](Path(given.raw), Path(given.folder))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}))
+        from benchmarks.memory import peak_memory
+
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_memory()}))
         return
     results = compare(given.rows, given.repeats, (given.only,) if given.only else CONTENDERS)
     if given.json:

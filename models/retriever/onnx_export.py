@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -35,3 +36,10 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    # Each node carries the lines of code it came from, paths included: the same weights should give the same file.
+    graph = onnx.load(path)
+    for node in (*graph.graph.node, *(node for function in graph.functions for node in function.node)):
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(graph)
+    onnx.save(graph, path)
