@@ -8,8 +8,15 @@ from pathlib import Path
 from client.contract import RETRIEVAL_ENSEMBLE
 from client.recommender import Recommendation, Recommender
 from client.server import LocalServer
+from export.repository import Export, export
 from llamarec.options import from_preset
 from llamarec.tables import console, messages, print_table
+from models.ranker.options import PRESETS as RANKER_PRESETS
+from models.ranker.options import RankerTraining
+from models.ranker.train import train_ranker
+from models.retriever.candidates import CandidateTable
+from models.retriever.training import PRESETS as RETRIEVER_PRESETS
+from models.retriever.training import RetrieverTraining, train_retriever
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
@@ -32,25 +39,18 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
     Raises:
         InputError: there is no such preset or user.
     """
+    retriever_options = from_preset(RetrieverTraining, RETRIEVER_PRESETS, preset)
+    ranker_options = from_preset(RankerTraining, RANKER_PRESETS, preset)
     with _stage("preprocess: NVTabular workflows on MovieLens-100K"):
         statistics = preprocess(Preprocessing(dataset="movielens-100k"), artifacts)
     print_table("", list(statistics.row()), [list(statistics.row().values())])
     with _stage("train-retriever: LRURec"):
-        from models.retriever.training import PRESETS as RETRIEVER_PRESETS
-        from models.retriever.training import RetrieverTraining, train_retriever
-
-        retriever = train_retriever(from_preset(RetrieverTraining, RETRIEVER_PRESETS, preset), artifacts)
+        retriever = train_retriever(retriever_options, artifacts)
     test = retriever["test"]
     console.print(f"  test Recall@10 {test['Recall@10']:.4f}, Recall@20 {test['Recall@20']:.4f}")
     with _stage(f"train-ranker: QLoRA on {BASE}"):
-        from models.ranker.options import PRESETS as RANKER_PRESETS
-        from models.ranker.options import RankerTraining
-        from models.ranker.train import train_ranker
-
-        train_ranker(from_preset(RankerTraining, RANKER_PRESETS, preset), artifacts, BASE)
+        train_ranker(ranker_options, artifacts, BASE)
     with _stage(f"export: {repository}"):
-        from export.repository import Export, export
-
         export(Export(), artifacts, repository)
     data = load_data(artifacts)
     place = _choose(data, artifacts, user)
@@ -73,8 +73,6 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def _choose(data: Data, artifacts: Path, user: str | None) -> int:
-    from models.retriever.candidates import CandidateTable
-
     if user is not None:
         if user not in data.users:
             raise InputError(f"user {user!r} is not in {data.name}: give a raw user id that survived preprocessing")
