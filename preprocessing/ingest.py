@@ -15,6 +15,8 @@ from preprocessing.errors import InputError
 
 PARTITION_ROWS = 500_000
 """Rows of a row group, which is a partition of the workflows: what a worker holds at a time."""
+MANY_PAIRS = 2_000_000
+"""Pairs of item and title that are held before repetitions among them are dropped."""
 LONGEST_TITLE = 1000
 """Characters of a title that are kept; a prompt shows far fewer."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -101,15 +103,18 @@ class _Titles:
 
     def __init__(self) -> None:
         self._pairs: list[pa.Table] = []
+        self._most = MANY_PAIRS
 
     def add(self, table: pa.Table) -> None:
-        pairs = table.select(["item", "title"]).filter(pc.is_valid(table["title"]))
-        self._pairs.append(_decoded(pairs.group_by(["item", "title"]).aggregate([])))
+        self._pairs.append(_distinct(table.select(["item", "title"]).filter(pc.is_valid(table["title"]))))
+        if sum(map(len, self._pairs)) > self._most:
+            self._pairs = [_distinct(pa.concat_tables(self._pairs))]
+            self._most = max(MANY_PAIRS, 2 * len(self._pairs[0]))
 
     def cleaned(self, clean: Callable[[str], str]) -> dict[Any, str]:
         if not self._pairs:
             return {}
-        table = pa.concat_tables(self._pairs)
+        table = _distinct(pa.concat_tables(self._pairs))
         best: dict[Any, str] = {}
         for item, raw in zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True):
             if item is None or not (title := plain_title(clean(raw))):
@@ -117,6 +122,10 @@ class _Titles:
             if item not in best or title < best[item]:
                 best[item] = title
         return best
+
+
+def _distinct(pairs: pa.Table) -> pa.Table:
+    return _decoded(pairs.group_by(["item", "title"]).aggregate([]))
 
 
 def _decoded(table: pa.Table) -> pa.Table:

@@ -30,7 +30,7 @@ FIRST_BUCKET = 1_000_000
 BUCKET_ROWS = 500_000
 """Interactions of the users of one bucket, about: what is sorted at a time."""
 MANY_ROWS = 25_000_000
-"""Rows for which partitions grow by one row group."""
+"""Interactions for which partitions grow by one row group and buckets by BUCKET_ROWS."""
 COLUMNS = ["user", "item", "timestamp"]
 
 
@@ -153,7 +153,8 @@ class UserBucket(BaseOperator):  # type: ignore[misc]
         counts: interactions of each user, in the order of Categorify's vocabulary.
         """
         super().__init__()
-        self.buckets = FIRST_BUCKET + (np.cumsum(counts) - 1) // BUCKET_ROWS
+        ends = np.cumsum(counts)
+        self.buckets = FIRST_BUCKET + (ends - 1) // (BUCKET_ROWS * _scale(int(ends[-1])))
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """``user`` (Categorify's id) to ``bucket``."""
@@ -221,10 +222,14 @@ class Sequences(BaseOperator):  # type: ignore[misc]
 def open_interactions(path: Path, rows: int) -> Dataset:
     """Interactions in Parquet in partitions of a row group, or of several where the rows are very many.
 
-    Each partition is looked up in the whole vocabulary, which grows with the data: more partitions would take more than
-    linear time.
+    Each partition is looked up in the whole vocabulary and cut into all buckets: if it did not grow with the data, the
+    time would grow faster than linearly.
     """
-    return Dataset(str(path), engine="parquet", row_groups_per_part=1 + rows // MANY_ROWS)
+    return Dataset(str(path), engine="parquet", row_groups_per_part=_scale(rows))
+
+
+def _scale(rows: int) -> int:
+    return 1 + rows // MANY_ROWS
 
 
 def keep_titled(interactions: Dataset, titled: Iterable[Any]) -> tuple[nvt.Workflow, Dataset]:
