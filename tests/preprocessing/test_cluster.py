@@ -70,6 +70,7 @@ def test_the_loss_of_a_worker_does_not_lose_the_job(tmp_path, log, cluster):
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     preprocess(replace(log, scheduler_address=cluster.scheduler_address), tmp_path / "cluster")
+    thread.join(10)
     assert killed.is_set()
     assert contents(tmp_path / "cluster") == contents(tmp_path / "here")
 
