@@ -41,7 +41,7 @@ def test_it_learns_what_is_certain(cycling, tmp_path, model, loss):
     """Every user's next item follows from the last one: Recall@10 comes near 1, from a third by chance."""
     (tmp_path / "data").symlink_to(cycling / "data")
     options = replace(
-        BRIEF, model=model, loss=loss, width=32, epochs=150, learning_rate=1e-2, validate_every=40, dropout=0.1
+        BRIEF, model=model, loss=loss, width=32, epochs=150, learning_rate=3e-3, validate_every=40, dropout=0.1
     )
     assert train_retriever(options, tmp_path)["test"]["Recall@10"] > 0.9
 
