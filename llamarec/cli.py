@@ -98,8 +98,9 @@ def preprocess(
 def train_retriever(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     model: Annotated[
-        str, typer.Option(help="`lrurec`, the paper's retriever, or its baselines `sasrec`, `bert4rec`, `narm`.")
-    ] = "lrurec",
+        str | None,
+        typer.Option(help="`lrurec`, the paper's retriever, or `sasrec`, `bert4rec`, `narm`; default: the preset's."),
+    ] = None,
     loss: Annotated[
         str | None, typer.Option(help="`softmax` over all items, or `binary`, SASRec's own; default: the model's.")
     ] = None,
@@ -137,7 +138,9 @@ def train_retriever(
         print_json(metrics)
         return
     rows = [[split, *metrics[split].values()] for split in ("validation", "test")]
-    print_table(f"{model}: {metrics['steps']} steps, best at {metrics['best_step']}", ["", *metrics["test"]], rows)
+    print_table(
+        f"{options.model}: {metrics['steps']} steps, best at {metrics['best_step']}", ["", *metrics["test"]], rows
+    )
 
 
 @app.command()

@@ -54,7 +54,7 @@ def ingest(tables: RawTables, path: Path, named: str) -> Raw:
 
     Raises:
         InputError: there are no interactions, an id is missing, a timestamp is no number, negative or in the future, or
-            no item of the interactions has a title.
+            no item has a title.
     """
     found = _Titles()
     try:

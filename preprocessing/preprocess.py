@@ -193,9 +193,8 @@ def _run_workflows(
             f" item needs at least {minimum} among those that remain; give more data"
         )
     item_key = raw_order(raw.titles)
-    known = {
-        item: place for place, item in enumerate(numbered)
-    }  # more interactions make a k-core larger, never smaller
+    # All of the numbered items are there: further interactions make a k-core larger, never smaller.
+    known = {item: place for place, item in enumerate(numbered)}
     items = sorted(core.items, key=lambda item: (known.get(str(item), len(known)), -core.items[item], item_key(item)))
     users = {user: core.users[user] for user in sorted(core.users, key=raw_order(core.users))}
     interactions = sum(core.items.values())

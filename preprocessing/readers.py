@@ -32,6 +32,10 @@ class BadLines:
     counts: dict[str, int] = field(default_factory=dict)
     """Skipped lines by file."""
 
+    def begin(self, path: Path) -> None:
+        """A file that is read again is counted anew."""
+        self.counts.pop(str(path), None)
+
     def add(self, path: Path, line: int | None, what: str) -> None:
         """Notes one bad line.
 
@@ -83,6 +87,7 @@ def csv_batches(
             return "error"
         return "skip"
 
+    bad.begin(path)
     with readable(path, "a table"):
         header = names or _header(path, delimiter, quoted)
         check_columns(path, header, columns)
@@ -141,6 +146,7 @@ def json_batches(
     Raises:
         InputError: the file is cut short or not UTF-8.
     """
+    bad.begin(path)
     with readable(path, "text"), open_text(path) as file:
         rows = _objects(path, file, bad)
         while batch := list(islice(rows, BATCH_ROWS)):

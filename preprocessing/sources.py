@@ -110,19 +110,22 @@ def _movielens(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
 
 
 def _double_colon_lines(path: Path, bad: BadLines) -> Iterator[pa.Table]:
-    content = path.read_bytes()
+    bad.begin(path)
+    with readable(path, "text"):
+        content = path.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:  # MovieLens-1M is ISO-8859-1; all others are UTF-8
         text = content.decode("iso-8859-1")
-    rows = []
+    items, titles = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split("::")
-        if len(fields) == 3:
-            rows.append(fields[:2])
-        else:
+        if len(fields) != 3:
             bad.add(path, number, f"is {line!r}, not item::title::genres")
-    yield pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names=["item", "title"])
+            continue
+        items.append(fields[0])
+        titles.append(fields[1])
+    yield pa.table([pa.array(items, pa.string()), pa.array(titles, pa.string())], names=["item", "title"])
 
 
 AMAZON = (

@@ -61,6 +61,7 @@ class KCore(StatOperator):  # type: ignore[misc]
         self.items: dict[Any, int] = {}
         self.sizes: list[int] = []
         self.seen = 0
+        self._ids: dict[str, Any] = {}
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
         """Delays the fixpoint over all partitions, each of which is reduced to codes first."""
@@ -70,6 +71,7 @@ class KCore(StatOperator):  # type: ignore[misc]
     def fit_finalize(self, dask_stats: Any) -> None:
         """Keeps the surviving ids with their numbers of interactions."""
         self.users, self.items, self.sizes, self.seen = dask_stats
+        # Once for all partitions, not once for each.
         self._ids = {"user": get_lib().Series(list(self.users)), "item": get_lib().Series(list(self.items))}
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
@@ -78,7 +80,7 @@ class KCore(StatOperator):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forgets the fitted ids."""
-        self.users, self.items, self.sizes, self.seen = {}, {}, [], 0
+        self.users, self.items, self.sizes, self.seen, self._ids = {}, {}, [], 0, {}
 
 
 class _Coded(NamedTuple):

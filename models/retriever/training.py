@@ -92,7 +92,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "paper": {},
     "paper-ml-latest-small": {"max_length": 200, "batch_size": 16},
-    "sasrec-beauty": {"dropout": 0.6, "batch_size": 512, "learning_rate": 5e-4, "epochs": 300},
+    "sasrec-beauty": {"model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 5e-4, "epochs": 300},
 }
 """Options by name: the paper's (``paper`` for Beauty and Games), what a SASRec with full cross-entropy is trained with
 elsewhere on Beauty, and ``demo``, two minutes on two cores."""

@@ -55,6 +55,21 @@ def test_a_gzipped_file_takes_the_place_of_a_plain_one(tmp_path):
     assert read("movielens", tmp_path) == (EVENTS, TITLES)
 
 
+def test_titles_that_are_all_skipped_are_no_titles(tmp_path):
+    """Where no line of the titles reads and all are skipped, it is said that there are none."""
+    files(tmp_path, ratings__dat="1::10::4::100\n", movies__dat="10::Film\n")
+    with pytest.raises(InputError, match="no item has a title"):
+        read("movielens", tmp_path, bad=BadLines(skip=True))
+
+
+def test_a_file_that_is_read_twice_is_counted_once(tmp_path):
+    """A fraction in the last line makes the reader start over; the line of two fields was one."""
+    path = files(tmp_path, log__csv="user,item,timestamp,title\n1,10,9,A\n2,10\n3,10,9.5,A\n") / "log.csv"
+    bad = BadLines(skip=True)
+    assert len(read("table", path, bad=bad)[0]) == 2
+    assert list(bad.counts.values()) == [1]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
 def test_movielens_double_colons(tmp_path, encoding):
     """The layout of 10M (UTF-8) and of 1M, whose own README gives it no encoding and whose accents are ISO-8859-1."""
@@ -208,6 +223,11 @@ BAD = {
         "movielens",
         {"ratings__csv__gz": gzip.compress(RATINGS.encode())[:-12], "movies__csv": MOVIES},
         "ratings.csv.gz does not read as a table",
+    ),
+    "no line of titles": (
+        "movielens",
+        {"ratings__dat": "1::10::4::100\n", "movies__dat": ""},
+        "movies.dat is empty",
     ),
     "colons missing": (
         "movielens",

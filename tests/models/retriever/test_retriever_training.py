@@ -112,6 +112,12 @@ def test_options_out_of_range_are_refused(wrong, message):
         RetrieverTraining(**wrong)
 
 
+def test_every_preset_is_of_the_model_it_names():
+    """`sasrec-beauty` trains a SASRec without being told so; the paper's are LRURec's."""
+    models = {name: RetrieverTraining(**preset).model for name, preset in training.PRESETS.items()}
+    assert models == {"demo": "lrurec", "paper": "lrurec", "paper-ml-latest-small": "lrurec", "sasrec-beauty": "sasrec"}
+
+
 def test_without_data_the_command_is_named(tmp_path):
     with pytest.raises(InputError, match="run `llamarec preprocess` first"):
         train_retriever(BRIEF, tmp_path)
