@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.retriever.dropout import Dropout
+from models.retriever.packing import in_groups
+
 
 class BERT4Rec(nn.Module):
     """Scores every item as the next one of a sequence.
@@ -29,7 +32,7 @@ class BERT4Rec(nn.Module):
         self.embedding = nn.Embedding(items + 2, width, padding_idx=0)
         self.position = nn.Parameter(torch.zeros(length, width))
         self.embedding_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True)
             for _ in range(blocks)
@@ -57,6 +60,14 @@ class BERT4Rec(nn.Module):
         states: Tensor = self.head(x)
         return states
 
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        return in_groups(self, items, kept)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Vectors [items + 1, width] of the items, and their biases [items + 1]."""
+        return self.embedding.weight[:-1], self.bias
+
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, self.embedding.weight[:-1], self.bias)
+        return F.linear(states, *self.head())

@@ -248,4 +248,4 @@ def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.
         {"params": [named[name] for name in named if name not in plain], "weight_decay": options.weight_decay},
         {"params": [named[name] for name in plain], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9, fused=True)
