@@ -2,25 +2,24 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from client.contract import MAX_CANDIDATES
 from models.metrics import recall, summary
-from models.retriever.batches import Items, inputs_and_targets, pad_left, training_windows
+from models.retriever.batches import inputs_and_targets, training_windows
 from models.retriever.bert4rec import BERT4Rec
-from models.retriever.candidates import CandidateTable, place_of, top_candidates
 from models.retriever.lrurec import LRURec
 from models.retriever.narm import NARM
 from models.retriever.objectives import Loss, binary_loss, cloze_loss, next_item_loss
+from models.retriever.ranking import rank_users, write_candidates
 from models.retriever.sasrec import SASRec
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
@@ -127,9 +126,9 @@ def train_retriever(options: RetrieverTraining, artifacts: Path) -> dict[str, An
             ("validation", data.training, data.validation),
             ("test", [*map(np.append, data.training, data.validation)], data.test),
         ):
-            table = candidate_table(model, options.max_length, data.users, histories, truth)
-            table.write(partial / f"candidates-{split}.parquet")
-            metrics[split] = {**summary(table.ranks), f"Recall@{MAX_CANDIDATES}": recall(table.ranks, MAX_CANDIDATES)}
+            path = partial / f"candidates-{split}.parquet"
+            ranks = write_candidates(path, model, options.max_length, data.users, histories, truth)
+            metrics[split] = {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
 
@@ -165,29 +164,6 @@ def build_model(options: RetrieverTraining, items: int) -> Any:
     return MODELS[options.model](options, items)
 
 
-def candidate_table(
-    model: Any, length: int, users: list[str], histories: Sequence[Items], truth: NDArray[np.int32]
-) -> CandidateTable:
-    """Every user's top 20 with everything in the history masked, and the place of the item that came next."""
-    candidates, ranks = [], []
-    for scores, history, item in zip(score_histories(model, length, histories), histories, truth, strict=True):
-        candidates.append(top_candidates(scores, history, MAX_CANDIDATES))
-        ranks.append(place_of(scores, int(item)))
-    return CandidateTable(users, candidates, truth, np.array(ranks, np.int32))
-
-
-@torch.inference_mode()
-def score_histories(
-    model: Any, length: int, histories: Sequence[Items], batch_size: int = 256
-) -> Iterator[NDArray[np.float32]]:
-    """Yields for each history the logits [items + 1] of what comes next; rows are computed in batches."""
-    model.eval()
-    device = model.embedding.weight.device
-    for start in range(0, len(histories), batch_size):
-        items = torch.from_numpy(pad_left(histories[start : start + batch_size], length)).to(device)
-        yield from model.score(model(items)[:, -1]).cpu().numpy()
-
-
 def _fit(options: RetrieverTraining, data: Data) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(options.seed)
     shuffle = np.random.default_rng(options.seed)
@@ -202,9 +178,7 @@ def _fit(options: RetrieverTraining, data: Data) -> tuple[Any, dict[str, Any]]:
         task = bar.add_task(f"training {options.model}", total=steps, note="")
         while True:
             if step % options.validate_every == 0 or step == steps:
-                reached = recall(
-                    candidate_table(model, options.max_length, data.users, data.training, data.validation).ranks, 10
-                )
+                reached = recall(rank_users(model, options.max_length, data.training, data.validation), 10)
                 waited += 1
                 if reached > best:
                     best, best_step, waited = reached, step, 0
