@@ -17,7 +17,8 @@ from models.metrics import summary
 from models.ranker.fusion import fuse, order
 from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates, place_of, top_candidates
-from models.retriever.training import load_retriever, score_histories
+from models.retriever.ranking import score_histories
+from models.retriever.training import load_retriever
 from preprocessing.artifacts import read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -190,7 +191,8 @@ def _compare_with_oracle(
     """The share of lists that fp32 PyTorch, retriever and ranker, gives in the same order."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
     model, options = load_retriever(artifacts / "retriever")
-    scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen], batch_size=1)
+    batches = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
+    scores = (row.numpy() for batch in batches for row in batch.scores)
     ranker = Ranker.load(step_artifact(repository, "ranker"), replace(steps.ranker.runtime, dtype="float32"))
     oracle = replace(steps, ranker=ranker)
     equal = 0

@@ -1,5 +1,6 @@
 """From scores to candidates: masks, the top 20, and the true item's place among all items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+SCHEMA = pa.schema(
+    {
+        "user": pa.string(),
+        "items": pa.list_(pa.int32()),
+        "scores": pa.list_(pa.float32()),
+        "truth": pa.int32(),
+        "rank": pa.int32(),
+    }
+)
+"""Columns of a file of candidates."""
 
 
 class Candidates(NamedTuple):
@@ -77,8 +89,61 @@ def place_of(scores: NDArray[np.float32], item: int) -> int:
     """The place of ``item`` from 1 in a masked row of scores, ties to the smaller item number; 0 when it is masked."""
     if not np.isfinite(scores[item]):
         return 0
-    better = int((scores > scores[item]).sum())
-    return better + int((scores[:item] == scores[item]).sum()) + 1
+    better = np.count_nonzero(scores > scores[item])
+    return better + np.count_nonzero(scores[:item] == scores[item]) + 1
+
+
+class CandidateWriter:
+    """Writes users' candidates to Parquet as they come, with the columns ``user, items, scores, truth, rank``.
+
+    It holds one row group at most. Use it as a context manager; :class:`CandidateTable` reads the file.
+    """
+
+    def __init__(self, path: Path, rows_at_once: int = 1 << 16) -> None:
+        """Args:
+        path: the file.
+        rows_at_once: users of a row group.
+        """
+        self._file = pq.ParquetWriter(path, SCHEMA)
+        self._rows_at_once = rows_at_once
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> "CandidateWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._file.close()
+
+    def write(
+        self,
+        users: Sequence[str],
+        items: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        truth: NDArray[np.int32],
+        ranks: NDArray[np.int32],
+    ) -> None:
+        """Adds some users.
+
+        Args:
+            users: raw ids.
+            items: [users, k] item numbers in the retriever's order; 0 where a user has fewer.
+            scores: [users, k] their logits.
+            truth: [users] the item that came next.
+            ranks: [users] its place among all items from 1; 0 when it was masked.
+        """
+        there = items > 0
+        offsets = np.concatenate(([0], there.sum(axis=1).cumsum())).astype(np.int32)
+        lists = [pa.ListArray.from_arrays(offsets, pa.array(values[there])) for values in (items, scores)]
+        columns = [pa.array(users, pa.string()), *lists, pa.array(truth), pa.array(ranks)]
+        self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        if sum(map(len, self._waiting)) >= self._rows_at_once:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._file.write_table(pa.Table.from_batches(self._waiting))
+            self._waiting.clear()
 
 
 @dataclass(frozen=True)
@@ -92,26 +157,16 @@ class CandidateTable:
     ranks: NDArray[np.int32]
     """[users] its place among all items from 1; 0 when it was masked."""
 
-    def write(self, path: Path) -> None:
-        """Parquet with the columns ``user, items, scores, truth, rank``."""
-        table = pa.table(
-            {
-                "user": pa.array(self.users, pa.string()),
-                "items": pa.array([row.items for row in self.candidates], pa.list_(pa.int32())),
-                "scores": pa.array([row.scores for row in self.candidates], pa.list_(pa.float32())),
-                "truth": pa.array(self.truth, pa.int32()),
-                "rank": pa.array(self.ranks, pa.int32()),
-            }
-        )
-        pq.write_table(table, path)
-
     @classmethod
     def read(cls, path: Path) -> "CandidateTable":
-        """What :meth:`write` wrote."""
-        table = pq.read_table(path)
-        items, scores = table["items"].to_pylist(), table["scores"].to_pylist()
+        """What :class:`CandidateWriter` wrote."""
+        table = pq.read_table(path).combine_chunks()
+        items, scores = (table[name].combine_chunks() for name in ("items", "scores"))
+        ends = items.offsets.to_numpy()[1:-1]
         candidates = [
-            Candidates(np.array(i, np.int32), np.array(s, np.float32), np.arange(1, len(i) + 1, dtype=np.int32))
-            for i, s in zip(items, scores, strict=True)
+            Candidates(some, values, np.arange(1, len(some) + 1, dtype=np.int32))
+            for some, values in zip(
+                np.split(items.values.to_numpy(), ends), np.split(scores.values.to_numpy(), ends), strict=True
+            )
         ]
         return cls(table["user"].to_pylist(), candidates, table["truth"].to_numpy(), table["rank"].to_numpy())

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.retriever.batches import inputs_and_targets, pad_left, training_windows
-from models.retriever.candidates import Candidates, CandidateTable, given_candidates, place_of, top_candidates
+from models.retriever.candidates import (
+    Candidates,
+    CandidateTable,
+    CandidateWriter,
+    given_candidates,
+    place_of,
+    top_candidates,
+)
 
 # Few distinct values, so that ties are common.
 score_rows = st.lists(st.integers(-3, 3), min_size=2, max_size=40).map(lambda row: np.array(row, np.float32))
@@ -75,16 +83,32 @@ def test_retrieval_probabilities_by_hand():
 
 
 def test_a_table_reads_back_as_written(tmp_path: Path):
-    """Parquet round trip of users with different numbers of candidates."""
-    rows = [top_candidates(np.array([0, 1, 2], np.float32), np.array(masked, np.int32), 20) for masked in ([], [2])]
-    CandidateTable(["a", "b"], rows, np.array([2, 1], np.int32), np.array([1, 0], np.int32)).write(
-        tmp_path / "t.parquet"
-    )
+    """Parquet round trip of three batches of users with two, one and no candidates left."""
+    with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
+        for user, items, scores, truth, rank in (
+            ("a", [2, 1], [2.0, 1.0], 2, 1),
+            ("b", [1, 0], [1.0, -np.inf], 1, 1),
+            ("c", [0, 0], [-np.inf, -np.inf], 1, 0),
+        ):
+            numbers = (np.array([values], np.int32) for values in (items, truth, rank))
+            items_row, truths, ranks = numbers
+            writer.write([user], items_row, np.array([scores], np.float32), truths, ranks)
     table = CandidateTable.read(tmp_path / "t.parquet")
-    assert table.users == ["a", "b"]
-    assert [row.items.tolist() for row in table.candidates] == [[2, 1], [1]]
-    assert table.candidates[0].scores.tolist() == [2.0, 1.0]
-    assert (table.truth.tolist(), table.ranks.tolist()) == ([2, 1], [1, 0])
+    assert table.users == ["a", "b", "c"]
+    assert [row.items.tolist() for row in table.candidates] == [[2, 1], [1], []]
+    assert [row.scores.tolist() for row in table.candidates] == [[2.0, 1.0], [1.0], []]
+    assert [row.ranks.tolist() for row in table.candidates] == [[1, 2], [1], []]
+    assert (table.truth.tolist(), table.ranks.tolist()) == ([2, 1, 1], [1, 1, 0])
+
+
+def test_the_file_grows_as_users_come(tmp_path: Path):
+    """One row group is held at most: of 5 users by twos, 4 are on the disk before the writer is closed."""
+    one = np.array([1], np.int32)
+    with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
+        for user in "abcde":
+            writer.write([user], one[np.newaxis], np.array([[1.0]], np.float32), one, one)
+    groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
+    assert [groups.row_group(group).num_rows for group in range(groups.num_row_groups)] == [2, 2, 1]
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=8), min_size=1, max_size=5), st.integers(1, 6))
