@@ -20,9 +20,10 @@ import torch
 from benchmarks.authors_lrurec import authors_loss
 from benchmarks.memory import peak_memory
 from models.retriever.batches import inputs_and_targets
+from models.retriever.fitting import make_optimizer
 from models.retriever.lrurec import LRURec
 from models.retriever.objectives import next_item_loss
-from models.retriever.training import RetrieverTraining, make_optimizer
+from models.retriever.options import RetrieverTraining
 
 SHAPES = {
     # batch, length, items, mean number of items of a window before it is cut, floor of the ratio

@@ -37,7 +37,7 @@ class BERT4Rec(nn.Module):
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True)
             for _ in range(blocks)
         )
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(items + 1))
         for name, parameter in self.named_parameters():
             if "norm" not in name and not name.endswith("bias") and parameter.dim() > 1:
@@ -57,7 +57,7 @@ class BERT4Rec(nn.Module):
         hidden = hidden.repeat_interleave(self.heads, dim=0)
         for block in self.blocks:
             x = block(x, src_mask=hidden)
-        states: Tensor = self.head(x)
+        states: Tensor = self.transform(x)
         return states
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:

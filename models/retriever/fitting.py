@@ -207,7 +207,7 @@ def _step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     total, count = learn(model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
-    everywhere = torch.tensor([float(total), float(count)], dtype=torch.float64)
+    everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64)
     if processes.num_processes > 1:
         everywhere = reduce(everywhere, "sum")
     loss, predictions = float(everywhere[0] / everywhere[1]), float(everywhere[1])
