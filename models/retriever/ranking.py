@@ -44,7 +44,9 @@ def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iter
     size = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // len(weight)))
     for start in range(0, len(histories), size):
         some = histories[start : start + size]
-        scores = model.score(model(torch.from_numpy(pad_left(some, length)).to(weight.device))[:, -1])
+        # No more padding than the batch needs; one place more, for BERT4Rec's mask.
+        places = min(length, max(map(len, some)) + 1)
+        scores = model.score(model(torch.from_numpy(pad_left(some, places)).to(weight.device))[:, -1])
         yield Batch(slice(start, start + len(some)), mask(scores, some))
 
 
@@ -100,8 +102,13 @@ def places_of(scores: Tensor, truth: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def rank_users(model: Any, length: int, histories: Sequence[Items], truth: NDArray[np.int32]) -> NDArray[np.int32]:
     """The place among all items [users] of what came next, everything in the history masked; 0 when it was masked."""
-    ranks = [places_of(batch.scores, truth[batch.users]) for batch in score_histories(model, length, histories)]
-    return np.concatenate(ranks)
+    # Users with histories of like length share a batch, so that little of it is padding.
+    order = np.argsort([len(items) for items in histories], kind="stable")
+    ranks = np.empty(len(histories), np.int32)
+    for batch in score_histories(model, length, [histories[user] for user in order]):
+        users = order[batch.users]
+        ranks[users] = places_of(batch.scores, truth[users])
+    return ranks
 
 
 def write_candidates(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.retriever.batches import pad_left
-from models.retriever.onnx_export import export_onnx
 from models.retriever.fitting import MODELS, build_model
+from models.retriever.onnx_export import export_onnx
 from models.retriever.options import RetrieverTraining
 
 ITEMS, LENGTH = 50, 13
