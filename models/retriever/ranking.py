@@ -31,7 +31,10 @@ def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iter
     weight = model.embedding.weight
     size = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // len(weight)))
     for start in range(0, len(histories), size):
-        items = torch.from_numpy(pad_left(histories[start : start + size], length)).to(weight.device)
+        some = histories[start : start + size]
+        # No more padding than the batch needs; one place more, for BERT4Rec's mask.
+        places = min(length, max(map(len, some)) + 1)
+        items = torch.from_numpy(pad_left(some, places)).to(weight.device)
         yield from model.score(model(items)[:, -1]).cpu().numpy()
 
 
@@ -39,7 +42,10 @@ def rank_users(model: Any, length: int, histories: Sequence[Items], truth: NDArr
     """The place among all items [users] of what came next, everything in the history masked; 0 when it was masked."""
     # A row at a time: it stays in the processor's cache, which makes this five times faster than comparing a batch.
     ranks = np.empty(len(histories), np.int32)
-    for user, scores in enumerate(score_histories(model, length, histories)):
+    # Users with histories of like length share a batch, so that little of it is padding.
+    users = np.argsort([len(items) for items in histories], kind="stable")
+    rows = score_histories(model, length, [histories[user] for user in users])
+    for user, scores in zip(users, rows, strict=True):
         mask(scores, histories[user])
         ranks[user] = place_of(scores, int(truth[user]))
     return ranks
