@@ -20,8 +20,10 @@ import torch
 from benchmarks.authors_lrurec import authors_loss
 from benchmarks.memory import peak_memory
 from models.retriever.batches import inputs_and_targets
+from models.retriever.fitting import make_optimizer
 from models.retriever.lrurec import LRURec
-from models.retriever.training import RetrieverTraining, make_optimizer, next_item_loss
+from models.retriever.objectives import next_item_loss
+from models.retriever.options import RetrieverTraining
 
 SHAPES = {
     # batch, length, items, mean number of items of a window before it is cut, floor of the ratio
@@ -40,11 +42,17 @@ def batch(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
+def mean_loss(model: LRURec, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What the training loop takes the gradient of."""
+    total, count = next_item_loss(model, inputs, targets)
+    return total / count
+
+
 def measure(name: str, steps: int, contenders: tuple[str, ...] = ("authors", "ours")) -> dict[str, list[float]]:
     """Seconds of every step of every contender, in turn."""
     options = RetrieverTraining()
     seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
-    losses = {"authors": authors_loss, "ours": next_item_loss}
+    losses = {"authors": authors_loss, "ours": mean_loss}
     models, optimizers = {}, {}
     for contender in contenders:
         torch.manual_seed(0)

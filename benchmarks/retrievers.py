@@ -7,10 +7,11 @@ Settings are chosen by validation Recall@10 alone; the tables report the test sp
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
-import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.metrics import recall, summary
-from models.retriever.training import RetrieverTraining, train_retriever
+from models.retriever.options import RetrieverTraining
+from models.retriever.ranking import rank_users
+from models.retriever.training import load_retriever, train_retriever
+from preprocessing.data import load_data
 from preprocessing.preprocess import Preprocessing, preprocess
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +36,24 @@ DATA = {
 }
 SHORT = {"validate_every": 200, "patience": 8}
 ML = {"max_length": 200, "batch_size": 16, **SHORT}
-RUNS: list[tuple[str, dict[str, Any]]] = [
-    *(("ml-latest-small", {**ML, "dropout": dropout, "weight_decay": 0.01}) for dropout in (0.2, 0.3, 0.4, 0.5, 0.1)),
-    *(("ml-latest-small", {**ML, "model": "sasrec", "dropout": dropout}) for dropout in (0.2, 0.4, 0.6)),
-    *(("ml-latest-small", {**ML, "model": "narm", "blocks": 1, "dropout": dropout}) for dropout in (0.25, 0.5)),
-    *(("ml-latest-small", {**ML, "model": "bert4rec", "heads": 2, "dropout": dropout}) for dropout in (0.1, 0.2)),
-]
-"""Data set and what differs from the defaults of :class:`RetrieverTraining`, in the order of training."""
+RUNS: dict[str, list[dict[str, Any]]] = {
+    "ml-latest-small": [
+        *({**ML, "dropout": dropout} for dropout in (0.2, 0.3, 0.4, 0.5, 0.1)),
+        *({**ML, "model": "sasrec", "dropout": dropout} for dropout in (0.4, 0.2, 0.6)),
+        *({**ML, "model": "narm", "blocks": 1, "max_length": 50, "dropout": dropout} for dropout in (0.25, 0.1, 0.5)),
+        *({**ML, "model": "bert4rec", "heads": 2, "dropout": dropout} for dropout in (0.2, 0.1, 0.4)),
+        *({**ML, "model": "sasrec", "loss": "binary", "dropout": dropout} for dropout in (0.2, 0.5)),
+    ],
+    "amazon-2014-beauty": [
+        {**SHORT, "dropout": 0.5},
+        {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 1e-3},
+        {**SHORT, "dropout": 0.3},
+        {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.25},
+        {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256},
+        {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.5},
+    ],
+}
+"""What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training."""
 PAPER = {
     ("ml-latest-small", "lrurec"): (0.0491, 0.0705, 0.1426),
     ("ml-latest-small", "sasrec"): (0.0378, 0.0522, 0.0993),
@@ -53,43 +68,112 @@ PAPER = {
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
+PRUNED_FROM = 1000
+"""Step from which a run may be given up."""
+PRUNED_BELOW = 0.85
+"""Share of what another run of the same model had reached by that step, under which it is."""
+
+
+class Pruned(Exception):  # noqa: N818 - no error: the run is given up
+    """Validation is too far below that of a run of the same model."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A finished training and the ranks it gave every user."""
+    """A finished training and the ranks it gave every user; none when it was pruned."""
 
     dataset: str
     options: dict[str, Any]
     facts: dict[str, Any]
+    """``steps, best_step, seconds, curve``, and whether it was ``pruned``."""
     validation: np.ndarray
     test: np.ndarray
+    last_window: np.ndarray
+    """Test ranks when only the items that the model reads are masked, as the authors do."""
+
+    @property
+    def model(self) -> str:
+        """The architecture, with its loss where it has a choice."""
+        return "sasrec, binary loss" if self.options["loss"] == "binary" else str(self.options["model"])
+
+    def reached_by(self, step: int) -> float:
+        """Best validation Recall@10 up to a step."""
+        return max(reached for at, _, reached in self.facts["curve"] if at <= step)
 
 
 def ranks_path(dataset: str, options: RetrieverTraining) -> Path:
     """Where the ranks of a run are kept."""
-    settings = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode()).hexdigest()[:12]
+    changed = json.dumps(changed_options(options), sort_keys=True)
+    settings = hashlib.sha256(changed.encode()).hexdigest()[:12]
     return RANKS / f"{dataset}-{options.model}-seed{options.seed}-{settings}.parquet"
 
 
-def train(work: Path) -> None:
-    """Trains every run whose ranks are not there yet; checkpoints and weights stay in ``work``."""
-    for dataset, changed in RUNS:
-        options = RetrieverTraining(**changed)
-        path = ranks_path(dataset, options)
-        if path.exists():
-            continue
+def train(work: Path, datasets: Sequence[str]) -> None:
+    """Trains every run whose ranks are not there yet and that no other process is at.
+
+    An interrupted run goes on from its last validation; checkpoints and weights stay in ``work``.
+    """
+    RANKS.mkdir(parents=True, exist_ok=True)
+    for dataset in datasets:
         preprocess(DATA[dataset], work / dataset)
-        with tempfile.TemporaryDirectory(dir=work) as folder:
-            (Path(folder) / "data").symlink_to((work / dataset / "data").resolve())
-            metrics = train_retriever(options, Path(folder))
-            written = Path(folder) / "retriever"
-            tables = [pq.read_table(written / f"candidates-{split}.parquet") for split in ("validation", "test")]
-        facts = {name: metrics[name] for name in ("steps", "best_step", "seconds")}
+        for changed in RUNS[dataset]:
+            options = RetrieverTraining(**changed)
+            path = ranks_path(dataset, options)
+            folder = work / path.stem
+            folder.mkdir(exist_ok=True)
+            with (folder / "lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                if not path.exists():
+                    (folder / "data").unlink(missing_ok=True)
+                    (folder / "data").symlink_to((work / dataset / "data").resolve())
+                    _train_one(dataset, options, folder, path)
+
+
+def _train_one(dataset: str, options: RetrieverTraining, folder: Path, path: Path) -> None:
+    others = [run for run in load_runs() if run.dataset == dataset and run.options["loss"] == options.loss]
+    others = [run for run in others if run.options["model"] == options.model]
+    curve: list[tuple[int, float | None, float]] = []
+
+    def watch(step: int, reached: float) -> None:
+        curve.append((step, None, reached))
+        best = max((run.reached_by(step) for run in others), default=0.0)
+        if step >= PRUNED_FROM and max(at for _, _, at in curve) < PRUNED_BELOW * best:
+            raise Pruned
+
+    columns: dict[str, Any] = {}
+    try:
+        metrics = train_retriever(options, folder, watch)
+    except Pruned:
+        facts = {"steps": curve[-1][0], "best_step": 0, "seconds": 0, "curve": curve, "pruned": True}
+    else:
+        facts = {name: metrics[name] for name in ("steps", "best_step", "seconds", "curve")}
+        written = folder / "retriever"
+        tables = [pq.read_table(written / f"candidates-{split}.parquet") for split in ("validation", "test")]
         columns = {"user": tables[0]["user"], "validation": tables[0]["rank"], "test": tables[1]["rank"]}
-        said = {"dataset": dataset, "options": json.dumps(asdict(options)), "facts": json.dumps(facts)}
-        table = pa.table(columns).replace_schema_metadata(said)
-        RANKS.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, path, compression="zstd")
-        print(f"{path.name}: test Recall@10 {metrics['test']['Recall@10']:.4f}", flush=True)
+        columns["last_window"] = pa.array(_last_window_ranks(folder), pa.int32())
+    said = {"dataset": dataset, "options": json.dumps(asdict(options)), "facts": json.dumps(facts)}
+    table = pa.table(columns).replace_schema_metadata(said)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+    reached = "pruned" if not columns else f"test Recall@10 {metrics['test']['Recall@10']:.4f}"
+    print(f"{path.name}: {changed_options(options)} {reached}, {facts['steps']} steps", flush=True)
+
+
+def _last_window_ranks(folder: Path) -> np.ndarray:
+    model, options = load_retriever(folder / "retriever")
+    data = load_data(folder)
+    histories = [*map(np.append, data.training, data.validation)]
+    return rank_users(model, options.max_length, [items[-options.max_length :] for items in histories], data.test)
+
+
+def changed_options(options: RetrieverTraining) -> dict[str, Any]:
+    """What differs from the defaults."""
+    standard = asdict(RetrieverTraining())
+    return {name: value for name, value in asdict(options).items() if value != standard[name]}
 
 
 def load_runs() -> list[Run]:
@@ -98,7 +182,8 @@ def load_runs() -> list[Run]:
     for path in sorted(RANKS.glob("*.parquet")):
         table = pq.read_table(path)
         said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        ranks = (table[split].to_numpy() for split in ("validation", "test"))
+        kinds = ("validation", "test", "last_window")
+        ranks = (table[kind].to_numpy() if kind in table.column_names else np.empty(0, np.int32) for kind in kinds)
         runs.append(Run(said["dataset"], json.loads(said["options"]), json.loads(said["facts"]), *ranks))
     return runs
 
@@ -144,10 +229,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "tables"))
     parser.add_argument("--work", type=Path, default=ROOT / "artifacts" / "results", help="preprocessed data, weights")
+    parser.add_argument("--dataset", action="append", choices=tuple(DATA), help="repeatable; all of them by default")
     given = parser.parse_args()
     if given.what == "train":
         given.work.mkdir(parents=True, exist_ok=True)
-        train(given.work)
+        train(given.work, given.dataset or tuple(DATA))
         return
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]

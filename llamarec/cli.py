@@ -116,7 +116,7 @@ def train_retriever(
 ) -> None:
     """Train the retriever, early-stopping on validation Recall@10, and write every user's top 20."""
     from llamarec.options import from_preset
-    from models.retriever.training import PRESETS, RetrieverTraining
+    from models.retriever.options import PRESETS, RetrieverTraining
     from models.retriever.training import train_retriever as run
 
     options = from_preset(

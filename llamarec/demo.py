@@ -15,8 +15,9 @@ from models.ranker.options import PRESETS as RANKER_PRESETS
 from models.ranker.options import RankerTraining
 from models.ranker.train import train_ranker
 from models.retriever.candidates import CandidateTable
-from models.retriever.training import PRESETS as RETRIEVER_PRESETS
-from models.retriever.training import RetrieverTraining, train_retriever
+from models.retriever.options import PRESETS as RETRIEVER_PRESETS
+from models.retriever.options import RetrieverTraining
+from models.retriever.training import train_retriever
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess

@@ -14,7 +14,8 @@ from client.server import LocalServer
 from export.repository import Export, export
 from models.ranker.options import RankerTraining
 from models.ranker.train import train_ranker
-from models.retriever.training import RetrieverTraining, train_retriever
+from models.retriever.options import RetrieverTraining
+from models.retriever.training import train_retriever
 from preprocessing.preprocess import Preprocessing, preprocess
 
 BRIEF_RETRIEVER = RetrieverTraining(width=16, blocks=1, max_length=50, epochs=2, validate_every=15)

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.retriever.dropout import Dropout
+from models.retriever.packing import in_groups
+
 
 class BERT4Rec(nn.Module):
     """Scores every item as the next one of a sequence.
@@ -29,12 +32,12 @@ class BERT4Rec(nn.Module):
         self.embedding = nn.Embedding(items + 2, width, padding_idx=0)
         self.position = nn.Parameter(torch.zeros(length, width))
         self.embedding_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True)
             for _ in range(blocks)
         )
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(items + 1))
         for name, parameter in self.named_parameters():
             if "norm" not in name and not name.endswith("bias") and parameter.dim() > 1:
@@ -54,9 +57,17 @@ class BERT4Rec(nn.Module):
         hidden = hidden.repeat_interleave(self.heads, dim=0)
         for block in self.blocks:
             x = block(x, src_mask=hidden)
-        states: Tensor = self.head(x)
+        states: Tensor = self.transform(x)
         return states
+
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        return in_groups(self, items, kept)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Vectors [items + 1, width] of the items, and their biases [items + 1]."""
+        return self.embedding.weight[:-1], self.bias
 
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, self.embedding.weight[:-1], self.bias)
+        return F.linear(states, *self.head())

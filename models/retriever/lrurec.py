@@ -3,13 +3,49 @@
 Source: Yue et al., "Linear Recurrent Units for Sequential Recommendation" (WSDM 2024); the recurrence is that of
 Orvieto et al. 2023. Every complex number is kept as two reals, so that the module that is trained is the module that
 ONNX can express.
+
+Training packs the sequences: every layer but the recurrence works on one position at a time, so padding is left out
+altogether, and the recurrence runs over the packed positions step by step. What is served pads, and runs the recurrence
+by recursive doubling, which a graph without loops can hold. Both are the same function of the same parameters.
 """
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.retriever.dropout import Dropout
+from models.retriever.packing import Packing
+
+
+class _Scan(torch.autograd.Function):
+    """h_t = decay * h_(t-1) + drive_t over packed sequences; one pass over memory each way, and nothing saved but h."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, decay: Tensor, sizes: list[int]) -> Tensor:
+        """Drive [positions, state] and decay [state], complex; sizes as in :class:`Packing` -> h [positions, state]."""
+        states = drive.clone()
+        for before, now in pairwise(states.split(sizes)):
+            now.addcmul_(decay, before[: len(now)])
+        ctx.save_for_backward(states, decay)
+        ctx.sizes = sizes
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        """The same recurrence from the last step to the first, with the conjugate decay."""
+        states, decay = ctx.saved_tensors
+        grad, conjugates = grad.clone(), states.conj().resolve_conj()
+        back = decay.conj().resolve_conj()
+        of_decay = torch.zeros_like(grad[: ctx.sizes[0]])
+        steps = list(zip(grad.split(ctx.sizes), conjugates.split(ctx.sizes), strict=True))
+        for (now, _), (earlier, state) in pairwise(reversed(steps)):
+            of_decay[: len(now)].addcmul_(now, state[: len(now)])
+            earlier[: len(now)].addcmul_(back, now)
+        return grad, of_decay.sum(dim=0), None
 
 
 class LinearRecurrence(nn.Module):
@@ -62,6 +98,27 @@ class LinearRecurrence(nn.Module):
         output: Tensor = self.project_out(torch.cat((real, imaginary), dim=-1))
         return output
 
+    def packed(self, x: Tensor, is_item: Tensor, sizes: list[int]) -> Tensor:
+        """The same over packed sequences.
+
+        Args:
+            x: [positions, width], in the order of a :class:`Packing`.
+            is_item: [positions, 1], 1.0 at items and 0.0 at the padding.
+            sizes: sequences that reach each step.
+
+        Returns:
+            [positions, width].
+        """
+        scale = torch.exp(self.scale_log).repeat(2)
+        # Real and imaginary rows in turn, so that what is projected can be read as complex numbers where it lies.
+        into, bias = self.project_in.weight * scale.unsqueeze(-1), self.project_in.bias * scale
+        into, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in (into, bias))
+        drive = F.linear(x, into, bias) * is_item  # [positions, 2 * state]
+        decay = torch.polar(torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log))
+        states = _Scan.apply(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
+        out = self.project_out.weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return F.linear(torch.view_as_real(states).flatten(-2), out, self.project_out.bias)
+
 
 class LRUBlock(nn.Module):
     """Recurrence and feed-forward layer, each with dropout, an identity residual and a LayerNorm after it."""
@@ -71,14 +128,15 @@ class LRUBlock(nn.Module):
         self.recurrence = LinearRecurrence(width, 2 * width)
         self.recurrence_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+            nn.Linear(width, 4 * width), nn.GELU(), Dropout(dropout), nn.Linear(4 * width, width)
         )
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """X [batch, length, width] -> [batch, length, width]."""
-        x = self.recurrence_norm(x + self.dropout(self.recurrence(x, is_item)))
+    def forward(self, x: Tensor, is_item: Tensor, sizes: list[int] | None = None) -> Tensor:
+        """X [batch, length, width], or with ``sizes`` packed [positions, width] -> the same shape."""
+        recurrent = self.recurrence(x, is_item) if sizes is None else self.recurrence.packed(x, is_item, sizes)
+        x = self.recurrence_norm(x + self.dropout(recurrent))
         output: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
 
@@ -97,7 +155,7 @@ class LRURec(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
         self.embedding_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(LRUBlock(width, dropout) for _ in range(blocks))
         self.bias = nn.Parameter(torch.zeros(items + 1))
         for name, parameter in self.named_parameters():
@@ -106,13 +164,24 @@ class LRURec(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
-        is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)  # [batch, length, 1]
+        return self._states(items)
+
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        packing = Packing.of(kept)
+        return packing.unpack(self._states(packing.pack(items), packing.sizes))
+
+    def _states(self, items: Tensor, sizes: list[int] | None = None) -> Tensor:
+        is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)  # [batch, length, 1] or [positions, 1]
         x: Tensor = self.embedding_norm(self.dropout(self.embedding(items)))
         for block in self.blocks:
-            x = block(x, is_item)
+            x = block(x, is_item, sizes)
         return x
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Vectors [items + 1, width] and biases [items + 1] of the items."""
+        return self.embedding.weight, self.bias
 
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        logits: Tensor = F.linear(states, self.embedding.weight, self.bias)
-        return logits
+        return F.linear(states, *self.head())

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.retriever.dropout import Dropout
+from models.retriever.packing import in_groups
+
 
 class NARM(nn.Module):
     """Scores every item as the next one of a sequence.
@@ -21,7 +24,7 @@ class NARM(nn.Module):
     def __init__(self, items: int, width: int = 64, blocks: int = 1, dropout: float = 0.25) -> None:
         super().__init__()
         self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(width, width, blocks, batch_first=True)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -51,6 +54,14 @@ class NARM(nn.Module):
         output: Tensor = self.project(self.dropout(torch.cat((states, local), dim=-1)))  # equation 9
         return output
 
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        return in_groups(self, items, kept)
+
+    def head(self) -> tuple[Tensor, None]:
+        """Vectors [items + 1, width] of the items; there are no biases."""
+        return self.embedding.weight, None
+
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, self.embedding.weight)
+        return F.linear(states, *self.head())

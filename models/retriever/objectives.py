@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.retriever.bert4rec import BERT4Rec
+from models.retriever.cross_entropy import cross_entropy
+from models.retriever.packing import in_groups
 
 MASKED_SHARE = 0.2
 """Share of the items that BERT4Rec fills in (Sun et al. 2019, section 4.5, for data of this density)."""
@@ -22,53 +24,71 @@ class Retriever(Protocol):
         """Left-padded item numbers [batch, length] -> states [batch, length, width], the last one of what follows."""
         ...
 
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """The states of some places only, without the work of the padding before them.
+
+        Args:
+            items: item numbers [batch, length], left-padded.
+            kept: [batch, length]; in each row the last places.
+
+        Returns:
+            [kept, width], in the order of ``padded[kept]``: row by row.
+        """
+        ...
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Vectors [items + 1, width] and biases [items + 1], if any, of the items: what states are multiplied with."""
+        ...
+
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
         ...
 
 
-def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> Tensor:
+def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """Full softmax cross-entropy at every position that holds a target.
-
-    Columns that are padding in the whole batch are left out, and so are the logits of padded positions: the loss is the
-    same, and most of the time is saved where sequences are short.
 
     Args:
         model: scores the next item.
         inputs: item numbers [batch, length], left-padded.
         targets: what follows each of them [batch, length]; 0 where nothing is to be learnt.
+
+    Returns:
+        the sum over the predictions, and how many there are.
     """
     kept = targets > 0
-    longest = int(kept.sum(dim=1).max())
-    kept = kept[:, -longest:]
-    states = model(inputs[:, -longest:])[kept]  # [kept, width]
-    return F.cross_entropy(model.score(states), targets[:, -longest:][kept])
+    right = targets[kept]
+    return cross_entropy(model.states_at(inputs, kept), *model.head(), right), len(right)
 
 
-def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> Tensor:
+def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """SASRec's own: the target against one random other item, by binary cross-entropy (ICDM 2018, equation 6).
 
-    Args: see :func:`next_item_loss`.
+    Args, returns: see :func:`next_item_loss`.
     """
     kept = targets > 0
-    longest = int(kept.sum(dim=1).max())
-    kept, targets = kept[:, -longest:], targets[:, -longest:]
-    logits = model.score(model(inputs[:, -longest:])[kept])  # [kept, items + 1]
-    right = targets[kept].unsqueeze(1)
+    right = targets[kept]
+    vectors, bias = model.head()
     # Any item but the right one: a step of 1 to items - 1 round the circle of the items.
-    items = logits.shape[1] - 1
+    items = len(vectors) - 1
     wrong = (right - 1 + torch.randint(1, items, right.shape, device=right.device)) % items + 1
-    scores = torch.cat((logits.gather(1, right), logits.gather(1, wrong)), dim=1)
+    pairs = torch.stack((right, wrong), dim=1)  # [kept, 2]
+    scores = (F.embedding(pairs, vectors) * model.states_at(inputs, kept).unsqueeze(1)).sum(dim=-1)
+    if bias is not None:
+        scores = scores + bias[pairs]
     truth = torch.tensor([1.0, 0.0], device=scores.device).expand_as(scores)
-    return F.binary_cross_entropy_with_logits(scores, truth)
+    return F.binary_cross_entropy_with_logits(scores, truth, reduction="sum") / 2, len(right)
 
 
-def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor) -> Tensor:
+def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """Masked items are filled in; in every tenth window it is the last one alone (CIKM 2019, sections 3.6 and 3.7).
 
     Args:
         model: fills in.
         targets: item numbers [batch, length], left-padded.
+
+    Returns:
+        the sum over the masked items, and how many there are.
     """
     is_item = targets > 0
     masked = is_item & (torch.rand(targets.shape, device=targets.device) < MASKED_SHARE)
@@ -76,9 +96,10 @@ def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor) -> Tensor:
     last_only |= ~masked.any(dim=1)  # at least one each
     masked[last_only] = False
     masked[last_only, -1] = is_item[last_only, -1]
-    states = model.encode(targets.masked_fill(masked, model.mask))[masked]
-    return F.cross_entropy(model.score(states), targets[masked])
+    states = in_groups(model.encode, targets.masked_fill(masked, model.mask), is_item)[masked[is_item]]
+    right = targets[masked]
+    return cross_entropy(states, *model.head(), right), len(right)
 
 
-Loss = Callable[[Any, Tensor, Tensor], Tensor]
-"""Of a model, inputs and targets, both [batch, length]."""
+Loss = Callable[[Any, Tensor, Tensor], tuple[Tensor, int]]
+"""Of a model, inputs and targets, both [batch, length]: the sum over the predictions, and how many there are."""

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.retriever.dropout import Dropout
+from models.retriever.packing import in_groups
+
 
 class SASRecBlock(nn.Module):
     """Causal self-attention and a point-wise feed-forward layer."""
@@ -22,7 +25,7 @@ class SASRecBlock(nn.Module):
         self.project = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(), nn.Linear(width, width), nn.Dropout(dropout)
+            nn.Linear(width, width), Dropout(dropout), nn.ReLU(), nn.Linear(width, width), Dropout(dropout)
         )
         self.dropout = dropout
 
@@ -59,7 +62,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
         self.position = nn.Parameter(torch.zeros(length, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(SASRecBlock(width, heads, dropout) for _ in range(blocks))
         self.last_norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
@@ -83,6 +86,14 @@ class SASRec(nn.Module):
         states: Tensor = self.last_norm(x)
         return states
 
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        return in_groups(self, items, kept)
+
+    def head(self) -> tuple[Tensor, None]:
+        """Vectors [items + 1, width] of the items; there are no biases."""
+        return self.embedding.weight, None
+
     def score(self, states: Tensor) -> Tensor:
         """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, self.embedding.weight)
+        return F.linear(states, *self.head())

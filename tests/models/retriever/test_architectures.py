@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from models.retriever.batches import pad_left
 from models.retriever.onnx_export import export_onnx
-from models.retriever.training import MODELS, RetrieverTraining, build_model
+from models.retriever.fitting import MODELS, build_model
+from models.retriever.options import RetrieverTraining
 
 ITEMS, LENGTH = 50, 13
 OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_length=LENGTH) for name in MODELS}

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.authors_lrurec import authors_logits, authors_loss
+from benchmarks.retriever_training import mean_loss
 from models.retriever.batches import inputs_and_targets
-from models.retriever.lrurec import LinearRecurrence, LRURec
-from models.retriever.objectives import next_item_loss
+from models.retriever.lrurec import LinearRecurrence, LRURec, _Scan
+from models.retriever.packing import Packing
 
 
 def test_recurrence_equals_the_complex_equations_step_by_step():
@@ -66,7 +69,7 @@ def test_loss_and_gradients_equal_the_authors(model):
     """The same loss to 1e-5 and the same gradients, though padded positions are never computed."""
     inputs, targets = short_and_long()
     results = []
-    for loss in (authors_loss, next_item_loss):
+    for loss in (authors_loss, mean_loss):
         model.zero_grad()
         value = loss(model, inputs, targets)
         value.backward()
@@ -75,3 +78,14 @@ def test_loss_and_gradients_equal_the_authors(model):
     assert ours == pytest.approx(expected, abs=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
+def test_the_packed_scan_has_the_gradient_of_its_recurrence(lengths, seed):
+    """torch's numerical differentiation, in double precision, of both the drive and the decay."""
+    torch.manual_seed(seed)
+    kept = torch.arange(9) >= 9 - torch.tensor(lengths).unsqueeze(1)
+    drive = torch.randn(sum(lengths), 2, dtype=torch.complex128, requires_grad=True)
+    decay = torch.polar(torch.tensor([0.9, 0.5], dtype=torch.float64), torch.tensor([0.3, 2.0], dtype=torch.float64))
+    assert torch.autograd.gradcheck(_Scan.apply, (drive, decay.requires_grad_(), Packing.of(kept).sizes))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from models.metrics import recall
 from models.retriever import training
 from models.retriever.candidates import CandidateTable
-from models.retriever.training import RetrieverTraining, load_retriever, train_retriever
+from models.retriever.options import PRESETS, RetrieverTraining
+from models.retriever.training import load_retriever, train_retriever
 from preprocessing.artifacts import read_manifest
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
@@ -80,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights(cycling, tmp_path):
 
 def test_a_finished_training_is_left_alone(artifacts, monkeypatch):
     """The same options on the same data: nothing is trained, the metrics are read."""
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("trained again"))
     metrics = train_retriever(BRIEF_RETRIEVER, artifacts)
     assert metrics == json.loads((artifacts / "retriever" / "metrics.json").read_text())
 
@@ -114,7 +115,7 @@ def test_options_out_of_range_are_refused(wrong, message):
 
 def test_every_preset_is_of_the_model_it_names():
     """`sasrec-beauty` trains a SASRec without being told so; the paper's are LRURec's."""
-    models = {name: RetrieverTraining(**preset).model for name, preset in training.PRESETS.items()}
+    models = {name: RetrieverTraining(**preset).model for name, preset in PRESETS.items()}
     assert models == {"demo": "lrurec", "paper": "lrurec", "paper-ml-latest-small": "lrurec", "sasrec-beauty": "sasrec"}
 
 
