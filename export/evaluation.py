@@ -191,8 +191,7 @@ def _compare_with_oracle(
     """The share of lists that fp32 PyTorch, retriever and ranker, gives in the same order."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
     model, options = load_retriever(artifacts / "retriever")
-    batches = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
-    scores = (row.numpy() for batch in batches for row in batch.scores)
+    scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
     ranker = Ranker.load(step_artifact(repository, "ranker"), replace(steps.ranker.runtime, dtype="float32"))
     oracle = replace(steps, ranker=ranker)
     equal = 0

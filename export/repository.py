@@ -13,8 +13,7 @@ from export.config import write_configs
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE
 from models.ranker.scoring import Runtime, choose_runtime
 from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, write_runtime
-from models.retriever import serving as retriever_serving
-from models.retriever.onnx_export import export_onnx
+from models.retriever.onnx_export import export_retriever
 from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
@@ -117,10 +116,7 @@ def _fillers(artifacts: Path, runtime: Runtime) -> dict[str, Callable[[Path], No
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
         model, options = load_retriever(artifacts / "retriever")
-        export_onnx(model, options.max_length, folder / retriever_serving.MODEL)
-        # One thread: a pass takes about a millisecond, and the ranker wants the cores.
-        settings = {"length": options.max_length, "threads": 1}
-        (folder / retriever_serving.SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        export_retriever(model, options.max_length, folder)
 
     def prompt_builder(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)

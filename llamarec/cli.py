@@ -13,7 +13,9 @@ from rich.markup import escape
 
 from client.contract import ENSEMBLE, MAX_CANDIDATES
 from client.errors import ClientError
+from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Json, Preset, from_preset
 from llamarec.tables import console, messages, print_benchmark, print_evaluation, print_json, print_table
+from llamarec.tune import tune
 from preprocessing.errors import InputError
 
 app = typer.Typer(
@@ -25,10 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a folder in it.")]
 Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
-Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
 Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
 UNWRITABLE = {
     errno.EACCES,
@@ -41,7 +40,6 @@ UNWRITABLE = {
     errno.EROFS,
 }
 """What the system says of a full disk and of a folder that may not be written."""
-DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_SERVER = "127.0.0.1:8001"
 
@@ -120,7 +118,6 @@ def train_retriever(
     as_json: Json = False,
 ) -> None:
     """Train the retriever, early-stopping on validation Recall@10, and write every user's top 20."""
-    from llamarec.options import from_preset
     from models.retriever.options import PRESETS, RetrieverTraining
     from models.retriever.training import train_retriever as run
 
@@ -153,6 +150,9 @@ def train_retriever(
     )
 
 
+app.command()(tune)
+
+
 @app.command()
 def train_ranker(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
@@ -167,7 +167,6 @@ def train_ranker(
     as_json: Json = False,
 ) -> None:
     """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
-    from llamarec.options import from_preset
     from models.ranker.options import PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
 

@@ -1,10 +1,17 @@
-"""Options of a stage from a named preset and what the command line changed of it."""
+"""What several commands take, and a stage's options from a named preset and what the command line changed of it."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
 
 from preprocessing.errors import InputError
 
+Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a folder in it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
+Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
+DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 Options = TypeVar("Options")
 
 

@@ -21,6 +21,9 @@ SCHEMA = pa.schema(
 )
 """Columns of a file of candidates."""
 
+LOWEST = np.finfo(np.float32).min
+"""What every score of an item that is not masked reaches."""
+
 
 class Candidates(NamedTuple):
     """Items to rank, in the retriever's order."""
@@ -48,6 +51,12 @@ def best_first(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.argsort(-scores, kind="stable")
 
 
+def mask(scores: NDArray[np.float32], items: NDArray[np.int32]) -> None:
+    """Sets the padding's score and those of ``items`` to -inf in a row of scores [items + 1]."""
+    scores[0] = -np.inf
+    scores[items] = -np.inf
+
+
 def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: int) -> Candidates:
     """The best ``k`` items of a row of scores.
 
@@ -56,16 +65,15 @@ def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: in
         masked: item numbers that must not be returned.
         k: how many, fewer when the catalogue has no more.
     """
-    scores[0] = -np.inf
-    scores[masked] = -np.inf
-    k = min(k, int(np.isfinite(scores).sum()))
-    if k == 0:
-        return Candidates(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32))
-    # Everything that could be among the first k, ties at the edge included, in order of item number.
-    edge = np.partition(scores, len(scores) - k)[len(scores) - k]
-    items = np.flatnonzero(scores >= edge)
+    mask(scores, masked)
+    # The k-th best of the best of every 64 items: at least k items reach it, and few more. Two passes over the scores.
+    reached, groups = LOWEST, len(scores) // 64
+    if groups >= k:
+        best = scores[: 64 * groups].reshape(64, groups).max(axis=0)
+        reached = max(np.partition(best, groups - k)[groups - k], LOWEST)
+    items = np.flatnonzero(scores >= reached)  # in order of item number
     items = items[best_first(scores[items])][:k]
-    return Candidates(items.astype(np.int32), scores[items], np.arange(1, k + 1, dtype=np.int32))
+    return Candidates(items.astype(np.int32), scores[items], np.arange(1, len(items) + 1, dtype=np.int32))
 
 
 def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> Candidates:
@@ -116,26 +124,17 @@ class CandidateWriter:
         self._file.close()
 
     def write(
-        self,
-        users: Sequence[str],
-        items: NDArray[np.int32],
-        scores: NDArray[np.float32],
-        truth: NDArray[np.int32],
-        ranks: NDArray[np.int32],
+        self, users: Sequence[str], candidates: Sequence[Candidates], truth: NDArray[np.int32], ranks: NDArray[np.int32]
     ) -> None:
-        """Adds some users.
-
-        Args:
-            users: raw ids.
-            items: [users, k] item numbers in the retriever's order; 0 where a user has fewer.
-            scores: [users, k] their logits.
-            truth: [users] the item that came next.
-            ranks: [users] its place among all items from 1; 0 when it was masked.
-        """
-        there = items > 0
-        offsets = np.concatenate(([0], there.sum(axis=1).cumsum())).astype(np.int32)
-        lists = [pa.ListArray.from_arrays(offsets, pa.array(values[there])) for values in (items, scores)]
-        columns = [pa.array(users, pa.string()), *lists, pa.array(truth), pa.array(ranks)]
+        """Adds some users; the columns are those of :class:`CandidateTable`."""
+        offsets = np.cumsum([0, *(len(row.items) for row in candidates)]).astype(np.int32)
+        columns = [
+            pa.array(users, pa.string()),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.items for row in candidates]))),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.scores for row in candidates]))),
+            pa.array(truth, pa.int32()),
+            pa.array(ranks, pa.int32()),
+        ]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         if sum(map(len, self._waiting)) >= self._rows_at_once:
             self._flush()

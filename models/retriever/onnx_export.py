@@ -1,5 +1,6 @@
-"""Writes a trained retriever as an ONNX graph with the real arithmetic it was trained in."""
+"""Writes a trained retriever as what the step serves: an ONNX graph with the real arithmetic it was trained in."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,38 +9,57 @@ import torch
 from torch import Tensor, nn
 
 from models.retriever.objectives import Retriever
+from models.retriever.serving import MODEL, SETTINGS
 
 
-class _LastScores(nn.Module):
-    """Left-padded items [batch, length] -> logits of the next item [batch, items + 1]."""
+class _Last(nn.Module):
+    """Left-padded items [batch, length] -> logits of the next item [batch, items + 1], and the state [batch, width]."""
 
     def __init__(self, model: Retriever) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, items: Tensor) -> Tensor:
-        return self.model.score(self.model(items)[:, -1])
+    def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.model(items)[:, -1]
+        return self.model.score(state), state
+
+
+def export_retriever(model: Retriever, length: int, folder: Path) -> None:
+    """Writes what :class:`models.retriever.serving.OnnxRetriever` loads.
+
+    Args:
+        model: trained.
+        length: most recent items that it reads.
+        folder: an existing folder.
+    """
+    export_onnx(model, length, folder / MODEL)
+    # One thread: a pass takes about a millisecond, and the ranker wants the cores.
+    (folder / SETTINGS).write_text(json.dumps({"length": length, "threads": 1}) + "\n", encoding="utf-8")
 
 
 def export_onnx(model: Retriever, length: int, path: Path) -> None:
-    """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1], any batch size."""
+    """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1] and ``state``.
+
+    ``state`` is float32 [batch, width], what the scores are computed from. Weights stand beside the graph, in
+    ``<path>.data``: protobuf ends at 2 GB, and a file can be mapped into memory.
+    """
     # It announces four operators of torchvision that it cannot export, at every export.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     torch.onnx.export(
-        _LastScores(model).eval(),
+        _Last(model).eval(),
         (torch.zeros((2, length), dtype=torch.int64),),
         path,
         input_names=["items"],
-        output_names=["scores"],
+        output_names=["scores", "state"],
         dynamic_shapes={"items": {0: torch.export.Dim("batch")}},
         dynamo=True,
-        external_data=False,
+        external_data=True,
         verbose=False,
     )
     # Each node carries the lines of code it came from, paths included: the same weights should give the same file.
-    graph = onnx.load(path)
+    graph = onnx.load(path, load_external_data=False)
     for node in (*graph.graph.node, *(node for function in graph.functions for node in function.node)):
         del node.metadata_props[:]
         node.doc_string = ""
-    onnx.checker.check_model(graph)
     onnx.save(graph, path)
+    onnx.checker.check_model(path)

@@ -29,12 +29,14 @@ class OnnxRetriever:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1
+        # Packed weights would be a second copy of the embeddings; without them the file is mapped and shared.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
         return cls(session, settings["length"])
 
     def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         """Logits [items + 1] of what follows a history of item numbers, oldest first; it may be empty."""
-        row: NDArray[np.float32] = self._session.run(None, {"items": pad_left([history], self._length)})[0][0]
+        row: NDArray[np.float32] = self._session.run(["scores"], {"items": pad_left([history], self._length)})[0][0]
         return row
 
     def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32]) -> Candidates:

@@ -29,6 +29,7 @@ def run(monkeypatch, capsys):
 COMMANDS = [
     "preprocess",
     "train-retriever",
+    "tune",
     "train-ranker",
     "evaluate",
     "export",
@@ -68,6 +69,7 @@ def refused(result, *parts):
 def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
     """Nothing is there yet: each stage names the command that makes what it needs."""
     refused(run("train-retriever", "--artifacts", tmp_path), "llamarec preprocess")
+    refused(run("tune", "--artifacts", tmp_path), "llamarec preprocess")
     refused(run("train-ranker", "--artifacts", tmp_path), "llamarec preprocess")
     refused(run("export", "--artifacts", tmp_path, "--repository", tmp_path / "r"), "llamarec preprocess")
     refused(run("evaluate", "--artifacts", tmp_path, "--repository", tmp_path), "llamarec export")
@@ -86,6 +88,34 @@ def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
 def test_options_out_of_range_are_refused(run, tmp_path, options, part):
     """The error names the option and what may stand there."""
     refused(run("train-retriever", "--artifacts", tmp_path, *options), part)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--space", "huge"), "paper, dropout, wide"),
+        (("--budget", "0"), "budget"),
+        (("--model", "gru"), "lrurec"),
+        (("--preset", "quick"), "demo, paper"),
+    ],
+)
+def test_a_search_out_of_range_is_refused(run, tmp_path, options, part):
+    """The error names the option and what may stand there, and no folder is made."""
+    refused(run("tune", "--artifacts", tmp_path / "a", *options), part)
+    assert not (tmp_path / "a").exists()
+
+
+def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
+    """One training of the search; asked again it prints the same as JSON, without training, and how to use the best."""
+    (tmp_path / "data").symlink_to(artifacts / "data")
+    ask = ("tune", "--artifacts", tmp_path, "--space", "dropout", "--budget", 1, "--epochs", 1)
+    code, out, _ = run(*ask)
+    assert code == 0
+    code, printed, _ = run(*ask, "--json")
+    assert code == 0
+    best = json.loads(printed)["best"]
+    assert f"{best['validation_Recall@10']:.4f}" in out
+    assert f"train-retriever --preset paper --model lrurec --dropout {best['dropout']:g}" in out
 
 
 def test_an_unknown_data_set_is_refused(run, tmp_path):

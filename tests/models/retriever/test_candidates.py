@@ -19,6 +19,13 @@ from models.retriever.candidates import (
 
 # Few distinct values, so that ties are common.
 score_rows = st.lists(st.integers(-3, 3), min_size=2, max_size=40).map(lambda row: np.array(row, np.float32))
+# Long enough for groups of 64, and the best scores few.
+long_rows = st.builds(
+    lambda seed, items, spread: np.random.default_rng(seed).geometric(spread, items).astype(np.float32),
+    st.integers(0, 1 << 30),
+    st.integers(2, 2_000),
+    st.floats(0.001, 0.9),
+)
 
 
 def test_windows_by_hand():
@@ -40,11 +47,13 @@ def test_a_full_window_has_no_first_item_twice():
     assert inputs.tolist() == [[0, 7, 8]]
 
 
-@given(score_rows, st.data())
+@given(score_rows | long_rows, st.data())
 def test_top_candidates_equal_a_full_sort(scores, data):
     """Reference: Python's sort of all items left, by descending score and then by item number."""
     items = range(1, len(scores))
     masked = data.draw(st.lists(st.sampled_from(items), unique=True))
+    if data.draw(st.booleans()):  # nearly everything
+        masked = [item for item in items if item not in masked[:5]]
     k = data.draw(st.integers(1, 20))
     expected = sorted(set(items) - set(masked), key=lambda item: (-scores[item], item))[:k]
     found = top_candidates(scores.copy(), np.array(masked, np.int32), k)
@@ -83,16 +92,13 @@ def test_retrieval_probabilities_by_hand():
 
 
 def test_a_table_reads_back_as_written(tmp_path: Path):
-    """Parquet round trip of three batches of users with two, one and no candidates left."""
-    with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
-        for user, items, scores, truth, rank in (
-            ("a", [2, 1], [2.0, 1.0], 2, 1),
-            ("b", [1, 0], [1.0, -np.inf], 1, 1),
-            ("c", [0, 0], [-np.inf, -np.inf], 1, 0),
-        ):
-            numbers = (np.array([values], np.int32) for values in (items, truth, rank))
-            items_row, truths, ranks = numbers
-            writer.write([user], items_row, np.array([scores], np.float32), truths, ranks)
+    """Parquet round trip of users with two, one and no candidates, in two batches."""
+    two, one, none = (
+        top_candidates(np.array([0, 1, 2], np.float32), np.array(m, np.int32), 20) for m in ([], [2], [1, 2])
+    )
+    with CandidateWriter(tmp_path / "t.parquet") as writer:
+        writer.write(["a", "b"], [two, one], np.array([2, 1], np.int32), np.array([1, 1], np.int32))
+        writer.write(["c"], [none], np.array([1], np.int32), np.array([0], np.int32))
     table = CandidateTable.read(tmp_path / "t.parquet")
     assert table.users == ["a", "b", "c"]
     assert [row.items.tolist() for row in table.candidates] == [[2, 1], [1], []]
@@ -103,10 +109,10 @@ def test_a_table_reads_back_as_written(tmp_path: Path):
 
 def test_the_file_grows_as_users_come(tmp_path: Path):
     """One row group is held at most: of 5 users by twos, 4 are on the disk before the writer is closed."""
-    one = np.array([1], np.int32)
+    row, one = top_candidates(np.zeros(2, np.float32), np.empty(0, np.int32), 20), np.array([1], np.int32)
     with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
         for user in "abcde":
-            writer.write([user], one[np.newaxis], np.array([[1.0]], np.float32), one, one)
+            writer.write([user], [row], one, one)
     groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
     assert [groups.row_group(group).num_rows for group in range(groups.num_row_groups)] == [2, 2, 1]
 
