@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.retriever_tables import choose, load_runs, write_page
 from models.metrics import recall
+from models.retriever.fitting import sent_histories
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import rank_users
 from models.retriever.training import load_retriever, train_retriever
@@ -146,7 +147,8 @@ def _last_window_ranks(folder: Path) -> np.ndarray:
     model, options = load_retriever(folder / "retriever")
     data = load_data(folder)
     histories = [*map(np.append, data.training, data.validation)]
-    return rank_users(model, options.max_length, [items[-options.max_length :] for items in histories], data.test)
+    sent = sent_histories(histories, replace(options, mask="last-window"))
+    return rank_users(model, options.max_length, sent, data.test)
 
 
 def changed_options(options: RetrieverTraining) -> dict[str, Any]:

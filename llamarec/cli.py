@@ -113,6 +113,9 @@ def train_retriever(
     patience: Annotated[
         int | None, typer.Option(help="Validations without a better Recall@10 before it stops.")
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Never recommended: the `history`, or its `last-window`, as LRURec's authors do.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation and shuffling.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
@@ -135,6 +138,7 @@ def train_retriever(
         weight_decay=weight_decay,
         validate_every=validate_every,
         patience=patience,
+        mask=mask,
         seed=seed,
         device=device,
     )

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from models.metrics import recall
-from models.retriever.batches import inputs_and_targets, training_windows
+from models.retriever.batches import Items, inputs_and_targets, training_windows
 from models.retriever.bert4rec import BERT4Rec
 from models.retriever.checkpoint import Checkpoint
 from models.retriever.lrurec import LRURec
@@ -56,6 +56,11 @@ class Course:
     seconds: float = 0.0
     curve: list[tuple[int, float | None, float]] = field(default_factory=list)
     """Step, mean training loss since the validation before, and Recall@10 of every validation."""
+
+
+def sent_histories(histories: Sequence[Items], options: RetrieverTraining) -> Sequence[Items]:
+    """Histories as an evaluation sends them: whole, or with ``last-window`` only what the model reads of each."""
+    return histories if options.mask == "history" else [items[-options.max_length :] for items in histories]
 
 
 def build_model(options: RetrieverTraining, items: int) -> Any:
@@ -175,8 +180,8 @@ class _Training:
 
     def _validation_ranks(self) -> NDArray[np.int32]:
         share = slice(self.processes.process_index, None, self.processes.num_processes)
-        data = self.data
-        ranks = rank_users(self.model, self.options.max_length, data.training[share], data.validation[share])
+        histories = sent_histories(self.data.training[share], self.options)
+        ranks = rank_users(self.model, self.options.max_length, histories, self.data.validation[share])
         return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
 
     def take_step(self) -> None:

@@ -8,6 +8,7 @@ from preprocessing.errors import InputError
 
 ARCHITECTURES = ("lrurec", "sasrec", "bert4rec", "narm")
 LOSSES = ("softmax", "binary", "cloze")
+MASKS = ("history", "last-window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class RetrieverTraining:
     """Steps between two validations; there is one before the first step too."""
     patience: int = 20
     """Validations without a better Recall@10 before training stops."""
+    mask: str = "history"
+    """What is never recommended in validation and test: the whole ``history``, as in serving, or ``last-window``, only
+    the items that the model reads, as its authors evaluate it."""
     seed: int = 42
     device: str = "cpu"
 
@@ -50,6 +54,8 @@ class RetrieverTraining:
             raise InputError(f"there is no loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
         if self.loss is not None and (self.loss == "cloze") != (self.model == "bert4rec"):
             raise InputError(f"{self.model} does not learn by {self.loss}: cloze is BERT4Rec's, and its only one")
+        if self.mask not in MASKS:
+            raise InputError(f"there is no mask {self.mask!r}: choose one of {', '.join(MASKS)}")
         for name in ("width", "blocks", "heads", "max_length", "batch_size", "epochs", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -13,7 +13,7 @@ from client.contract import MAX_CANDIDATES
 from models.metrics import recall, summary
 from models.retriever.checkpoint import Checkpoint
 from models.retriever.curves import plot_curve
-from models.retriever.fitting import Course, Watch, build_model, fit
+from models.retriever.fitting import Course, Watch, build_model, fit, sent_histories
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import write_candidates
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
@@ -90,7 +90,8 @@ def _write(
             ("test", [*map(np.append, data.training, data.validation)], data.test),
         ):
             path = partial / f"candidates-{split}.parquet"
-            ranks = write_candidates(path, model, options.max_length, data.users, histories, truth)
+            sent = sent_histories(histories, options)
+            ranks = write_candidates(path, model, options.max_length, data.users, sent, truth)
             metrics[split] = {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
         metrics["curve"] = course.curve
         (partial / METRICS).write_text(json.dumps(metrics, indent=1))

@@ -64,6 +64,18 @@ def test_the_tables_hold_what_the_metrics_say(artifacts):
             assert not set(row.items.tolist()) & set(history.tolist())
 
 
+def test_the_authors_mask_leaves_older_items_to_be_recommended(cycling, tmp_path):
+    """Users of 12 different items, a model that reads 6: with `last-window` candidates may be among the first items."""
+    (tmp_path / "data").symlink_to(cycling / "data")
+    train_retriever(replace(BRIEF, mask="last-window"), tmp_path)
+    data = load_data(tmp_path)
+    table = CandidateTable.read(tmp_path / "retriever" / "candidates-test.parquet")
+    histories = [*map(np.append, data.training, data.validation)]
+    pairs = [(set(row.items.tolist()), items) for row, items in zip(table.candidates, histories, strict=True)]
+    assert not any(found & set(items[-6:].tolist()) for found, items in pairs)
+    assert any(found & set(items[:-6].tolist()) for found, items in pairs)
+
+
 def test_the_best_validation_is_kept(artifacts):
     """The recorded best is what the written weights reach."""
     metrics = json.loads((artifacts / "retriever" / "metrics.json").read_text())
@@ -106,6 +118,7 @@ def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
         ({"loss": "hinge"}, "there is no loss 'hinge'"),
         ({"model": "sasrec", "loss": "cloze"}, "sasrec does not learn by cloze"),
         ({"model": "bert4rec", "loss": "softmax"}, "bert4rec does not learn by softmax"),
+        ({"mask": "none"}, "there is no mask 'none'"),
         ({"heads": 3}, "3 heads cannot share a width of 64"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
