@@ -1,15 +1,20 @@
 """One request over a large catalogue beside one reading of its embeddings from memory.
 
     python -m benchmarks.retrieval --items 1000000 --json
-    python -m benchmarks.retrieval --items 10000000 --json    # 2.6 GB of embeddings
+    python -m benchmarks.retrieval --items 1000000 --index --json    # and by the approximate index
+    python -m benchmarks.retrieval --items 10000000 --json           # 2.6 GB of embeddings
 
 An untrained LRURec of width 64 is exported and asked through :class:`OnnxRetriever`, as by the server: a history of
 50 items, 20 more excluded, exact top 20. Requests and readings take turns; medians. The reading is the fastest of three
-ways to add up the embeddings with as many threads as the retriever is served with, from the same mapped file.
+ways to reduce the embeddings to one number, in one thread like the request, from the same mapped file.
+
+The embeddings are drawn from as many clusters as the index has lists, and each history from one cluster: the index's
+recall is that of such data, and real embeddings will differ.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -20,21 +25,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.memory import peak_memory
 from models.retriever.lrurec import LRURec
 from models.retriever.onnx_export import export_retriever
-from models.retriever.serving import MODEL, OnnxRetriever
+from models.retriever.serving import INDEX, MODEL, SETTINGS, OnnxRetriever
 
 WIDTH, LENGTH = 64, 50
 FLOOR = 1.5
 """Largest allowed time of a request, in readings."""
 
 
-def write(items: int, folder: Path) -> None:
+def write(items: int, folder: Path, index: bool) -> None:
     """Exports an untrained retriever."""
     torch.manual_seed(0)
-    export_retriever(LRURec(items, WIDTH).eval(), LENGTH, folder)
+    model, rng = LRURec(items, WIDTH).eval(), np.random.default_rng(0)
+    clusters = math.isqrt(items)
+    centres = rng.standard_normal((clusters, WIDTH), dtype=np.float32)
+    embeddings = model.embedding.weight.detach().numpy()
+    for start in range(1, items + 1, clusters):  # item i belongs to cluster (i - 1) % clusters
+        some = embeddings[start : start + clusters]
+        some[:] = 0.02 * (centres[: len(some)] + 0.5 * rng.standard_normal(some.shape, dtype=np.float32))
+    export_retriever(model, LENGTH, folder, index=index)
+
+
+def histories(items: int, count: int) -> list[NDArray[np.int32]]:
+    """Histories of items of one cluster each."""
+    rng, clusters = np.random.default_rng(1), math.isqrt(items)
+    whole = items // clusters
+    return [
+        (rng.integers(0, whole, LENGTH) * clusters + rng.integers(0, clusters) + 1).astype(np.int32)
+        for _ in range(count)
+    ]
+
+
+def load(folder: Path, index: bool) -> OnnxRetriever:
+    """The exported retriever with its index, or without."""
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    (folder / SETTINGS).write_text(json.dumps({**settings, "index": index}), encoding="utf-8")
+    return OnnxRetriever.load(folder)
 
 
 def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -51,9 +81,9 @@ def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
     """Times requests and readings of an exported retriever in ``folder``."""
-    retriever = OnnxRetriever.load(folder)
-    rng = np.random.default_rng(0)
-    history, excluded = (rng.integers(1, items + 1, count).astype(np.int32) for count in (LENGTH, 20))
+    retriever = load(folder, index=False)
+    (history,) = histories(items, 1)
+    excluded = np.arange(1, 21, dtype=np.int32)
     # The embeddings are all but a few hundred kilobytes of the weights.
     weights = np.memmap(folder / f"{MODEL}.data", np.int64, "r", shape=items * WIDTH // 2)
     floats = weights.view(np.float32)
@@ -79,24 +109,50 @@ def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
     }
 
 
+def measure_index(folder: Path, items: int, rounds: int) -> dict[str, object]:
+    """Recall and speed of the approximate index beside the exact search."""
+    exact, approximate = load(folder, index=False), load(folder, index=True)
+    excluded = np.arange(1, 21, dtype=np.int32)
+    asked = histories(items, 50)
+    found = []
+    for history in asked:
+        lists = [way.candidates(history, excluded).items for way in (exact, approximate)]
+        found.append(len(np.intersect1d(*lists)) / len(lists[0]))
+    taken = seconds(
+        {
+            name: lambda way=way: [way.candidates(history, excluded) for history in asked[:5]]
+            for name, way in (("exact", exact), ("approximate", approximate))
+        },
+        rounds,
+    )
+    return {
+        "recall@20": round(statistics.mean(found), 4),
+        "request_ms": round(200 * taken["approximate"], 2),
+        "times_faster": round(taken["exact"] / taken["approximate"], 1),
+        "file_mib": round((folder / INDEX).stat().st_size / 2**20),
+    }
+
+
 def main() -> None:
     """Parses the command line and prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=15, help="requests and readings, in turn; medians are printed")
+    parser.add_argument("--index", action="store_true", help="measure the approximate index too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
     parser.add_argument("--folder", type=Path, help="keep the exported retriever here, or take the one that is here")
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.export:
-        write(given.items, given.export)
+        write(given.items, given.export, given.index)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MODEL).exists():
+        if not (folder / (INDEX if given.index else MODEL)).exists():
             # Apart, so that the memory measured is that of serving.
             command = [sys.executable, "-m", "benchmarks.retrieval", "--items", str(given.items), "--export", folder]
+            command += ["--index"] if given.index else []
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         result = measure(folder, given.items, given.rounds)
     print(

@@ -16,7 +16,7 @@ from export.repository import read_release, step_artifact
 from models.metrics import summary
 from models.ranker.fusion import fuse, order
 from models.ranker.serving import Ranker
-from models.retriever.candidates import Candidates, place_of, top_candidates
+from models.retriever.candidates import Candidates, mask, place_of, top_candidates
 from models.retriever.ranking import score_histories
 from models.retriever.training import load_retriever
 from preprocessing.artifacts import read_manifest
@@ -118,8 +118,9 @@ def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
     histories = [np.append(*parts) for parts in zip(data.training, data.validation, strict=True)]
     candidates, ranks = [], []
     for history, item in track(zip(histories, data.test, strict=True), "retrieving", len(histories)):
+        candidates.append(steps.retriever.candidates(history, np.empty(0, np.int32)))
         scores = steps.retriever.scores(history)
-        candidates.append(top_candidates(scores, history, k=20))
+        mask(scores, history)
         ranks.append(place_of(scores, int(item)))
     return TestUsers(data.users, histories, candidates, data.test, np.array(ranks, np.int32))
 

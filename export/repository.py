@@ -13,6 +13,7 @@ from export.config import write_configs
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE
 from models.ranker.scoring import Runtime, choose_runtime
 from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, write_runtime
+from models.retriever.index import import_faiss
 from models.retriever.onnx_export import export_retriever
 from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
@@ -34,6 +35,8 @@ class Export:
     threads decides the order of sums, and so the last bits of a score."""
     device: str | None = None
     """``cpu`` or ``cuda``; by default a GPU where there is one."""
+    index: bool = False
+    """Whether the retriever searches its items approximately, by faiss."""
 
     def runtime(self) -> Runtime:
         """The ranker's runtime, with what was left open filled in for this machine."""
@@ -57,16 +60,18 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
         the release: a hash of the artifacts and of the options.
 
     Raises:
-        InputError: a stage is missing, or the artifacts belong to different data sets.
+        InputError: a stage is missing, the artifacts belong to different data sets, or faiss is needed and not there.
     """
     manifests = check_artifacts(artifacts)
+    if options.index:
+        import_faiss()
     runtime = options.runtime()
     inputs = {kind: manifest.fingerprint for kind, manifest in manifests.items()}
-    recorded = {"runtime": asdict(runtime)}
+    recorded = {"runtime": asdict(runtime), "index": options.index}
     release = hashlib.sha256(json.dumps([inputs, recorded], sort_keys=True).encode()).hexdigest()[:16]
     _write_models(repository)
     facts: dict[str, Any] = {"release": release, "dataset": manifests["data"].facts["dataset"]}
-    for step, fill in _fillers(artifacts, runtime).items():
+    for step, fill in _fillers(artifacts, runtime, options.index).items():
         folder = step_artifact(repository, step)
         if not is_finished(folder, KIND, options=recorded, inputs=inputs):
             with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
@@ -107,7 +112,7 @@ def read_release(repository: Path) -> str:
     return str(releases.pop())
 
 
-def _fillers(artifacts: Path, runtime: Runtime) -> dict[str, Callable[[Path], None]]:
+def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callable[[Path], None]]:
     data, ranker = artifacts / "data", artifacts / "ranker"
 
     def features(folder: Path) -> None:
@@ -116,7 +121,7 @@ def _fillers(artifacts: Path, runtime: Runtime) -> dict[str, Callable[[Path], No
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
         model, options = load_retriever(artifacts / "retriever")
-        export_retriever(model, options.max_length, folder)
+        export_retriever(model, options.max_length, folder, index=index)
 
     def prompt_builder(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)

@@ -212,13 +212,16 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; default: a GPU where there is one.")] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Search the items approximately, by faiss; for millions of them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fill the Triton model repository from the trained retriever and ranker."""
     from export.repository import Export
     from export.repository import export as run
 
-    release = run(Export(dtype=dtype, threads=threads, device=device), artifacts, repository)
+    release = run(Export(dtype=dtype, threads=threads, device=device, index=index), artifacts, repository)
     _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
 
 

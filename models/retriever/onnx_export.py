@@ -3,13 +3,17 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.retriever.index import build_index
 from models.retriever.objectives import Retriever
-from models.retriever.serving import MODEL, SETTINGS
+from models.retriever.serving import INDEX, MODEL, SETTINGS
 
 
 class _Last(nn.Module):
@@ -24,17 +28,25 @@ class _Last(nn.Module):
         return self.model.score(state), state
 
 
-def export_retriever(model: Retriever, length: int, folder: Path) -> None:
+def export_retriever(model: Retriever, length: int, folder: Path, *, index: bool = False) -> None:
     """Writes what :class:`models.retriever.serving.OnnxRetriever` loads.
 
     Args:
         model: trained.
         length: most recent items that it reads.
         folder: an existing folder.
+        index: add an approximate index, which then answers.
+
+    Raises:
+        InputError: an index is asked for and faiss is not installed.
     """
+    if index:
+        build_index(*scoring_vectors(model), folder / INDEX)
     export_onnx(model, length, folder / MODEL)
     # One thread: a pass takes about a millisecond, and the ranker wants the cores.
-    (folder / SETTINGS).write_text(json.dumps({"length": length, "threads": 1}) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(
+        json.dumps({"length": length, "threads": 1, "index": index}) + "\n", encoding="utf-8"
+    )
 
 
 def export_onnx(model: Retriever, length: int, path: Path) -> None:
@@ -63,3 +75,11 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
         node.doc_string = ""
     onnx.save(graph, path)
     onnx.checker.check_model(path)
+
+
+def scoring_vectors(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A retriever's embeddings [items + 1, width] and bias [items + 1]: its scores are states @ embeddings.T + bias."""
+    with torch.no_grad():
+        weight = model.embedding.weight
+        bias = model.score(weight.new_zeros(1, weight.shape[1]))[0]
+        return weight[: len(bias)].cpu().numpy(), bias.cpu().numpy()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
@@ -11,20 +12,31 @@ from client.contract import MAX_CANDIDATES
 from models.retriever.batches import pad_left
 from models.retriever.candidates import Candidates, given_candidates, top_candidates
 
+if TYPE_CHECKING:
+    from models.retriever.index import ApproximateIndex
+
 MODEL = "retriever.onnx"
 SETTINGS = "retriever.json"
+INDEX = "retriever.faiss"
 
 
 class OnnxRetriever:
     """Scores the catalogue for one history at a time, so that an answer never depends on who shares its batch."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, length: int) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, length: int, index: "ApproximateIndex | None" = None
+    ) -> None:
         self._session = session
         self._length = length
+        self._index = index
 
     @classmethod
     def load(cls, folder: Path) -> "OnnxRetriever":
-        """Opens ``retriever.onnx`` with the length and thread count that ``retriever.json`` fixes."""
+        """Opens ``retriever.onnx`` with the length and thread count that ``retriever.json`` fixes.
+
+        Raises:
+            InputError: it was exported with an approximate index and faiss is not installed.
+        """
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
@@ -32,17 +44,36 @@ class OnnxRetriever:
         # Packed weights would be a second copy of the embeddings; without them the file is mapped and shared.
         options.add_session_config_entry("session.disable_prepacking", "1")
         session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
-        return cls(session, settings["length"])
+        index = None
+        if settings["index"]:
+            from models.retriever.index import ApproximateIndex
+
+            index = ApproximateIndex(folder / INDEX, settings["threads"])
+        return cls(session, settings["length"], index)
 
     def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         """Logits [items + 1] of what follows a history of item numbers, oldest first; it may be empty."""
         row: NDArray[np.float32] = self._session.run(["scores"], {"items": pad_left([history], self._length)})[0][0]
         return row
 
+    def _state(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        inputs = {"items": pad_left([history], self._length)}
+        row: NDArray[np.float32] = self._session.run(["state"], inputs, options)[0][0]
+        return row
+
     def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32]) -> Candidates:
-        """The top 20 after masking everything in the history and everything excluded."""
-        scores = self.scores(history)
+        """The top 20 after masking everything in the history and everything excluded.
+
+        By the approximate index where the retriever was exported with one, unless that finds fewer than 20.
+        """
         masked = np.concatenate((history, excluded))
+        if self._index is not None:
+            found = self._index.search(self._state(history), masked, MAX_CANDIDATES)
+            if len(found.items) == MAX_CANDIDATES:
+                return found
+        scores = self.scores(history)
         return top_candidates(scores, masked[masked < len(scores)], MAX_CANDIDATES)
 
     def given(self, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:

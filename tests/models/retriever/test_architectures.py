@@ -1,4 +1,8 @@
-"""What every retriever must keep: padding changes nothing, the future is unseen, ONNX equals PyTorch."""
+"""What every retriever must keep: padding changes nothing, the future is unseen, what is served equals PyTorch."""
+
+import json
+import shutil
+import sys
 
 import numpy as np
 import onnxruntime
@@ -7,10 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, ITEM_ID, LIMIT, RETRIEVE, RETRIEVER_RANK
+from export.steps import Retrieval
 from models.retriever.batches import pad_left
+from models.retriever.candidates import top_candidates
 from models.retriever.fitting import MODELS, build_model
-from models.retriever.onnx_export import export_onnx
+from models.retriever.index import build_index
+from models.retriever.onnx_export import export_retriever, scoring_vectors
 from models.retriever.options import RetrieverTraining
+from models.retriever.serving import INDEX, MODEL, SETTINGS, OnnxRetriever
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.errors import InputError
 
 ITEMS, LENGTH = 50, 13
 OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_length=LENGTH) for name in MODELS}
@@ -28,10 +39,18 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def onnx_session(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "retriever.onnx"
-    export_onnx(model, LENGTH, path)
-    return onnxruntime.InferenceSession(path)
+def exported(model, tmp_path_factory):
+    """The folder that the retriever's step reads."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_retriever(model, LENGTH, folder)
+    ids = [str(item) for item in range(1, ITEMS + 1)]
+    Catalogue([raw.encode() for raw in ids], ids, [1] * ITEMS).write(folder / ITEMS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx_session(exported):
+    return onnxruntime.InferenceSession(exported / MODEL)
 
 
 def scores(model, histories, length):
@@ -87,3 +106,70 @@ def test_onnx_equals_pytorch(model, onnx_session, histories):
     expected = scores(model, rows, LENGTH).numpy()
     found = onnx_session.run(None, {"items": pad_left(rows, LENGTH)})[0]
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+NOTHING = np.empty(0, np.int32)
+HISTORIES = {
+    "empty": NOTHING,
+    "one item": np.array([7], np.int32),
+    "an item again and again": np.array([7, 9, 7, 7], np.int32),
+    "as long as the model reads": np.arange(3, 3 + LENGTH, dtype=np.int32),
+    "longer than the model reads": np.arange(50, 50 - 2 * LENGTH, -1, dtype=np.int32),
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+def test_the_step_answers_what_pytorch_does(model, exported, history):
+    """The retriever's step on the exported files: PyTorch's top 20, all of the history and the excluded item masked."""
+    excluded = np.array([11], np.int32)
+    request = {HISTORY_ITEM: history, EXCLUDED_ITEM: excluded, GIVEN_ITEM: NOTHING, RETRIEVE: [1], LIMIT: [0]}
+    answer = Retrieval.load(exported).answer(request)
+    row = scores(model, [history], LENGTH)[0].numpy()
+    expected = top_candidates(row, np.append(history, excluded), 20)
+    assert [int(raw) for raw in answer[ITEM_ID]] == expected.items.tolist()
+    assert answer[RETRIEVER_RANK].tolist() == list(range(1, len(expected.items) + 1))
+
+
+def test_given_candidates_are_ranked_by_every_architecture(model, exported):
+    """The caller's items in PyTorch's order; the mask does not apply to them."""
+    history, items = np.array([7, 9], np.int32), np.array([30, 7, 2], np.int32)
+    row = scores(model, [history], LENGTH)[0].numpy()
+    assert OnnxRetriever.load(exported).given(history, items).items.tolist() == sorted(items, key=lambda i: -row[i])
+
+
+@pytest.fixture
+def indexed(model, exported, tmp_path):
+    """The same with an index. Of 50 items it has 7 lists and reads all of them, so that it must be exact."""
+    folder = tmp_path / "indexed"
+    shutil.copytree(exported, folder)
+    build_index(*scoring_vectors(model), folder / INDEX)
+    settings = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps({**settings, "index": True}))
+    return folder
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
+    """Items and scores of the exact search: masks, bias and order included.
+
+    Among items of one score, as all are to an untrained SASRec that has read nothing, it may choose others.
+    """
+    excluded = np.array([11], np.int32)
+    exact = OnnxRetriever.load(exported).candidates(history, excluded)
+    found = OnnxRetriever.load(indexed).candidates(history, excluded)
+    if len(np.unique(exact.scores)) > 1:
+        assert found.items.tolist() == exact.items.tolist()
+    assert not np.intersect1d(found.items, np.append(history, excluded)).size
+    assert found.ranks.tolist() == exact.ranks.tolist()
+    np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
+
+
+def test_without_faiss_the_index_is_refused(model, exported, indexed, tmp_path, monkeypatch):
+    """Written and loaded, the error names the package and the way without; without an index nothing misses it."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"needs faiss.*llamarec\[faiss\].*without --index"):
+        OnnxRetriever.load(indexed)
+    with pytest.raises(InputError, match="needs faiss"):
+        export_retriever(model, LENGTH, tmp_path, index=True)
+    assert not (tmp_path / MODEL).exists()
+    OnnxRetriever.load(exported)
