@@ -27,19 +27,19 @@ class ExportedSteps:
     ranker: Ranker
 
     @classmethod
-    def load(cls, repository: Path) -> "ExportedSteps":
-        """Opens what `llamarec export` wrote.
+    def load(cls, repository: Path, suffix: str = "") -> "ExportedSteps":
+        """Opens what `llamarec export` wrote; with ``suffix``, a release.
 
         Raises:
             InputError: nothing was exported, or the ranker fails its probes.
         """
-        catalogue = Catalogue.load(step_artifact(repository, "features") / ITEMS_FILE)
+        catalogue = Catalogue.load(step_artifact(repository, "features", suffix) / ITEMS_FILE)
         return cls(
             catalogue,
             FeatureEncoder(catalogue),
-            OnnxRetriever.load(step_artifact(repository, "retriever")),
-            PromptBuilder.load(step_artifact(repository, "prompt_builder")),
-            Ranker.load(step_artifact(repository, "ranker")),
+            OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
+            PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
+            Ranker.load(step_artifact(repository, "ranker", suffix)),
         )
 
     def candidates(self, request: EncodedRequest) -> Candidates:
