@@ -74,7 +74,7 @@ class Serving:
 
     @property
     def queue_size(self) -> int:
-        """Requests that may wait for the ranker: as many as start within ``queue_seconds``, one pass being under way."""
+        """Requests that may wait for the ranker: as many as start in ``queue_seconds``, one pass being under way."""
         waiting = int((self.queue_seconds / self.pass_seconds - 1) * self.instances)
         return min(max(waiting, 1), LONGEST_QUEUE)
 
@@ -121,9 +121,7 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
             config["dynamic_batching"]["preferred_batch_size"] = [1]
         if serving.rank_cache:
             config["response_cache"] = {"enable": True}
-    if name == "retriever" and serving.retriever_runtime == "onnxruntime":
-        config["parameters"] = {SCORES_PARAMETER: {"string_value": RETRIEVER_SCORES}}
-    return ModelConfig(
+    step = ModelConfig(
         name=name,
         backend="python",
         max_batch_size=serving.max_batch_size,
@@ -131,11 +129,14 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         output=_tensors(spec.outputs),
         **config,
     )
+    if name == "retriever" and serving.retriever_runtime == "onnxruntime":
+        step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
+    return step
 
 
 def scores_config(serving: Serving = DEFAULTS) -> ModelConfig:
     """The retriever's graph in the ONNX backend: one padded history at a time, so that no answer depends on another."""
-    return ModelConfig(
+    config = ModelConfig(
         name=RETRIEVER_SCORES,
         backend="onnxruntime",
         platform="onnxruntime_onnx",
@@ -144,8 +145,10 @@ def scores_config(serving: Serving = DEFAULTS) -> ModelConfig:
         input=[{"name": "items", "data_type": "TYPE_INT64", "dims": [-1, -1]}],
         output=[{"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, -1]}],
         instance_group=[{"kind": f"KIND_{serving.device.upper()}", "count": 1}],
-        parameters={name: {"string_value": "1"} for name in ("intra_op_thread_count", "inter_op_thread_count")},
     )
+    for name in ("intra_op_thread_count", "inter_op_thread_count"):  # as in the Python process
+        config.parameters[name].string_value = "1"
+    return config
 
 
 def ensemble_config(name: str, steps: tuple[str, ...], serving: Serving = DEFAULTS, suffix: str = "") -> ModelConfig:
@@ -192,7 +195,8 @@ def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, Mo
 
 def config_text(config: ModelConfig) -> str:
     """The ``config.pbtxt`` of a model."""
-    return HEADER + text_format.MessageToString(config)
+    text: str = text_format.MessageToString(config)
+    return HEADER + text
 
 
 def write_configs(repository: Path, serving: Serving = DEFAULTS, suffix: str = "") -> Mapping[str, ModelConfig]:

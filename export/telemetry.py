@@ -111,6 +111,10 @@ class Metrics:
         self._thread.join()
         self.flush()
 
+    @staticmethod
+    def _nothing_observed() -> dict[str, list[int]]:
+        return {name: [0] * (len(bounds) + 1) for name, (_, bounds) in HISTOGRAMS.items()}
+
     def _metric(self, name: str, labels: Labels) -> Any:
         key = (name, labels)
         if key not in self._metrics:

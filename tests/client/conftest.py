@@ -18,7 +18,8 @@ ECHO_STEPS = {
         if "bad" in history:
             raise InputError("HISTORY holds 'bad'")
         return {
-            HISTORY_ITEM: [ord(raw) for raw in history if raw != "?"],  # a TypeError for any other id that is not one character
+            # A TypeError for any other id that is not one character.
+            HISTORY_ITEM: [ord(raw) for raw in history if raw != "?"],
             EXCLUDED_ITEM: [ord(raw) for raw in excluded],
             GIVEN_ITEM: [ord(raw) for raw in given],
             RETRIEVE: [CANDIDATES not in request],
