@@ -1,7 +1,7 @@
 """The operator's side of a server: its own models by name, over HTTP on the loopback interface.
 
-The command `llamarec serve` starts a server whose model-repository, shared-memory, trace and logging APIs want a key. It
-leaves the address and the key beside the models, readable by its own user, so that `llamarec release` finds both.
+The command `llamarec serve` starts a server whose model-repository, shared-memory, trace and logging APIs want a key.
+It leaves address and key beside the models, readable by its own user, so that `llamarec release` finds both.
 """
 
 import fcntl

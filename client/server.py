@@ -88,7 +88,7 @@ def has_option(arguments: Sequence[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
-def _option(arguments: Sequence[str], option: str, default: str) -> str:
+def option_value(arguments: Sequence[str], option: str, default: str) -> str:
     """The value of the last ``--option``, in either notation."""
     value = default
     for place, argument in enumerate(arguments):
@@ -163,9 +163,9 @@ def check_ports(arguments: Sequence[str]) -> None:
     if has_option(arguments, "--help"):
         return
     for endpoint, default in PORTS.items():
-        port = _option(arguments, f"--{endpoint}-port", str(default))
-        unused = _option(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
-        shared = _option(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
+        port = option_value(arguments, f"--{endpoint}-port", str(default))
+        unused = option_value(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
+        shared = option_value(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
         if unused or shared or not port.isdigit():  # a port that is no number is Triton's to refuse
             continue
         with socket.socket() as probe:

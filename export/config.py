@@ -7,7 +7,7 @@ The files of the default options are committed, so that the repository can be re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -45,9 +45,9 @@ class Serving:
     """Most requests that Triton hands to a step together."""
     queue_delay_us: int = 0
     """Microseconds that a request waits for company at the ranker; 0: takes along what queues, waits for nothing."""
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: str = "cpu"
     """Where the ranker's instances are placed. On a processor one prompt fills every core: it gets one at a time."""
-    retriever_runtime: Literal["python", "onnxruntime"] = "python"
+    retriever_runtime: str = "python"
     """``onnxruntime``: the retriever's graph runs in Triton's own ONNX backend instead of its Python process."""
     pass_seconds: float = 2.0
     """What one ranking pass takes; the ranker's queue is sized by it. `llamarec export` measures it."""

@@ -177,8 +177,10 @@ def _write_models(repository: Path, serving: Serving, runtime: Runtime, suffix: 
     placed = replace(serving, device="cpu" if runtime.device == "cpu" else "gpu")
     if committed and placed == DEFAULTS:
         return
-    measured = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))
-    write_configs(repository, replace(placed, pass_seconds=measured["seconds"]), suffix)
+    seconds = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))[
+        "seconds"
+    ]
+    write_configs(repository, replace(placed, pass_seconds=seconds), suffix)
     for step in () if committed else STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
     if serving.retriever_runtime == "onnxruntime":
