@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHECKED := client export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo test slow lint format bench results-retrievers retrain-retrievers system-packages clean
+.PHONY: setup demo test test-serving slow lint format bench audit results-serving results-retrievers retrain-retrievers system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The serving contract, faults, overload, releases and security against the real server.
+test-serving: setup
+	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_served.py tests/test_security.py tests/export/test_config.py tests/client/test_canary.py
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -49,6 +53,17 @@ results-retrievers: setup
 
 retrain-retrievers: setup
 	$(BIN)/python -m benchmarks.retrievers train
+
+# The figures of docs/results/serving.md; REPOSITORY is an exported one, ARTIFACTS what it was exported from.
+ARTIFACTS ?= artifacts/movielens-100k
+REPOSITORY ?= model_repository
+results-serving: setup
+	$(BIN)/python -m benchmarks.serving --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
+	$(BIN)/python -m benchmarks.served_sweep --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
+
+# Known advisories of the pinned packages; wants the network. What is known and what it means here: docs/security.md
+audit: setup
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 # Nothing needs apt: the server, perf_analyzer and every library come as wheels. Kept so that CI and images have one place to call.
 system-packages:

@@ -9,9 +9,11 @@ import typer
 from preprocessing.errors import InputError
 
 Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a folder in it.")]
+Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
+DEFAULT_REPOSITORY = Path("model_repository")
 Options = TypeVar("Options")
 
 
