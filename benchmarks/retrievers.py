@@ -10,9 +10,8 @@ import argparse
 import fcntl
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.metrics import recall, summary
+from benchmarks.retriever_tables import choose, load_runs, write_page
+from models.metrics import recall
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import rank_users
 from models.retriever.training import load_retriever, train_retriever
@@ -54,20 +54,8 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training."""
-PAPER = {
-    ("ml-latest-small", "lrurec"): (0.0491, 0.0705, 0.1426),
-    ("ml-latest-small", "sasrec"): (0.0378, 0.0522, 0.0993),
-    ("ml-latest-small", "bert4rec"): (0.0244, 0.0366, 0.0785),
-    ("ml-latest-small", "narm"): (0.0332, 0.0441, 0.0801),
-    ("amazon-2014-beauty", "lrurec"): (0.0417, 0.0533, 0.0916),
-    ("amazon-2014-beauty", "sasrec"): (0.0371, 0.0481, 0.0844),
-    ("amazon-2014-beauty", "bert4rec"): (0.0276, 0.0372, 0.0686),
-    ("amazon-2014-beauty", "narm"): (0.0321, 0.0420, 0.0746),
-}
-"""MRR@10, NDCG@10 and Recall@10 of the paper's Table 1."""
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
-
-
+SEEDS = (43, 44)
+"""Further seeds of what validation chose of LRURec, and of the best model."""
 PRUNED_FROM = 1000
 """Step from which a run may be given up."""
 PRUNED_BELOW = 0.85
@@ -76,29 +64,6 @@ PRUNED_BELOW = 0.85
 
 class Pruned(Exception):  # noqa: N818 - no error: the run is given up
     """Validation is too far below that of a run of the same model."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training and the ranks it gave every user; none when it was pruned."""
-
-    dataset: str
-    options: dict[str, Any]
-    facts: dict[str, Any]
-    """``steps, best_step, seconds, curve``, and whether it was ``pruned``."""
-    validation: np.ndarray
-    test: np.ndarray
-    last_window: np.ndarray
-    """Test ranks when only the items that the model reads are masked, as the authors do."""
-
-    @property
-    def model(self) -> str:
-        """The architecture, with its loss where it has a choice."""
-        return "sasrec, binary loss" if self.options["loss"] == "binary" else str(self.options["model"])
-
-    def reached_by(self, step: int) -> float:
-        """Best validation Recall@10 up to a step."""
-        return max(reached for at, _, reached in self.facts["curve"] if at <= step)
 
 
 def ranks_path(dataset: str, options: RetrieverTraining) -> Path:
@@ -116,8 +81,7 @@ def train(work: Path, datasets: Sequence[str]) -> None:
     RANKS.mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
         preprocess(DATA[dataset], work / dataset)
-        for changed in RUNS[dataset]:
-            options = RetrieverTraining(**changed)
+        for options in _planned(dataset):
             path = ranks_path(dataset, options)
             folder = work / path.stem
             folder.mkdir(exist_ok=True)
@@ -132,8 +96,23 @@ def train(work: Path, datasets: Sequence[str]) -> None:
                     _train_one(dataset, options, folder, path)
 
 
+def _planned(dataset: str) -> Iterator[RetrieverTraining]:
+    """The runs of a data set in order; the later ones follow from what the earlier ones reached on validation."""
+    for changed in RUNS[dataset]:
+        yield RetrieverTraining(**changed)
+    kept = [run for run in load_runs(RANKS) if run.dataset == dataset]
+    ended = [run for run in kept if run.model == "lrurec" and not run.pruned and run.options["weight_decay"] > 0]
+    for run in sorted(ended, key=lambda run: -recall(run.validation, 10))[:2]:
+        yield replace(RetrieverTraining(**run.options), seed=42, weight_decay=0.0)
+    chosen = choose([run for run in load_runs(RANKS) if run.dataset == dataset])
+    best = max(chosen, key=lambda model: recall(chosen[model][0].validation, 10))
+    for model in dict.fromkeys(("lrurec", best)):
+        for seed in SEEDS:
+            yield replace(RetrieverTraining(**chosen[model][0].options), seed=seed)
+
+
 def _train_one(dataset: str, options: RetrieverTraining, folder: Path, path: Path) -> None:
-    others = [run for run in load_runs() if run.dataset == dataset and run.options["loss"] == options.loss]
+    others = [run for run in load_runs(RANKS) if run.dataset == dataset and run.options["loss"] == options.loss]
     others = [run for run in others if run.options["model"] == options.model]
     curve: list[tuple[int, float | None, float]] = []
 
@@ -176,54 +155,6 @@ def changed_options(options: RetrieverTraining) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if value != standard[name]}
 
 
-def load_runs() -> list[Run]:
-    """Every kept run."""
-    runs = []
-    for path in sorted(RANKS.glob("*.parquet")):
-        table = pq.read_table(path)
-        said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        kinds = ("validation", "test", "last_window")
-        ranks = (table[kind].to_numpy() if kind in table.column_names else np.empty(0, np.int32) for kind in kinds)
-        runs.append(Run(said["dataset"], json.loads(said["options"]), json.loads(said["facts"]), *ranks))
-    return runs
-
-
-def tables(runs: list[Run]) -> str:
-    """Markdown: for each data set what validation chose, beside the paper, and every run that it chose among."""
-    lines = []
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        by_model = defaultdict(list)
-        for run in runs:
-            if run.dataset == dataset:
-                by_model[run.options["model"]].append(run)
-        names = list(summary([1]))
-        lines += [f"## {dataset}", "", f"| model | {' | '.join(names)} | paper's MRR@10 / NDCG@10 / Recall@10 |"]
-        lines += ["|---" * (len(names) + 2) + "|"]
-        chosen = {name: max(found, key=lambda run: recall(run.validation, 10)) for name, found in by_model.items()}
-        for name, run in chosen.items():
-            figures = " | ".join(f"{value:.4f}" for value in summary(run.test).values())
-            paper = " / ".join(f"{value:.4f}" for value in PAPER[dataset, name])
-            lines.append(f"| {name} | {figures} | {paper} |")
-        lines += ["", "Users whose item is among the retriever's own top 20:", ""]
-        lines += [f"| model | users | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-        for name, run in chosen.items():
-            found = run.test[(run.test >= 1) & (run.test <= 20)]
-            figures = " | ".join(f"{value:.4f}" for value in summary(found).values())
-            lines.append(f"| {name} | {len(found):,} ({recall(run.test, 20):.4f}) | {figures} |")
-        lines += ["", "Every run, and what was chosen by:", ""]
-        columns = ("dropout", "weight_decay", "learning_rate", "batch_size", "max_length", "seed")
-        lines += [f"| model | {' | '.join(columns)} | best step | seconds | validation Recall@10 | |"]
-        lines += ["|---" * (len(columns) + 5) + "|"]
-        for name, found in by_model.items():
-            for run in found:
-                settings = " | ".join(str(run.options[column]) for column in columns)
-                facts = f"{run.facts['best_step']} | {run.facts['seconds']:.0f}"
-                mark = "chosen" if run is chosen[name] else ""
-                lines.append(f"| {name} | {settings} | {facts} | {recall(run.validation, 10):.4f} | {mark} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,9 +166,7 @@ def main() -> None:
         given.work.mkdir(parents=True, exist_ok=True)
         train(given.work, given.dataset or tuple(DATA))
         return
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(load_runs())}\n{END}{after}", encoding="utf-8")
+    write_page(PAGE, load_runs(RANKS))
 
 
 if __name__ == "__main__":

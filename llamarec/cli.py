@@ -106,8 +106,13 @@ def train_retriever(
     epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most recent items that the model reads.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's step size.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations dropped.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's, not on biases and norms.")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Steps between two validations.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without a better Recall@10 before it stops.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation and shuffling.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
@@ -125,12 +130,17 @@ def train_retriever(
         epochs=epochs,
         max_length=max_length,
         batch_size=batch_size,
+        learning_rate=learning_rate,
         dropout=dropout,
         weight_decay=weight_decay,
+        validate_every=validate_every,
+        patience=patience,
         seed=seed,
         device=device,
     )
     metrics = run(options, artifacts)
+    if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process alone prints
+        return
     if as_json:
         print_json(metrics)
         return

@@ -1,5 +1,6 @@
 """Full softmax cross-entropy over the whole catalogue, without ever holding the logits of a batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,5 +64,5 @@ def cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: 
         bias: [items], or none.
         targets: [predictions] item numbers.
     """
-    result: Tensor = _CrossEntropy.apply(states, weight, bias, targets)
-    return result
+    apply: Callable[..., Tensor] = _CrossEntropy.apply  # it has no types of its own
+    return apply(states, weight, bias, targets)

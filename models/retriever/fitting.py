@@ -1,7 +1,6 @@
 """The training loop of every retriever: one for all architectures, on one process or several."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,12 +11,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from models.metrics import recall
 from models.retriever.batches import inputs_and_targets, training_windows
 from models.retriever.bert4rec import BERT4Rec
+from models.retriever.checkpoint import Checkpoint
 from models.retriever.lrurec import LRURec
 from models.retriever.narm import NARM
 from models.retriever.objectives import Loss, binary_loss, cloze_loss, next_item_loss
@@ -73,45 +74,6 @@ def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.
     return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9, fused=True)
 
 
-class Checkpoint:
-    """The file from which an interrupted training goes on. It is tied to the options and the data set of its training."""
-
-    def __init__(self, path: Path, options: RetrieverTraining, data: Data) -> None:
-        self.path = path
-        self._made_by = {"options": asdict(options), "data": data.fingerprint}
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Writes the state of a training, aside and renamed."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        torch.save({"made_by": json.dumps(self._made_by, sort_keys=True), **state}, partial)
-        os.replace(partial, self.path)
-
-    def load(self) -> dict[str, Any] | None:
-        """The saved state, or None where there is none.
-
-        Raises:
-            InputError: the file is damaged, or of another training.
-        """
-        if not self.path.exists():
-            return None
-        remedy = f"finish that training with its own options, or delete {self.path}"
-        try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-            made_by = json.loads(state.pop("made_by"))
-        except Exception as error:
-            raise InputError(f"{self.path} cannot be read as a checkpoint ({error}): delete it") from None
-        if made_by["data"] != self._made_by["data"]:
-            raise InputError(f"{self.path} is the checkpoint of a training on another data set: {remedy}")
-        for name, value in self._made_by["options"].items():
-            if (found := made_by["options"].get(name)) != value:
-                raise InputError(f"{self.path} is the checkpoint of a training with {name} {found}, not {value}: {remedy}")
-        return state
-
-    def remove(self) -> None:
-        """Deletes the file; a training that has ended needs it no more."""
-        self.path.unlink(missing_ok=True)
-
-
 def fit(
     options: RetrieverTraining, data: Data, checkpoint: Checkpoint, logs: Path, watch: Watch | None = None
 ) -> tuple[Any, Course]:
@@ -134,129 +96,142 @@ def fit(
     Raises:
         InputError: the loss is no number; the checkpoint is of another training.
     """
-    processes = PartialState(cpu=options.device == "cpu")
-    device = processes.device if options.device != "cpu" else torch.device("cpu")
-    torch.manual_seed(options.seed)
-    model = build_model(options, data.catalogue.trained).to(device)
-    optimizer = make_optimizer(model, options)
-    torch.manual_seed(options.seed + 1 + processes.process_index)  # dropout masks of its own for each process
-    inputs, targets = inputs_and_targets(training_windows(data.training, options.max_length), options.max_length)
-    learn = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
-    steps_an_epoch = -(-len(inputs) // options.batch_size)
-    steps = options.epochs * steps_an_epoch
-    course, best_state = Course(), _copy(model)
-    if state := checkpoint.load():
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        best_state, course = state["best"], Course(**json.loads(state["course"]))
-        torch.set_rng_state(state["random"][processes.process_index])
-    writer = SummaryWriter(str(logs), purge_step=course.step + 1) if processes.is_main_process else None
-    began, losses = time.perf_counter() - course.seconds, []
-    order_of, order = -1, np.empty(0, np.int64)
-    resumed_at = course.step if state else None
+    training = _Training(options, data, checkpoint)
+    course = training.course
+    writer = SummaryWriter(str(logs), purge_step=course.step + 1) if training.processes.is_main_process else None
     with progress_bar() as bar:
-        task = bar.add_task(f"training {options.model}", total=steps, completed=course.step, note="")
+        task = bar.add_task(f"training {options.model}", total=training.steps, completed=course.step, note="")
         while True:
-            if (course.step % options.validate_every == 0 or course.step == steps) and course.step != resumed_at:
-                reached = recall(validation_ranks(model, options.max_length, data, processes), 10)
-                loss = float(np.mean(losses)) if losses else None
-                losses = []
-                course.curve.append((course.step, loss, reached))
-                course.waited += 1
-                if reached > course.best:
-                    course.best, course.best_step, course.waited = reached, course.step, 0
-                    best_state = _copy(model)
-                course.seconds = time.perf_counter() - began
+            validated = bool(course.curve) and course.curve[-1][0] == course.step
+            if (course.step % options.validate_every == 0 or course.step == training.steps) and not validated:
+                training.validate()
+                _, loss, reached = course.curve[-1]
                 bar.update(task, note=f"validation Recall@10 {reached:.4f}")
-                _record(writer, checkpoint, processes, model, optimizer, best_state, course)
+                if writer is not None:
+                    _record(writer, course.step, loss, reached)
                 if watch is not None:
-                    watch(course.step, reached)
-            if course.waited >= options.patience or course.step == steps:
+                    _tell(watch, course.step, reached, checkpoint)
+            if course.waited >= options.patience or course.step == training.steps:
                 break
-            epoch, place = divmod(course.step, steps_an_epoch)
-            if epoch != order_of:  # of its own seed, so that a resumed training sees the same order
-                order_of, order = epoch, np.random.default_rng((options.seed, epoch)).permutation(len(inputs))
-            rows = order[place * options.batch_size : (place + 1) * options.batch_size]
-            rows = rows[processes.process_index :: processes.num_processes]
-            batch = (torch.from_numpy(array[rows]).to(device) for array in (inputs, targets))
-            losses.append(_step(model, optimizer, learn, *batch, options, course.step, processes))
-            course.step += 1
+            training.take_step()
             bar.update(task, completed=course.step)
         bar.update(task, total=course.step)
     if writer is not None:
         writer.close()
-    model.load_state_dict(best_state)
-    return model.cpu(), course
+    training.model.load_state_dict(training.best_state)
+    return training.model.cpu(), course
+
+
+class _Training:
+    """Model, optimiser and course of one training; this process's share of it where there are several."""
+
+    def __init__(self, options: RetrieverTraining, data: Data, checkpoint: Checkpoint) -> None:
+        self.options, self.data, self.checkpoint = options, data, checkpoint
+        self.processes = PartialState(cpu=options.device == "cpu")
+        self.device = torch.device("cpu") if options.device == "cpu" else self.processes.device
+        torch.manual_seed(options.seed)
+        self.model = build_model(options, data.catalogue.trained).to(self.device)
+        self.optimizer = make_optimizer(self.model, options)
+        torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process has masks of its own
+        windows = training_windows(data.training, options.max_length)
+        self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
+        self.learn = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
+        self.steps_an_epoch = -(-len(windows) // options.batch_size)
+        self.steps = options.epochs * self.steps_an_epoch
+        self.course, self.best_state = Course(), _copy(self.model)
+        if state := checkpoint.load():
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best_state, self.course = state["best"], Course(**json.loads(state["course"]))
+            torch.set_rng_state(state["random"][self.processes.process_index])
+        self._began = time.perf_counter() - self.course.seconds
+        self._losses: list[float] = []
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def validate(self) -> None:
+        """Recall@10 over all validation items; keeps the best weights, and the checkpoint."""
+        course = self.course
+        reached = recall(self._validation_ranks(), 10)
+        course.curve.append((course.step, float(np.mean(self._losses)) if self._losses else None, reached))
+        self._losses.clear()
+        course.waited += 1
+        if reached > course.best:
+            course.best, course.best_step, course.waited = reached, course.step, 0
+            self.best_state = _copy(self.model)
+        course.seconds = time.perf_counter() - self._began
+        random = [torch.get_rng_state()]
+        if self.processes.num_processes > 1:
+            random = gather_object(random)
+        if self.processes.is_main_process:
+            self.checkpoint.save(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "best": self.best_state,
+                    "course": json.dumps(asdict(course)),
+                    "random": random,
+                }
+            )
+
+    def _validation_ranks(self) -> NDArray[np.int32]:
+        share = slice(self.processes.process_index, None, self.processes.num_processes)
+        data = self.data
+        ranks = rank_users(self.model, self.options.max_length, data.training[share], data.validation[share])
+        return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
+
+    def take_step(self) -> None:
+        """One step of the optimiser on the next batch."""
+        inputs, targets = self._next_batch()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        # A process may have no row of an epoch's last batch.
+        total, count = self.learn(self.model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
+        everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64, device=self.device)
+        if self.processes.num_processes > 1:
+            everywhere = reduce(everywhere, "sum")
+        loss, predictions = float(everywhere[0] / everywhere[1]), float(everywhere[1])
+        if not np.isfinite(loss):
+            rate = self.options.learning_rate
+            raise InputError(f"the loss is {loss} at step {self.course.step + 1}, learning rate {rate:g}: lower it")
+        if count:
+            torch.autograd.backward(total / predictions)
+        if self.processes.num_processes > 1:
+            for parameter in self.model.parameters():
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(grad, "sum")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self._losses.append(loss)
+        self.course.step += 1
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [rows, length]."""
+        epoch, place = divmod(self.course.step, self.steps_an_epoch)
+        if epoch != self._epoch:  # of a seed of its own, so that a resumed training sees the same order
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.options.seed, epoch)).permutation(len(self.inputs))
+        size = self.options.batch_size
+        rows = self._order[place * size : (place + 1) * size]
+        rows = rows[self.processes.process_index :: self.processes.num_processes]
+        inputs, targets = (torch.from_numpy(array[rows]).to(self.device) for array in (self.inputs, self.targets))
+        return inputs, targets
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _step(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    learn: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-    options: RetrieverTraining,
-    step: int,
-    processes: PartialState,
-) -> float:
-    """One step of the optimiser; returns the batch's mean loss."""
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    total, count = learn(model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
-    everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64)
-    if processes.num_processes > 1:
-        everywhere = reduce(everywhere, "sum")
-    loss, predictions = float(everywhere[0] / everywhere[1]), float(everywhere[1])
-    if not np.isfinite(loss):
-        raise InputError(f"the loss is {loss} at step {step + 1}, learning rate {options.learning_rate:g}: lower it")
-    if count:
-        torch.autograd.backward(total / predictions)
-    if processes.num_processes > 1:
-        for parameter in model.parameters():
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(grad, "sum")
-    torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-    optimizer.step()
-    return loss
-
-
-def validation_ranks(model: Any, length: int, data: Data, processes: PartialState) -> np.ndarray[Any, Any]:
-    """The place of every user's validation item; each process computes those of its share of the users."""
-    share = slice(processes.process_index, None, processes.num_processes)
-    ranks = rank_users(model, length, data.training[share], data.validation[share])
-    if processes.num_processes == 1:
-        return ranks
-    return np.concatenate(gather_object([ranks]))
-
-
-def _record(
-    writer: SummaryWriter | None,
-    checkpoint: Checkpoint,
-    processes: PartialState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    course: Course,
-) -> None:
-    """Saves a validation: TensorBoard's events and the checkpoint, by the first process."""
-    states = gather_object([torch.get_rng_state()]) if processes.num_processes > 1 else [torch.get_rng_state()]
-    if writer is None:
-        return
-    step, loss, reached = course.curve[-1]
+def _record(writer: SummaryWriter, step: int, loss: float | None, reached: float) -> None:
     writer.add_scalar("validation/Recall@10", reached, step)
     if loss is not None:
         writer.add_scalar("training/loss", loss, step)
     writer.flush()
-    checkpoint.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "best": best,
-            "course": json.dumps(asdict(course)),
-            "random": states,
-        }
-    )
+
+
+def _tell(watch: Watch, step: int, reached: float, checkpoint: Checkpoint) -> None:
+    """Whoever watches may end the training; then nobody wants to go on with it."""
+    try:
+        watch(step, reached)
+    except Exception:
+        checkpoint.remove()
+        raise

@@ -10,6 +10,7 @@ by recursive doubling, which a graph without loops can hold. Both are the same f
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -115,7 +116,8 @@ class LinearRecurrence(nn.Module):
         into, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in (into, bias))
         drive = F.linear(x, into, bias) * is_item  # [positions, 2 * state]
         decay = torch.polar(torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log))
-        states = _Scan.apply(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
+        scan: Callable[..., Tensor] = _Scan.apply  # it has no types of its own
+        states = scan(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
         out = self.project_out.weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
         return F.linear(torch.view_as_real(states).flatten(-2), out, self.project_out.bias)
 

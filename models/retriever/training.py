@@ -11,17 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from client.contract import MAX_CANDIDATES
 from models.metrics import recall, summary
+from models.retriever.checkpoint import Checkpoint
 from models.retriever.curves import plot_curve
-from models.retriever.fitting import Checkpoint, Watch, build_model, fit
+from models.retriever.fitting import Course, Watch, build_model, fit
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import write_candidates
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
-from preprocessing.data import load_data
+from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 KIND = "retriever"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+METRICS = "metrics.json"
 CURVE = "curve.png"
 CHECKPOINT = "retriever-checkpoint.pt"
 LOGS = "logs"
@@ -38,7 +40,8 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
     Args:
         options: see :class:`RetrieverTraining`.
         artifacts: holds ``data``.
-        watch: told the step and Recall@10 of every validation; what it raises ends the training, and nothing is written.
+        watch: told the step and Recall@10 of every validation; what it raises ends the training, and nothing is
+            written.
 
     Returns:
         the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``.
@@ -50,23 +53,34 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
     data_manifest = read_manifest(artifacts / "data", "data", "llamarec preprocess")
     folder, inputs = artifacts / "retriever", {"data": data_manifest.fingerprint}
     if is_finished(folder, KIND, options=asdict(options), inputs=inputs):
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return metrics
+        return _metrics(folder)
     data = load_data(artifacts)
     if not data.users:
         raise InputError(f"{artifacts / 'data'} holds no users to train on: run `llamarec preprocess` on more data")
-    checkpoint = Checkpoint(artifacts / CHECKPOINT, options, data)
+    checkpoint = Checkpoint(artifacts / CHECKPOINT, options, data.fingerprint)
     model, course = fit(options, data, checkpoint, artifacts / LOGS / "retriever", watch)
-    metrics = {
+    processes = PartialState()
+    if processes.is_main_process:
+        _write(options, data, folder, model, course, inputs)
+        checkpoint.remove()
+    processes.wait_for_everyone()
+    return _metrics(folder)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return metrics
+
+
+def _write(
+    options: RetrieverTraining, data: Data, folder: Path, model: Any, course: Course, inputs: dict[str, str]
+) -> None:
+    metrics: dict[str, Any] = {
         "steps": course.step,
         "best_step": course.best_step,
         "best_validation_Recall@10": course.best,
         "seconds": round(course.seconds, 1),
     }
-    processes = PartialState()
-    if not processes.is_main_process:
-        processes.wait_for_everyone()
-        return metrics
     facts = {"dataset": data.name, "users": len(data.users), "items": data.catalogue.trained}
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
         save_file(model.state_dict(), partial / WEIGHTS)
@@ -79,11 +93,8 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
             ranks = write_candidates(path, model, options.max_length, data.users, histories, truth)
             metrics[split] = {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
         metrics["curve"] = course.curve
-        (partial / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        (partial / METRICS).write_text(json.dumps(metrics, indent=1))
         plot_curve(course.curve, f"{options.model} on {data.name}", partial / CURVE)
-    checkpoint.remove()
-    processes.wait_for_everyone()
-    return metrics
 
 
 def load_retriever(folder: Path) -> tuple[Any, RetrieverTraining]:

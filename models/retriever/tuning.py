@@ -15,7 +15,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from models.retriever.fitting import Checkpoint, fit
+from models.retriever.checkpoint import Checkpoint
+from models.retriever.fitting import fit
 from models.retriever.options import RetrieverTraining
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -159,12 +160,11 @@ def _train(trial: Trial, options: Tuning, data: Data, folder: Path) -> float:
     }
     training = replace(options.training, **chosen)
     name = "-".join(f"{key}-{value:g}" for key, value in chosen.items())
-    checkpoint = Checkpoint(folder / f"{name}.pt", training, data)
+    checkpoint = Checkpoint(folder / f"{name}.pt", training, data.fingerprint)
 
     def watch(step: int, reached: float) -> None:
         trial.report(reached, step)
         if trial.should_prune():
-            checkpoint.remove()
             raise optuna.TrialPruned
 
     _, course = fit(training, data, checkpoint, folder / "logs" / name, watch)

@@ -20,7 +20,7 @@ from models.retriever.cross_entropy import cross_entropy
     seed=st.integers(0, 99),
 )
 def test_loss_and_gradients_equal_torchs(predictions, items, scale, with_bias, chunk, seed):
-    """Any size, logits up to the hundreds, one row a chunk or all in one: torch's sum and gradients in double precision."""
+    """Any size, logits up to the hundreds, one row a chunk or all in one: torch's own, in double precision."""
     torch.manual_seed(seed)
     states = (scale * torch.randn(predictions, 4, dtype=torch.float64)).requires_grad_()
     weight = torch.randn(items, 4, dtype=torch.float64, requires_grad=True)

@@ -83,7 +83,7 @@ def test_loss_and_gradients_equal_the_authors(model):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
 def test_the_packed_scan_has_the_gradient_of_its_recurrence(lengths, seed):
-    """torch's numerical differentiation, in double precision, of both the drive and the decay."""
+    """Torch's numerical differentiation, in double precision, of both the drive and the decay."""
     torch.manual_seed(seed)
     kept = torch.arange(9) >= 9 - torch.tensor(lengths).unsqueeze(1)
     drive = torch.randn(sum(lengths), 2, dtype=torch.complex128, requires_grad=True)

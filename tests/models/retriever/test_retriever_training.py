@@ -1,6 +1,9 @@
 """Training a retriever: what is written, that it is the best validation's, and that seeds decide it."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from pipeline import BRIEF_RETRIEVER
 from safetensors.torch import load_file
 
+from client.server import free_ports
 from models.metrics import recall
 from models.retriever import training
 from models.retriever.candidates import CandidateTable
@@ -122,3 +126,151 @@ def test_every_preset_is_of_the_model_it_names():
 def test_without_data_the_command_is_named(tmp_path):
     with pytest.raises(InputError, match="run `llamarec preprocess` first"):
         train_retriever(BRIEF, tmp_path)
+
+
+class Interrupted(BaseException):
+    """Ends a training as a signal would."""
+
+
+def trained_weights(folder):
+    return load_file(folder / "retriever" / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", ["lrurec", "sasrec"])
+def test_an_interrupted_training_goes_on_where_it_was(cycling, tmp_path, model):
+    """Interrupted between two validations and called again: bit for bit the weights of one that ran through."""
+    options = replace(BRIEF, model=model)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").symlink_to(cycling / "data")
+    through = train_retriever(options, tmp_path / "whole")
+
+    def interrupt(step, _):
+        if step == 12:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_retriever(options, tmp_path / "broken", watch=interrupt)
+    assert not (tmp_path / "broken" / "retriever").exists()
+    seen = []
+    again = train_retriever(options, tmp_path / "broken", watch=lambda step, _: seen.append(step))
+    assert seen[0] == 16
+    assert again["curve"] == through["curve"]
+    whole, broken = (trained_weights(tmp_path / name) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert not (tmp_path / "broken" / training.CHECKPOINT).exists()
+
+
+def test_what_the_watcher_raises_ends_the_training_and_leaves_nothing(cycling, tmp_path):
+    """Steps and Recall@10 of every validation are told; its error comes through."""
+    (tmp_path / "data").symlink_to(cycling / "data")
+    told = []
+
+    def watch(step, reached):
+        told.append((step, reached))
+        if step == 8:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        train_retriever(BRIEF, tmp_path, watch=watch)
+    assert [step for step, _ in told] == [0, 4, 8]
+    assert all(0 <= reached <= 1 for _, reached in told)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "logs"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "narm"}, "of a training with model lrurec, not narm: finish that training"),
+        ({"dropout": 0.3}, "of a training with dropout 0.2, not 0.3"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(cycling, tmp_path, changed, message):
+    """Neither overwritten nor gone on from: the message names what differs and what to do."""
+    (tmp_path / "data").symlink_to(cycling / "data")
+    with pytest.raises(Interrupted):
+        train_retriever(BRIEF, tmp_path, watch=lambda *_: (_ for _ in ()).throw(Interrupted))
+    kept = (tmp_path / training.CHECKPOINT).read_bytes()
+    with pytest.raises(InputError, match=message):
+        train_retriever(replace(BRIEF, **changed), tmp_path)
+    assert (tmp_path / training.CHECKPOINT).read_bytes() == kept
+
+
+def test_a_checkpoint_of_another_data_set_is_refused(cycling, artifacts, tmp_path):
+    (tmp_path / "data").symlink_to(cycling / "data")
+    with pytest.raises(Interrupted):
+        train_retriever(BRIEF, tmp_path, watch=lambda *_: (_ for _ in ()).throw(Interrupted))
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").symlink_to(artifacts / "data")
+    with pytest.raises(InputError, match="checkpoint of a training on another data set"):
+        train_retriever(BRIEF, tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(cycling, tmp_path):
+    """Nothing is unpickled from it: weights_only loading refuses what is no tensor."""
+    (tmp_path / "data").symlink_to(cycling / "data")
+    torch.save({"made_by": print}, tmp_path / training.CHECKPOINT)
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        train_retriever(BRIEF, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(cycling, tmp_path):
+    """A learning rate of 1e30 overflows within the first steps."""
+    (tmp_path / "data").symlink_to(cycling / "data")
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+, learning rate 1e\+30: lower it"):
+        train_retriever(replace(BRIEF, learning_rate=1e30), tmp_path)
+    assert not (tmp_path / "retriever").exists()
+
+
+def test_the_course_is_written_for_tensorboard_and_as_a_picture(cycling, tmp_path):
+    """Every validation's Recall@10 reads back from the events; the picture is a PNG."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "data").symlink_to(cycling / "data")
+    metrics = train_retriever(BRIEF, tmp_path)
+    events = EventAccumulator(str(tmp_path / "logs" / "retriever")).Reload().Scalars("validation/Recall@10")
+    assert [(event.step, pytest.approx(event.value)) for event in events] == [
+        (step, reached) for step, _, reached in metrics["curve"]
+    ]
+    assert (tmp_path / "retriever" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_train_what_one_does(cycling, tmp_path):
+    """`accelerate launch`, two processes over gloo, without dropout: the weights of one process, up to rounding.
+
+    On processors it starts one process a call; the variables are those that mpirun or torchrun would set.
+    """
+    weights = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        (folder / "data").symlink_to(cycling / "data")
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-m", "llamarec.cli"]
+        command += ["train-retriever", "--artifacts", str(folder), "--json", "--max-length=6", "--validate-every=8"]
+        command += ["--epochs=8", "--batch-size=16", "--seed=3", "--dropout=0"]
+        shared = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_ports(1)[0]),
+        }
+        running = [
+            subprocess.Popen(
+                command,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(processes)
+        ]
+        first, *others = [process.communicate(timeout=300) for process in running]
+        assert [process.returncode for process in running] == [0] * processes, first[1].decode()
+        metrics = json.loads(first[0])
+        assert metrics["steps"] == 32  # 60 users in 4 batches, 8 epochs
+        assert metrics["best_step"] > 0
+        assert all(out == b"" for out, _ in others)  # printed once
+        weights[processes] = trained_weights(folder)
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(weights[2][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    # Two did not simply run as one: sums in another order differ in the last digits.
+    assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
