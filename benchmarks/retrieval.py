@@ -155,6 +155,8 @@ def main() -> None:
             command += ["--index"] if given.index else []
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         result = measure(folder, given.items, given.rounds)
+        if given.index:
+            result["index"] = measure_index(folder, given.items, given.rounds)
     print(
         json.dumps(result, indent=1) if given.json else ", ".join(f"{name} {value}" for name, value in result.items())
     )
