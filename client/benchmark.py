@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from client.contract import ENSEMBLE, HISTORY
 from client.errors import BenchmarkError
 from client.launchers import perf_analyzer
-from client.recommender import client_error
+from client.messages import client_error
 
 WINDOWS = 3
 """perf_analyzer's own number of windows for one measurement; it reports all three together."""

@@ -234,10 +234,10 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Ask a running server for one user's recommendations."""
-    from client.recommender import Recommender
+    from client.recommender import RecommenderClient
     from llamarec.served import titles
 
-    with Recommender(server) as recommender:
+    with RecommenderClient(server) as recommender:
         answer = recommender.recommend(history or [], exclude=exclude, candidates=candidates, top_k=top_k, model=model)
     if as_json:
         print_json([asdict(recommendation) for recommendation in answer])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.contract import RETRIEVAL_ENSEMBLE
-from client.recommender import Recommendation, Recommender
+from client.recommender import Recommendation, RecommenderClient
 from client.server import LocalServer
 from export.repository import Export, export
 from llamarec.options import from_preset
@@ -55,7 +55,7 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
     data = load_data(artifacts)
     place = _choose(data, artifacts, user)
     history = [data.catalogue.raw(int(item)).decode() for item in (*data.training[place], data.validation[place])]
-    with _stage("serve: tritonserver"), LocalServer(repository) as server, Recommender(server.url) as recommender:
+    with _stage("serve: tritonserver"), LocalServer(repository) as server, RecommenderClient(server.url) as recommender:
         retrieved = recommender.recommend(history, model=RETRIEVAL_ENSEMBLE)
         ranked = recommender.recommend(history)
     _print_history(data, data.users[place], history)
