@@ -19,6 +19,9 @@ MAX_ID_BYTES = 512
 MAX_CANDIDATES = 20
 """Most candidates the ranker orders in one pass: one index letter each (paper, section 3.3)."""
 
+DEGRADED = "degraded"
+"""Request parameter of a client that falls back on ``llamarec_retrieval``: says why, and is counted by the server."""
+
 
 class TensorSpec(NamedTuple):
     """One tensor of a model, without the leading batch dimension."""

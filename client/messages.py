@@ -127,7 +127,11 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
         return ServerUnavailable(f"the server at {url} does not serve {model}: run `llamarec export` ({message})")
     if status == "INTERNAL" and "Stub process" in message:
         step = re.search(r"Stub process '([^']*?)(?:_\d+_\d+)?' is not healthy", message)
-        return StepDied(f"the process of step {step[1] if step else '?'} is dead: restart the server ({message})")
+        name = step[1] if step else "?"
+        return StepDied(
+            f"the process of step {name} is dead: `llamarec serve` brings it back within seconds, a bare tritonserver"
+            f" must be restarted ({message})"
+        )
     return ServerError(f"{model} at {url} failed with {status}: {message}")
 
 

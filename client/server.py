@@ -5,30 +5,27 @@ its Python backend looks for the stub beside its own library, the stub takes the
 environment, and it must find this interpreter's libpython before any other.
 """
 
-import ctypes
 import importlib.util
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from client.errors import ServerError
+from client.process import ServerProcess
 
 LAUNCHER_MARK = "client.launchers"
 """Stands in every launcher that :mod:`client.launchers` writes, so that none is taken for the real program."""
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 """Triton's default port of each endpoint."""
-SHARED_MEMORY = Path("/dev/shm")
 EXIT_SECONDS = 5
 """How long a local server may finish requests in flight before it exits."""
 
@@ -91,7 +88,7 @@ def has_option(arguments: Sequence[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
-def _option(arguments: Sequence[str], option: str, default: str) -> str:
+def option_value(arguments: Sequence[str], option: str, default: str) -> str:
     """The value of the last ``--option``, in either notation."""
     value = default
     for place, argument in enumerate(arguments):
@@ -166,9 +163,9 @@ def check_ports(arguments: Sequence[str]) -> None:
     if has_option(arguments, "--help"):
         return
     for endpoint, default in PORTS.items():
-        port = _option(arguments, f"--{endpoint}-port", str(default))
-        unused = _option(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
-        shared = _option(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
+        port = option_value(arguments, f"--{endpoint}-port", str(default))
+        unused = option_value(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
+        shared = option_value(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
         if unused or shared or not port.isdigit():  # a port that is no number is Triton's to refuse
             continue
         with socket.socket() as probe:
@@ -211,11 +208,6 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _end_with_parent() -> None:
-    """Has the kernel stop the server when the process that started it dies without stopping it."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 class LocalServer:
     """A tritonserver on the loopback interface that lives as long as the ``with`` block.
 
@@ -252,7 +244,7 @@ class LocalServer:
         self._arguments = [f"--model-repository={repository}", *arguments]
         self._log_path = log
         self._timeout = timeout
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ServerProcess | None = None
         self._prefix = ""
 
     @property
@@ -271,15 +263,7 @@ class LocalServer:
         command = server_command([*self._arguments, *own, shared_memory_flag(self._prefix)])
         self._log = self._log_path.open("w+b") if self._log_path else tempfile.TemporaryFile()
         try:
-            self._process = subprocess.Popen(
-                command,
-                env=server_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # an interrupt at the terminal reaches us, and we stop the server in order
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - takes no lock
-            )
+            self._process = ServerProcess(command, server_environment(), self._prefix, self._log)
             self._wait_until_ready(self._process)
         except BaseException:
             self._stop()
@@ -296,11 +280,11 @@ class LocalServer:
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_until_ready(self, process: ServerProcess) -> None:
         end = time.monotonic() + self._timeout
         while time.monotonic() < end:
-            if process.poll() is not None:
-                raise ServerError(f"tritonserver exited with code {process.returncode}:\n{self._complaints()}")
+            if (code := process.exit_code()) is not None:
+                raise ServerError(f"tritonserver exited with code {code}:\n{self._complaints()}")
             if self._is_ready():
                 return
             time.sleep(0.05)
@@ -330,15 +314,7 @@ class LocalServer:
 
     def _stop(self) -> None:
         try:
-            if self._process is not None and self._process.poll() is None:
-                self._process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(2 * EXIT_SECONDS)
-        finally:
             if self._process is not None:
-                with suppress(ProcessLookupError):  # the stubs too: one that hangs outlives its server
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            for segment in SHARED_MEMORY.glob(f"{self._prefix}*"):
-                segment.unlink(missing_ok=True)
+                self._process.stop(2 * EXIT_SECONDS)
+        finally:
             self._log.close()

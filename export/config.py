@@ -1,9 +1,11 @@
-"""The ``config.pbtxt`` of every model in the repository, generated from the serving contract.
+"""The ``config.pbtxt`` of every model in the repository, generated from the serving contract and a few options.
 
-The files are committed, so that the repository can be read and served as it stands; ``python -m export.config``
-writes them again after a change to ``client/contract.py``.
+The files of the default options are committed, so that the repository can be read and served as it stands;
+``python -m export.config`` writes them again after a change to ``client/contract.py``.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,64 @@ from client.contract import (
     ModelSpec,
     TensorSpec,
 )
+from export.steps import SCORES_PARAMETER
+from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 CONFIG = "config.pbtxt"
-MAX_BATCH_SIZE = 64
 ENSEMBLE_STEPS = {ENSEMBLE: STEPS, RETRIEVAL_ENSEMBLE: STEPS[:2]}
 HEADER = "# Generated from client/contract.py by `python -m export.config`: change it there.\n"
+RETRIEVER_SCORES = "retriever_scores"
+"""With ``--retriever-runtime onnxruntime``: the retriever's graph as a model of its own, in Triton's ONNX backend."""
+LONGEST_QUEUE = 1024
+"""Requests that any step may hold waiting, whatever the arithmetic says: about 100 MB of the longest histories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How Triton schedules the steps. What is answered does not depend on any of it."""
+
+    instances: int = 1
+    """Processes of the ranker, each with its own copy of the model (on a GPU: on every GPU)."""
+    max_batch_size: int = 64
+    """Most requests that Triton hands to a step together."""
+    queue_delay_us: int = 0
+    """Microseconds that a request waits for company at the ranker; 0: takes along what queues, waits for nothing."""
+    device: str = "cpu"
+    """Where the ranker's instances are placed. On a processor one prompt fills every core: it gets one at a time."""
+    retriever_runtime: str = "python"
+    """``onnxruntime``: the retriever's graph runs in Triton's own ONNX backend instead of its Python process."""
+    pass_seconds: float = 2.0
+    """What one ranking pass takes; the ranker's queue is sized by it. `llamarec export` measures it."""
+    queue_seconds: float = 30.0
+    """Longest that a request may wait for the ranker. More than can be ranked in that time are refused at once."""
+    rank_cache: bool = False
+    """Let Triton's response cache (``--cache-config local,size=..``) answer a prompt it has ranked before. At the
+    ranker only: its input tensors determine its answer."""
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "max_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.queue_delay_us < 0:
+            raise InputError(f"queue_delay_us is {self.queue_delay_us}: give microseconds, 0 for none")
+        if not (self.pass_seconds > 0 and self.queue_seconds > 0):
+            raise InputError(
+                f"pass and queue take {self.pass_seconds:g} and {self.queue_seconds:g} s: give more than 0"
+            )
+        if self.device not in ("cpu", "gpu"):
+            raise InputError(f"there is no device {self.device!r}: choose cpu or gpu")
+        if self.retriever_runtime not in ("python", "onnxruntime"):
+            raise InputError(f"there is no retriever runtime {self.retriever_runtime!r}: choose python or onnxruntime")
+
+    @property
+    def queue_size(self) -> int:
+        """Requests that may wait for the ranker: as many as start in ``queue_seconds``, one pass being under way."""
+        waiting = int((self.queue_seconds / self.pass_seconds - 1) * self.instances)
+        return min(max(waiting, 1), LONGEST_QUEUE)
+
+
+DEFAULTS = Serving()
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
@@ -40,20 +94,64 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, An
     ]
 
 
-def step_config(name: str, spec: ModelSpec) -> ModelConfig:
-    """One Python model. Requests that queue while it works are handed to it together; none waits for company."""
-    return ModelConfig(
+def _queue(requests: int, seconds: float | None = None) -> dict[str, Any]:
+    """Refuses, with UNAVAILABLE, what finds the queue full at once and what has waited too long when its turn comes."""
+    policy: dict[str, Any] = {"max_queue_size": requests}
+    if seconds is not None:
+        # A caller's own shorter timeout counts, a longer one does not.
+        policy |= {"timeout_action": "REJECT", "default_timeout_microseconds": round(seconds * 1e6)}
+        policy |= {"allow_timeout_override": True}
+    return policy
+
+
+def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
+    """One Python model. Requests that queue while it works are handed to it together; by default none waits."""
+    config: dict[str, Any] = {
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "dynamic_batching": {"default_queue_policy": _queue(LONGEST_QUEUE)},
+    }
+    if name == "ranker":
+        config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
+        config["dynamic_batching"] = {
+            "max_queue_delay_microseconds": serving.queue_delay_us,
+            "default_queue_policy": _queue(serving.queue_size, serving.queue_seconds),
+        }
+        if serving.device == "cpu" and not serving.queue_delay_us:
+            # A request handed over has left the queue: neither its deadline nor its timeout would count any longer.
+            config["dynamic_batching"]["preferred_batch_size"] = [1]
+        if serving.rank_cache:
+            config["response_cache"] = {"enable": True}
+    step = ModelConfig(
         name=name,
         backend="python",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=serving.max_batch_size,
         input=_inputs(spec.inputs, ragged=True),
         output=_tensors(spec.outputs),
-        instance_group=[{"kind": "KIND_CPU", "count": 1}],
-        dynamic_batching={},
+        **config,
     )
+    if name == "retriever" and serving.retriever_runtime == "onnxruntime":
+        step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
+    return step
 
 
-def ensemble_config(name: str, steps: tuple[str, ...]) -> ModelConfig:
+def scores_config(serving: Serving = DEFAULTS) -> ModelConfig:
+    """The retriever's graph in the ONNX backend: one padded history at a time, so that no answer depends on another."""
+    config = ModelConfig(
+        name=RETRIEVER_SCORES,
+        backend="onnxruntime",
+        platform="onnxruntime_onnx",
+        default_model_filename="model.onnx",
+        max_batch_size=0,
+        input=[{"name": "items", "data_type": "TYPE_INT64", "dims": [-1, -1]}],
+        output=[{"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, -1]}],
+        instance_group=[{"kind": f"KIND_{serving.device.upper()}", "count": 1}],
+    )
+    for name in ("intra_op_thread_count", "inter_op_thread_count"):  # as in the Python process
+        config.parameters[name].string_value = "1"
+    return config
+
+
+def ensemble_config(name: str, steps: tuple[str, ...], serving: Serving = DEFAULTS, suffix: str = "") -> ModelConfig:
     """The steps in a row: each tensor keeps its name, and a step's output that no later step takes stays inside it."""
     scheduled = []
     for place, step in enumerate(steps):
@@ -62,7 +160,7 @@ def ensemble_config(name: str, steps: tuple[str, ...]) -> ModelConfig:
             wanted = {spec.name for spec in RESPONSE}
         scheduled.append(
             {
-                "model_name": step,
+                "model_name": step + suffix,
                 "model_version": -1,
                 "input_map": {spec.name: spec.name for spec in STEP_SPECS[step].inputs},
                 "output_map": {spec.name: spec.name for spec in STEP_SPECS[step].outputs if spec.name in wanted},
@@ -71,25 +169,44 @@ def ensemble_config(name: str, steps: tuple[str, ...]) -> ModelConfig:
     return ModelConfig(
         name=name,
         platform="ensemble",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=serving.max_batch_size,
         input=_inputs(REQUEST, ragged=False),
         output=_tensors(RESPONSE),
         ensemble_scheduling={"step": scheduled},
     )
 
 
-def model_configs() -> dict[str, ModelConfig]:
-    """The configuration of every model of the repository, by name."""
-    configs = {name: step_config(name, spec) for name, spec in STEP_SPECS.items()}
-    return configs | {name: ensemble_config(name, steps) for name, steps in ENSEMBLE_STEPS.items()}
+def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, ModelConfig]:
+    """The configuration of every model of the repository, by name.
+
+    Args:
+        serving: the options.
+        suffix: behind the name of every model: releases stand beside each other in one repository.
+    """
+    configs = {name: step_config(name, spec, serving) for name, spec in STEP_SPECS.items()}
+    if serving.retriever_runtime == "onnxruntime":
+        configs[RETRIEVER_SCORES] = scores_config(serving)
+        configs["retriever"].parameters[SCORES_PARAMETER].string_value += suffix
+    configs |= {name: ensemble_config(name, steps, serving, suffix) for name, steps in ENSEMBLE_STEPS.items()}
+    for config in configs.values():
+        config.name += suffix
+    return {config.name: config for config in configs.values()}
 
 
-def write_configs(repository: Path) -> None:
+def config_text(config: ModelConfig) -> str:
+    """The ``config.pbtxt`` of a model."""
+    text: str = text_format.MessageToString(config)
+    return HEADER + text
+
+
+def write_configs(repository: Path, serving: Serving = DEFAULTS, suffix: str = "") -> Mapping[str, ModelConfig]:
     """Writes ``<model>/config.pbtxt`` for every model, and the version folder that Triton wants even of an ensemble."""
-    for name, config in model_configs().items():
+    configs = model_configs(serving, suffix)
+    for name, config in configs.items():
         folder = repository / name
         (folder / "1").mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(HEADER + text_format.MessageToString(config), encoding="utf-8")
+        (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
+    return configs
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.repository import step_artifact
+from models.ranker.fusion import fuse, order
 from models.ranker.prompt import PromptBuilder
 from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates
@@ -27,19 +28,19 @@ class ExportedSteps:
     ranker: Ranker
 
     @classmethod
-    def load(cls, repository: Path) -> "ExportedSteps":
-        """Opens what `llamarec export` wrote.
+    def load(cls, repository: Path, suffix: str = "") -> "ExportedSteps":
+        """Opens what `llamarec export` wrote; with ``suffix``, a release.
 
         Raises:
             InputError: nothing was exported, or the ranker fails its probes.
         """
-        catalogue = Catalogue.load(step_artifact(repository, "features") / ITEMS_FILE)
+        catalogue = Catalogue.load(step_artifact(repository, "features", suffix) / ITEMS_FILE)
         return cls(
             catalogue,
             FeatureEncoder(catalogue),
-            OnnxRetriever.load(step_artifact(repository, "retriever")),
-            PromptBuilder.load(step_artifact(repository, "prompt_builder")),
-            Ranker.load(step_artifact(repository, "ranker")),
+            OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
+            PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
+            Ranker.load(step_artifact(repository, "ranker", suffix)),
         )
 
     def candidates(self, request: EncodedRequest) -> Candidates:
@@ -52,3 +53,34 @@ class ExportedSteps:
         """The ranker's logits of the candidates' letters [k]."""
         tokens = self.prompts.build(history, candidates.items)
         return self.ranker.letter_logits(tokens, len(candidates.items))
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        candidates: Sequence[str] | None = None,
+        top_k: int | None = None,
+    ) -> list[tuple[str, float, int]]:
+        """What the ensemble answers: raw id, score and retriever rank of each item, best first.
+
+        Raises:
+            InputError: as the server refuses the request.
+        """
+        given = None if candidates is None else [raw.encode() for raw in candidates]
+        request = self.features.encode(
+            [raw.encode() for raw in history], [raw.encode() for raw in exclude], given, top_k
+        )
+        found = self.candidates(request)
+        if not len(found.items):
+            return []
+        logprobs = fuse(self.letter_logits(request.history, found), found.scores, self.ranker.weight)
+        places = order(logprobs, found.ranks)[: request.limit or None]
+        return [
+            (
+                self.catalogue.raw(int(found.items[place])).decode(),
+                float(np.float32(np.exp(logprobs[place]))),
+                int(found.ranks[place]),
+            )
+            for place in places
+        ]

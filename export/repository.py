@@ -3,16 +3,18 @@
 import hashlib
 import json
 import shutil
+import statistics
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE, STEPS
-from export.config import write_configs
+from client.contract import STEPS
+from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE
 from models.ranker.scoring import Runtime, choose_runtime
-from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, write_runtime
+from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
 from models.retriever import serving as retriever_serving
 from models.retriever.onnx_export import export_onnx
 from models.retriever.training import load_retriever
@@ -21,6 +23,9 @@ from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 
 KIND = "step"
+PASS_FILE = "pass.json"
+"""In the ranker's exported folder: what one pass took on the machine that exported."""
+MEASURED_PASSES = 5
 COMMITTED_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 
 
@@ -34,25 +39,36 @@ class Export:
     """Threads of one ranking pass; by default all that this machine has. Part of the export because the number of
     threads decides the order of sums, and so the last bits of a score."""
     device: str | None = None
-    """``cpu`` or ``cuda``; by default a GPU where there is one."""
+    """``cpu`` or ``gpu`` (``cuda``); by default a GPU where there is one."""
+    serving: Serving = DEFAULTS
+    """How Triton schedules the steps; the ranker's device and the time of its pass are filled in."""
 
     def runtime(self) -> Runtime:
         """The ranker's runtime, with what was left open filled in for this machine."""
-        chosen = asdict(choose_runtime(self.device))
+        chosen = asdict(choose_runtime("cuda" if self.device == "gpu" else self.device))
         chosen.update({name: value for name in ("dtype", "threads") if (value := getattr(self, name)) is not None})
         return Runtime(**chosen)
 
 
-def step_artifact(repository: Path, step: str) -> Path:
+def step_artifact(repository: Path, step: str, suffix: str = "") -> Path:
     """Where the files of a step stand in a model repository."""
-    return repository / step / "1" / "artifact"
+    return repository / (step + suffix) / "1" / "artifact"
 
 
-def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSITORY) -> str:
+def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSITORY, *, suffix: str = "") -> str:
     """Writes every step's files into ``repository``, which ``tritonserver --model-repository`` can then serve.
 
     Each step's folder is written aside and renamed. All of them carry the same release; a step that finds another
     release beside it refuses to load, so a repository whose export was cut short is not served.
+
+    The committed repository keeps its committed configurations while the serving options are the defaults; any other
+    gets configurations whose queue is sized by the measured time of a ranking pass.
+
+    Args:
+        options: how the artifacts are served.
+        artifacts: the data set's artifacts.
+        repository: the model repository.
+        suffix: behind the name of every model, see :mod:`export.release`.
 
     Returns:
         the release: a hash of the artifacts and of the options.
@@ -65,13 +81,13 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
     inputs = {kind: manifest.fingerprint for kind, manifest in manifests.items()}
     recorded = {"runtime": asdict(runtime)}
     release = hashlib.sha256(json.dumps([inputs, recorded], sort_keys=True).encode()).hexdigest()[:16]
-    _write_models(repository)
     facts: dict[str, Any] = {"release": release, "dataset": manifests["data"].facts["dataset"]}
     for step, fill in _fillers(artifacts, runtime).items():
-        folder = step_artifact(repository, step)
+        folder = step_artifact(repository, step, suffix)
         if not is_finished(folder, KIND, options=recorded, inputs=inputs):
             with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
                 fill(partial)
+    _write_models(repository, options.serving, runtime, suffix)
     return release
 
 
@@ -94,14 +110,15 @@ def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
     return manifests
 
 
-def read_release(repository: Path) -> str:
+def read_release(repository: Path, suffix: str = "") -> str:
     """The release of a completely exported repository.
 
     Raises:
         InputError: a step has no files, or the steps' files are of different releases.
     """
     releases = {
-        read_manifest(step_artifact(repository, step), KIND, "llamarec export").facts["release"] for step in STEPS
+        read_manifest(step_artifact(repository, step, suffix), KIND, "llamarec export").facts["release"]
+        for step in STEPS
     }
     if len(releases) != 1:
         raise InputError(f"the steps in {repository} are of different exports: run `llamarec export` again")
@@ -132,18 +149,40 @@ def _fillers(artifacts: Path, runtime: Runtime) -> dict[str, Callable[[Path], No
         for name in EXPORTED_FILES:
             shutil.copy(ranker / name, folder)
         write_runtime(folder, runtime)
+        measured = {"seconds": measure_pass(folder)}
+        (folder / PASS_FILE).write_text(json.dumps(measured) + "\n", encoding="utf-8")
 
     return {"features": features, "retriever": retriever, "prompt_builder": prompt_builder, "ranker": rank}
 
 
-def _write_models(repository: Path) -> None:
-    """The committed ``model.py`` and ``config.pbtxt`` files, where the repository is another one than the project's."""
-    if repository.resolve() == COMMITTED_REPOSITORY:
+def measure_pass(folder: Path) -> float:
+    """Median seconds of a ranking pass over the exported ranker's own probe prompts.
+
+    Raises:
+        InputError: the ranker does not give the scores that were stored with the probes.
+    """
+    ranker = Ranker.load(folder)
+    probes = json.loads((folder / PROBES_FILE).read_text(encoding="utf-8"))
+    seconds = []
+    for probe in (probes * MEASURED_PASSES)[:MEASURED_PASSES]:
+        started = time.perf_counter()
+        ranker.letter_logits(probe["tokens"], len(probe["logprobs"]))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _write_models(repository: Path, serving: Serving, runtime: Runtime, suffix: str) -> None:
+    """The committed ``model.py`` files where the repository is another one than the project's, and configurations."""
+    committed = repository.resolve() == COMMITTED_REPOSITORY
+    placed = replace(serving, device="cpu" if runtime.device == "cpu" else "gpu")
+    if committed and placed == DEFAULTS:
         return
-    for step in STEPS:
-        target = repository / step / "1"
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", target)
-    for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE):
-        (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
-    write_configs(repository)
+    seconds = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))[
+        "seconds"
+    ]
+    write_configs(repository, replace(placed, pass_seconds=seconds), suffix)
+    for step in () if committed else STEPS:
+        shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
+    if serving.retriever_runtime == "onnxruntime":
+        graph = step_artifact(repository, "retriever", suffix) / retriever_serving.MODEL
+        shutil.copy(graph, repository / (RETRIEVER_SCORES + suffix) / "1" / "model.onnx")

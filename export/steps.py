@@ -5,11 +5,13 @@ together are answered one by one, so that an answer never depends on who shares 
 other.
 """
 
+import json
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +22,7 @@ from client.contract import (
     CANDIDATE_RANK,
     CANDIDATE_SCORE,
     CANDIDATES,
+    DEGRADED,
     EXCLUDE,
     EXCLUDED_ITEM,
     GIVEN_ITEM,
@@ -34,8 +37,10 @@ from client.contract import (
     STEPS,
     TOKEN,
     TOP_K,
+    USER_ID,
     TensorSpec,
 )
+from export.telemetry import Telemetry
 from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
 
@@ -49,6 +54,8 @@ if TYPE_CHECKING:  # each step's process imports only what that step needs: torc
 ARTIFACT = "artifact"
 ARTIFACT_KIND = "step"
 REMEDY = "llamarec export"
+SCORES_PARAMETER = "RETRIEVER_SCORES"
+"""In the retriever's configuration: the model of this server that it has its scores from, instead of its own."""
 DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "FP32": np.float32}
 
 Tensors = Mapping[TensorSpec, NDArray[Any]]
@@ -59,15 +66,18 @@ Answer = Mapping[TensorSpec, ArrayLike]
 def artifact_folder(step: str, arguments: Mapping[str, str]) -> Path:
     """The exported files of a step, as given by the arguments of Triton's ``initialize``.
 
+    The model's name is the step's, and a suffix where several releases stand in one repository.
+
     Raises:
         InputError: nothing is exported, or another step's files are from another export.
     """
     version = arguments["model_version"]
+    suffix = arguments["model_name"].removeprefix(step)
     repository = Path(arguments["model_repository"]).parent
     folder = Path(arguments["model_repository"]) / version / ARTIFACT
     release = _release(folder)
     for other in STEPS:
-        sibling = repository / other / version / ARTIFACT
+        sibling = repository / (other + suffix) / version / ARTIFACT
         if other != step and sibling.exists() and _release(sibling) != release:
             raise InputError(f"{step} and {other} are from different exports: half exported, run `{REMEDY}`")
     return folder
@@ -77,30 +87,96 @@ def _release(folder: Path) -> str:
     return str(read_manifest(folder, ARTIFACT_KIND, REMEDY).facts["release"])
 
 
-def answer_each(step: str, answer: Callable[[Tensors], Answer], requests: Sequence[Any]) -> list[Any]:
+class Step(Protocol):
+    """What every step's class has."""
+
+    def answer(self, request: Tensors) -> Answer:
+        """The step's outputs for its inputs."""
+
+
+class Worker:
+    """One step inside the server: what ``model.py`` hands Triton's calls to."""
+
+    def __init__(self, step: str, arguments: Mapping[str, str], load: Callable[[Path], Step]) -> None:
+        """Args:
+        step: the step's name.
+        arguments: those of Triton's ``initialize``.
+        load: opens the step's files.
+
+        Raises:
+            InputError: they are not there, or not of one export.
+        """
+        folder = artifact_folder(step, arguments)
+        self._step = step
+        self._loaded = load(folder)
+        release = arguments["model_name"].removeprefix(step).removeprefix("_") or _release(folder)
+        self._telemetry = Telemetry(step, release)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Triton's ``execute``."""
+        return answer_each(self._step, self._loaded.answer, requests, self._telemetry)
+
+    def finalize(self) -> None:
+        """Triton's ``finalize``."""
+        self._telemetry.close()
+
+
+def answer_each(
+    step: str, answer: Callable[[Tensors], Answer], requests: Sequence[Any], telemetry: Telemetry | None = None
+) -> list[Any]:
     """Triton's ``execute``: one response for each request, in order.
 
-    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step.
+    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step. The ranker does not begin
+    a request that its caller gave up.
     """
-    return [_answer_one(step, answer, request) for request in requests]
+    return [_answer_one(step, answer, request, telemetry) for request in requests]
 
 
-def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any) -> Any:
+def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, telemetry: Telemetry | None) -> Any:
     import triton_python_backend_utils as pb_utils  # exists only inside the server
 
+    started = time.perf_counter()
     try:
-        answered = answer(_read(request, STEP_SPECS[step].inputs))
+        if step == "ranker" and request.is_cancelled():
+            raise GivenUpError
+        asked = _read(request, STEP_SPECS[step].inputs)
+        answered = answer(asked)
         tensors = [
             pb_utils.Tensor(spec.name, np.asarray(answered[spec], DTYPES[spec.data_type])[np.newaxis])
             for spec in STEP_SPECS[step].outputs
         ]
+        if telemetry:
+            telemetry.answered(request, time.perf_counter() - started, _facts(step, request, asked, answered))
         return pb_utils.InferenceResponse(output_tensors=tensors)
     except InputError as error:
-        failure = pb_utils.TritonError(f"{step}: {error}", pb_utils.TritonError.INVALID_ARG)
+        kind, code, message = "invalid", pb_utils.TritonError.INVALID_ARG, f"{step}: {error}"
+    except GivenUpError:
+        kind, code, message = "cancelled", pb_utils.TritonError.CANCELLED, f"{step}: the caller gave up"
     except Exception as error:
         pb_utils.Logger.log_error(traceback.format_exc())
-        failure = pb_utils.TritonError(f"{step}: {type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-    return pb_utils.InferenceResponse(output_tensors=[], error=failure)
+        kind, code, message = "internal", pb_utils.TritonError.INTERNAL, f"{step}: {type(error).__name__}: {error}"
+    if telemetry:
+        telemetry.failed(request, kind, message)
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
+
+
+class GivenUpError(Exception):
+    """The caller cancelled the request or its deadline passed."""
+
+
+def _facts(step: str, request: Any, asked: Tensors, answered: Answer) -> dict[str, Any]:
+    """What is worth counting and logging about an answer."""
+    if step == "features":
+        user = asked[USER_ID][0].decode(errors="replace") if USER_ID in asked else None
+        known = len(np.asarray(answered[HISTORY_ITEM]))
+        return {"user": user, "history": len(asked[HISTORY]), "unknown_items": len(asked[HISTORY]) - known}
+    if step == "retriever":
+        parameters = request.parameters()
+        degraded = json.loads(parameters).get(DEGRADED) if parameters else None
+        return {"candidates": len(np.asarray(answered[CANDIDATE_ITEM])), "degraded": degraded}
+    if step == "prompt_builder":
+        return {"prompt_tokens": len(np.asarray(answered[TOKEN]))}
+    return {}
 
 
 def _read(request: Any, specs: Sequence[TensorSpec]) -> Tensors:
@@ -139,16 +215,14 @@ class Features:
     """Raw ids to the catalogue's numbers, with every check of the request's limits."""
 
     encoder: "FeatureEncoder"
-    count_unknown: Callable[[int], None]
-    """Told how many items of each history were not in the catalogue."""
 
     @classmethod
-    def load(cls, folder: Path, count_unknown: Callable[[int], None]) -> "Features":
+    def load(cls, folder: Path) -> "Features":
         """Opens ``items.parquet``."""
         from preprocessing.catalogue import Catalogue
         from preprocessing.features import FeatureEncoder
 
-        return cls(FeatureEncoder(Catalogue.load(folder / "items.parquet")), count_unknown)
+        return cls(FeatureEncoder(Catalogue.load(folder / "items.parquet")))
 
     def answer(self, request: Tensors) -> Answer:
         """The numbers of a request.
@@ -162,7 +236,6 @@ class Features:
             request[CANDIDATES].tolist() if CANDIDATES in request else None,
             int(request[TOP_K][0]) if TOP_K in request else None,
         )
-        self.count_unknown(encoded.unknown)
         return {
             HISTORY_ITEM: encoded.history,
             EXCLUDED_ITEM: encoded.excluded,
@@ -172,21 +245,36 @@ class Features:
         }
 
 
-def unknown_items_counter() -> Callable[[int], None]:
-    """Adds to the counter ``llamarec_unknown_items_total`` on the server's metrics endpoint."""
-    import triton_python_backend_utils as pb_utils
+@dataclass(frozen=True)
+class ServedScores:
+    """The retriever's graph as another model of this server, called as an ONNX session is."""
 
-    family = pb_utils.MetricFamily(
-        name="llamarec_unknown_items_total",
-        description="Items of requests' histories that the catalogue does not know",
-        kind=pb_utils.MetricFamily.COUNTER,
-    )
-    metric = family.Metric(labels={})
+    model: str
 
-    def count(items: int, family: Any = family) -> None:  # the metric dies with its family
-        metric.increment(items)
+    @classmethod
+    def name(cls, arguments: Mapping[str, str]) -> str | None:
+        """The model that the configuration names, if it does; from the arguments of Triton's ``initialize``."""
+        parameters = json.loads(arguments["model_config"]).get("parameters", {})
+        value: str | None = parameters.get(SCORES_PARAMETER, {}).get("string_value")
+        return value
 
-    return count
+    def run(self, outputs: None, feeds: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """``scores`` [1, items + 1] of ``items`` [1, length].
+
+        Raises:
+            RuntimeError: the model did not answer.
+        """
+        import triton_python_backend_utils as pb_utils
+
+        tensors = [pb_utils.Tensor(name, array) for name, array in feeds.items()]
+        memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        request = pb_utils.InferenceRequest(
+            model_name=self.model, requested_output_names=["scores"], inputs=tensors, preferred_memory=memory
+        )
+        response = request.exec()
+        if response.has_error():
+            raise RuntimeError(f"{self.model}: {response.error().message()}")
+        return [pb_utils.get_output_tensor_by_name(response, "scores").as_numpy()]
 
 
 @dataclass(frozen=True)
@@ -197,12 +285,18 @@ class Retrieval:
     catalogue: "Catalogue"
 
     @classmethod
-    def load(cls, folder: Path) -> "Retrieval":
-        """Opens ``retriever.onnx`` and ``items.parquet``."""
+    def load(cls, folder: Path, scores_model: str | None = None) -> "Retrieval":
+        """Opens ``retriever.onnx`` and ``items.parquet``.
+
+        Args:
+            folder: what `llamarec export` wrote.
+            scores_model: the model of this server that runs the graph; without it, this process does.
+        """
         from models.retriever.serving import OnnxRetriever
         from preprocessing.catalogue import Catalogue
 
-        return cls(OnnxRetriever.load(folder), Catalogue.load(folder / "items.parquet"))
+        served = ServedScores(scores_model) if scores_model else None
+        return cls(OnnxRetriever.load(folder, served), Catalogue.load(folder / "items.parquet"))
 
     def answer(self, request: Tensors) -> Answer:
         """Candidates for the next step, and the whole answer of ``llamarec_retrieval``."""

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from client.contract import ENSEMBLE, MAX_CANDIDATES
 from client.errors import ClientError
+from llamarec import operations
 from llamarec.tables import console, messages, print_benchmark, print_evaluation, print_json, print_table
 from preprocessing.errors import InputError
 
@@ -41,6 +42,7 @@ UNWRITABLE = {
     errno.EROFS,
 }
 """What the system says of a full disk and of a folder that may not be written."""
+operations.register(app)
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_SERVER = "127.0.0.1:8001"
@@ -193,52 +195,28 @@ def evaluate(
 
 
 @app.command()
-def export(
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
-    repository: Repository = DEFAULT_REPOSITORY,
-    dtype: Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")] = None,
-    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; default: a GPU where there is one.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Fill the Triton model repository from the trained retriever and ranker."""
-    from export.repository import Export
-    from export.repository import export as run
-
-    release = run(Export(dtype=dtype, threads=threads, device=device), artifacts, repository)
-    _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
-
-
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Every other flag goes to tritonserver: `llamarec serve --grpc-port 9001 --log-verbose 1`.",
-)
-def serve(context: typer.Context, repository: Repository = DEFAULT_REPOSITORY) -> None:
-    """Start the installed tritonserver on the model repository; signals and the exit code are its own."""
-    from client.server import exec_server
-
-    if not repository.is_dir():
-        raise InputError(f"{repository} is no folder: run `llamarec export --repository {repository}` first")
-    exec_server([f"--model-repository={repository}", *context.args])
-
-
-@app.command()
 def recommend(
     history: Annotated[list[str] | None, typer.Option(help="Raw item id, oldest first; repeat the option.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Raw item id never to return; repeatable.")] = None,
     candidates: Annotated[list[str] | None, typer.Option(help="Rank these instead of retrieving; repeatable.")] = None,
     top_k: Annotated[int | None, typer.Option(help=f"How many to return, 1 to {MAX_CANDIDATES}.")] = None,
     model: Annotated[str, typer.Option(help="`llamarec`, or `llamarec_retrieval` without the ranker.")] = ENSEMBLE,
+    user: Annotated[str | None, typer.Option(help="The user's id: for logs, and for the choice of a canary.")] = None,
+    canary: Annotated[str, typer.Option(help="Share of the users that the canary release answers: `5%`.")] = "0%",
     server: Server = DEFAULT_SERVER,
     artifacts: Annotated[Path, typer.Option(help="Where to read titles, if it is there.")] = DEFAULT_ARTIFACTS,
     as_json: Json = False,
 ) -> None:
     """Ask a running server for one user's recommendations."""
+    from client.canary import canary_model, parse_share
     from client.recommender import RecommenderClient
     from llamarec.served import titles
 
+    model = canary_model(model, user, parse_share(canary))
     with RecommenderClient(server) as recommender:
-        answer = recommender.recommend(history or [], exclude=exclude, candidates=candidates, top_k=top_k, model=model)
+        answer = recommender.recommend(
+            history or [], exclude=exclude, candidates=candidates, top_k=top_k, user_id=user, model=model
+        )
     if as_json:
         print_json([asdict(recommendation) for recommendation in answer])
         return

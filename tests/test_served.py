@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,6 @@ from export.offline import ExportedSteps
 from export.repository import Export, export
 from llamarec.served import ask_server
 from models.ranker.base import EMBEDDED
-from models.ranker.fusion import fuse, order
 from models.ranker.options import RankerTraining
 from models.ranker.train import train_ranker
 from preprocessing.data import load_data
@@ -36,22 +34,7 @@ def recommender(server):
 
 def offline(steps: ExportedSteps, history, **options) -> list[Recommendation]:
     """What the exported functions answer when they are called in this process, one after another."""
-    encode = {name: [raw.encode() for raw in options[name]] for name in ("exclude", "candidates") if name in options}
-    request = steps.features.encode([raw.encode() for raw in history], **encode, top_k=options.get("top_k"))
-    candidates = steps.candidates(request)
-    if not len(candidates.items):
-        return []
-    logits = steps.letter_logits(request.history, candidates)
-    logprobs = fuse(logits, candidates.scores, steps.ranker.weight)
-    places = order(logprobs, candidates.ranks)[: request.limit or None]
-    return [
-        Recommendation(
-            steps.catalogue.raw(int(candidates.items[place])).decode(),
-            float(np.float32(np.exp(logprobs[place]))),
-            int(candidates.ranks[place]),
-        )
-        for place in places
-    ]
+    return [Recommendation(*row) for row in steps.recommend(history, **options)]
 
 
 def known_ids(steps) -> list[str]:

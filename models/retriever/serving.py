@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,14 +19,25 @@ SETTINGS = "retriever.json"
 class OnnxRetriever:
     """Scores the catalogue for one history at a time, so that an answer never depends on who shares its batch."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, length: int) -> None:
+    def __init__(self, session: Any, length: int) -> None:
+        """Args:
+        session: has the ``run`` of an ``onnxruntime.InferenceSession``.
+        length: of the padded history.
+        """
         self._session = session
         self._length = length
 
     @classmethod
-    def load(cls, folder: Path) -> "OnnxRetriever":
-        """Opens ``retriever.onnx`` with the length and thread count that ``retriever.json`` fixes."""
+    def load(cls, folder: Path, served: Any = None) -> "OnnxRetriever":
+        """Opens ``retriever.onnx`` with the length and thread count that ``retriever.json`` fixes.
+
+        Args:
+            folder: what `llamarec export` wrote.
+            served: stands for the session where the graph runs elsewhere.
+        """
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if served is not None:
+            return cls(served, settings["length"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1

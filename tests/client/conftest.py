@@ -6,23 +6,20 @@ from pathlib import Path
 import pytest
 
 from client.server import LocalServer
-from export.config import write_configs
+from export.config import Serving, write_configs
 
 # An item's raw id is one character and its number that character's code point, so that any text can be sent around.
 ECHO_STEPS = {
     "features": """
-    def initialize(self, args):
-        self.count_unknown = unknown_items_counter()
-
     def answer(self, request):
         history, excluded, given = (
             [raw.decode() for raw in request.get(spec, [])] for spec in (HISTORY, EXCLUDE, CANDIDATES)
         )
         if "bad" in history:
             raise InputError("HISTORY holds 'bad'")
-        self.count_unknown(history.count("?"))
         return {
-            HISTORY_ITEM: [ord(raw) for raw in history],  # a TypeError for any other id that is not one character
+            # A TypeError for any other id that is not one character.
+            HISTORY_ITEM: [ord(raw) for raw in history if raw != "?"],
             EXCLUDED_ITEM: [ord(raw) for raw in excluded],
             GIVEN_ITEM: [ord(raw) for raw in given],
             RETRIEVE: [CANDIDATES not in request],
@@ -59,13 +56,17 @@ ADAPTER = """
 import time
 
 from client.contract import *
-from export.steps import answer_each, unknown_items_counter
+from export.steps import answer_each
+from export.telemetry import Telemetry
 from preprocessing.errors import InputError
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.telemetry = Telemetry({step!r}, "echo")
+
     def execute(self, requests):
-        return answer_each({step!r}, self.answer, requests)
+        return answer_each({step!r}, self.answer, requests, self.telemetry)
 """
 
 
@@ -73,7 +74,7 @@ class TritonPythonModel:
 def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the committed configurations and echoing steps."""
     repository = tmp_path_factory.mktemp("echo")
-    write_configs(repository)
+    write_configs(repository, Serving(pass_seconds=0.001))
     for step, method in ECHO_STEPS.items():
         (repository / step / "1" / "model.py").write_text(ADAPTER.format(step=step) + method, encoding="utf-8")
     return repository

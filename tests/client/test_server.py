@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import ServerError
+from client.process import SHARED_MEMORY
 from client.recommender import RecommenderClient
 from client.server import (
-    SHARED_MEMORY,
     LocalServer,
     check_ports,
     free_ports,

@@ -5,7 +5,18 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, STEPS
-from export.config import CONFIG, MAX_BATCH_SIZE, REPOSITORY, model_configs, write_configs
+from export.config import (
+    CONFIG,
+    DEFAULTS,
+    LONGEST_QUEUE,
+    REPOSITORY,
+    RETRIEVER_SCORES,
+    Serving,
+    config_text,
+    model_configs,
+    write_configs,
+)
+from preprocessing.errors import InputError
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 
@@ -78,8 +89,82 @@ def test_optional_inputs_enter_the_first_step_only():
 def test_requests_of_different_lengths_may_share_a_batch(step):
     """Every input of variable length is ragged, and no request waits for company; CPU instances run anywhere."""
     config = model_configs()[step]
-    assert config.max_batch_size == MAX_BATCH_SIZE == 64
+    assert config.max_batch_size == DEFAULTS.max_batch_size == 64
     assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
     assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
+
+
+@pytest.mark.parametrize(
+    ("serving", "step", "text"),
+    [
+        (Serving(instances=2), "ranker", "count: 2"),
+        (Serving(max_batch_size=8), "ranker", "max_batch_size: 8"),
+        (Serving(max_batch_size=8), ENSEMBLE, "max_batch_size: 8"),
+        (Serving(queue_delay_us=500), "ranker", "max_queue_delay_microseconds: 500"),
+        (Serving(device="gpu"), "ranker", "kind: KIND_GPU"),
+        (Serving(rank_cache=True), "ranker", "response_cache {\n  enable: true"),
+        (Serving(retriever_runtime="onnxruntime"), "retriever_scores", 'backend: "onnxruntime"'),
+        (Serving(retriever_runtime="onnxruntime"), "retriever", 'string_value: "retriever_scores"'),
+    ],
+)
+def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
+    """Triton's own protobuf reads every variant back, the GPU's and the ONNX backend's too, which are not run here."""
+    for name, config in model_configs(serving).items():
+        written = config_text(config)
+        assert text_format.Parse(written, ModelConfig()) == config
+        assert (text in written) or name != step
+
+
+def test_no_ensemble_is_cached():
+    """The cache's key ignores parameters and requested outputs; only the ranker's inputs determine its answer."""
+    configs = model_configs(Serving(rank_cache=True))
+    assert [name for name, config in configs.items() if config.response_cache.enable] == ["ranker"]
+
+
+@pytest.mark.parametrize(
+    ("serving", "waiting"),
+    [
+        # 30 s hold 15 passes of 2 s: one under way, 14 waiting; twice as many with two instances.
+        (Serving(pass_seconds=2, queue_seconds=30), 14),
+        (Serving(pass_seconds=2, queue_seconds=30, instances=2), 28),
+        (Serving(pass_seconds=40, queue_seconds=30), 1),
+        (Serving(pass_seconds=0.001, queue_seconds=30), LONGEST_QUEUE),
+    ],
+)
+def test_the_rankers_queue_holds_what_can_be_ranked_in_time(serving, waiting):
+    """Worked out by hand; the time limit is the option's, and a caller may shorten it."""
+    policy = model_configs(serving)["ranker"].dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == waiting
+    assert policy.default_timeout_microseconds == 30_000_000
+    assert policy.timeout_action == policy.REJECT
+    assert policy.allow_timeout_override
+
+
+def test_a_suffix_names_every_model_of_a_release():
+    """Two releases share no model: the ensemble of one lists steps of that one only."""
+    configs = model_configs(Serving(retriever_runtime="onnxruntime"), "_r3")
+    assert set(configs) == {f"{name}_r3" for name in (*STEPS, *ENSEMBLES, RETRIEVER_SCORES)}
+    assert all(name == config.name for name, config in configs.items())
+    for ensemble in ENSEMBLES:
+        assert all(step.model_name.endswith("_r3") for step in configs[f"{ensemble}_r3"].ensemble_scheduling.step)
+    assert configs["retriever_r3"].parameters["RETRIEVER_SCORES"].string_value == "retriever_scores_r3"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"instances": 0},
+        {"max_batch_size": 0},
+        {"queue_delay_us": -1},
+        {"pass_seconds": 0},
+        {"queue_seconds": -1},
+        {"device": "tpu"},
+        {"retriever_runtime": "torch"},
+    ],
+)
+def test_an_option_out_of_range_is_named(options):
+    """One sentence that names the option, before anything is written."""
+    with pytest.raises(InputError, match=next(iter(options)).split("_")[0]):
+        Serving(**options)

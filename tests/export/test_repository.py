@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.contract import STEPS
+from export.config import CONFIG, Serving, model_configs
 from export.offline import ExportedSteps
-from export.repository import COMMITTED_REPOSITORY, Export, export, read_release, step_artifact
+from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export, read_release, step_artifact
 from preprocessing.artifacts import MANIFEST
 from preprocessing.errors import InputError
 
@@ -33,9 +36,11 @@ def test_another_export_of_the_same_artifacts_touches_nothing(artifacts, reposit
 
 
 def test_a_repository_elsewhere_has_the_committed_models(repository):
-    """What tritonserver reads beside the artifacts is byte for byte the committed model repository."""
-    for committed in COMMITTED_REPOSITORY.glob("*/config.pbtxt"):
-        assert (repository / committed.relative_to(COMMITTED_REPOSITORY)).read_bytes() == committed.read_bytes()
+    """The committed steps byte for byte, and their configurations but for the queue, which the measured pass sizes."""
+    seconds = json.loads((step_artifact(repository, "ranker") / PASS_FILE).read_text())["seconds"]
+    expected = model_configs(Serving(pass_seconds=seconds))
+    for name, config in expected.items():
+        assert text_format.Parse((repository / name / CONFIG).read_text(), ModelConfig()) == config
     for committed in COMMITTED_REPOSITORY.glob("*/1/model.py"):
         assert (repository / committed.relative_to(COMMITTED_REPOSITORY)).read_bytes() == committed.read_bytes()
 

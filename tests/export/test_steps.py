@@ -91,7 +91,7 @@ def test_a_changed_file_is_refused(tmp_path):
         artifact_folder("features", arguments(tmp_path, "features"))
 
 
-@pytest.mark.parametrize("load", ["Features.load(nothing, int)", "Retrieval.load(nothing)", "Prompting.load(nothing)"])
+@pytest.mark.parametrize("load", ["Features.load(nothing)", "Retrieval.load(nothing)", "Prompting.load(nothing)"])
 def test_torch_is_imported_in_the_ranker_only(load):
     """Each process that imports torch costs 144 MB: not these three, when all that ``load`` imports is there."""
     program = f"""
@@ -291,13 +291,13 @@ class Encoder:
         )
 
 
-def test_features_tell_absent_from_empty_and_count_the_unknown():
+def test_features_tell_absent_from_empty():
     """Every output is always there: later steps have no optional inputs."""
-    encoder, counted = Encoder(), []
-    step = Features(encoder, counted.append)
+    encoder = Encoder()
+    step = Features(encoder)
     answer = step.answer({HISTORY: texts(b"a", b"b")})
     assert encoder.asked == ([b"a", b"b"], [], None, None)
-    assert (answer[RETRIEVE], answer[LIMIT], counted) == ([True], [0], [2])
+    assert (answer[RETRIEVE], answer[LIMIT]) == ([True], [0])
     step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
     assert encoder.asked == ([], [b"c"], [], 3)
     assert set(answer) == set(STEP_SPECS["features"].outputs)

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from export.steps import Features, answer_each, artifact_folder, unknown_items_counter
-
-STEP = "features"
+from export.steps import Features, Worker
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Features`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Features.load(artifact_folder(STEP, args), unknown_items_counter())
+        self.worker = Worker("features", args, Features.load)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return answer_each(STEP, self.step.answer, requests)
+        return self.worker.execute(requests)
+
+    def finalize(self) -> None:
+        self.worker.finalize()

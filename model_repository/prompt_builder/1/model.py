@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from export.steps import Prompting, answer_each, artifact_folder
-
-STEP = "prompt_builder"
+from export.steps import Prompting, Worker
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Prompting`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Prompting.load(artifact_folder(STEP, args))
+        self.worker = Worker("prompt_builder", args, Prompting.load)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return answer_each(STEP, self.step.answer, requests)
+        return self.worker.execute(requests)
+
+    def finalize(self) -> None:
+        self.worker.finalize()

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from export.steps import Ranking, answer_each, artifact_folder
-
-STEP = "ranker"
+from export.steps import Ranking, Worker
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Ranking`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Ranking.load(artifact_folder(STEP, args))
+        self.worker = Worker("ranker", args, Ranking.load)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return answer_each(STEP, self.step.answer, requests)
+        return self.worker.execute(requests)
+
+    def finalize(self) -> None:
+        self.worker.finalize()

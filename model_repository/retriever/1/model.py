@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from export.steps import Retrieval, answer_each, artifact_folder
-
-STEP = "retriever"
+from export.steps import Retrieval, ServedScores, Worker
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Retrieval`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Retrieval.load(artifact_folder(STEP, args))
+        self.worker = Worker("retriever", args, lambda folder: Retrieval.load(folder, ServedScores.name(args)))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return answer_each(STEP, self.step.answer, requests)
+        return self.worker.execute(requests)
+
+    def finalize(self) -> None:
+        self.worker.finalize()
