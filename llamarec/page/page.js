@@ -32,7 +32,9 @@ function combo(input, list, find, row, choose) {
     if (chosen < 0) input.removeAttribute("aria-activedescendant");
     else input.setAttribute("aria-activedescendant", `${list.id}-${chosen}`);
   };
-  const take = (place) => { const item = found[place]; close(); input.value = ""; if (item) choose(item); };
+  // What was found for other words must never be taken: Enter may come before the answer.
+  const forget = () => { latest++; found = []; list.replaceChildren(); close(); };
+  const take = (place) => { const item = found[place]; if (item) { forget(); input.value = ""; choose(item); } };
   async function open() {
     const mine = ++latest;
     const answer = await find(input.value.trim()).catch((error) => { say(error.message); return []; });
@@ -48,9 +50,9 @@ function combo(input, list, find, row, choose) {
     input.setAttribute("aria-expanded", String(!list.hidden));
     chosen = -1;
   }
-  input.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(open, 120); });
+  input.addEventListener("input", () => { forget(); clearTimeout(timer); timer = setTimeout(open, 120); });
   input.addEventListener("focus", () => { if (input.value || input.id === "user") open(); });
-  input.addEventListener("blur", () => { latest++; close(); });
+  input.addEventListener("blur", forget);
   input.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && found.length) { chosen = (chosen + step + found.length) % found.length; mark(); event.preventDefault(); }
