@@ -154,16 +154,18 @@ def disturb(served: Served, repository: Path, proxy: CuttingProxy, end: float) -
         "kill retriever",
         "kill prompt_builder",
     ]
-    for what in itertools.cycle(kinds):
+    for chosen in itertools.cycle(kinds):
+        what = next(current) if chosen == "release" else chosen
         if time.monotonic() + GAP > end:
             break
         if what.startswith("kill"):
             model = f"{what.removeprefix('kill ')}_r{1 + (done['promote'] > done['roll back'])}"
             assert wait_for(lambda model=model: served.stubs(model), PATIENCE)
             served.kill(model)
-        elif what == "release":
-            what = next(current)
-            patiently(promote, repository, "r2") if what == "promote" else patiently(rollback, repository)
+        elif what == "promote":
+            patiently(promote, repository, "r2")
+        elif what == "roll back":
+            patiently(rollback, repository)
         elif what == "cut":
             proxy.cut()
         else:

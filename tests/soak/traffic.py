@@ -33,8 +33,7 @@ def kind(
     """What became of a request: answered, degraded, refused, failed, or wrong.
 
     Args:
-        question: what was asked; a bad one is answered rightly by InvalidRequest alone.
-        expected: the offline answers that are right, by ``ranker`` and ``retriever``: one for each release.
+        expected: the offline answers that are right, by ``ranker`` and ``retriever``; none where only InvalidRequest is.
         outcome: the answer or the error.
     """
     if isinstance(outcome, InvalidRequest):
@@ -71,7 +70,7 @@ def send(
             outcome = await client.recommend(**question, fallback=fallback, timeout=DEADLINE)
         except ClientError as error:
             outcome = error
-        became = kind(question, expected, outcome)
+        became = kind(expected, outcome)
         counts[became] += 1
         if became in ("failed", "wrong"):
             failures.append((time.time(), f"{became} {type(outcome).__name__}: {outcome!s:.300}"))
