@@ -27,13 +27,11 @@ def rows(answer: Recommendations) -> Rows:
     return [(row.item_id, row.score, row.retriever_rank) for row in answer]
 
 
-def kind(
-    question: Mapping[str, Any], expected: Mapping[str, list[Rows]], outcome: Recommendations | ClientError
-) -> str:
+def kind(expected: Mapping[str, list[Rows]], outcome: Recommendations | ClientError) -> str:
     """What became of a request: answered, degraded, refused, failed, or wrong.
 
     Args:
-        expected: the offline answers that are right, by ``ranker`` and ``retriever``; none where only InvalidRequest is.
+        expected: the offline answers that are right, by ``ranker`` and ``retriever``; none: InvalidRequest is.
         outcome: the answer or the error.
     """
     if isinstance(outcome, InvalidRequest):
