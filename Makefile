@@ -56,7 +56,7 @@ format: setup
 
 docs: setup
 	$(BIN)/typer llamarec.cli utils docs --name llamarec --title Commands --output docs/commands.md
-	$(BIN)/mkdocs build --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 screenshots: setup
 	$(BIN)/python -m benchmarks.screenshots

@@ -20,7 +20,7 @@ from llamarec.ui import Showroom, create_app
 from preprocessing.data import load_data
 
 IMAGES = Path("docs/images")
-FLAGS = [
+FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -30,8 +30,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--force-device-scale-factor=1",
-]
+)
 PHONE = {"width": 390, "height": 1180, "deviceScaleFactor": 1.5, "mobile": True}
 
 

@@ -128,6 +128,11 @@ def patiently(change, *arguments):
             time.sleep(0.5)
 
 
+def whole(served: Served) -> None:
+    """Waits until the service says that every step answers."""
+    assert wait_for(lambda: served.health()[0] == 200, PATIENCE), served.log_path.read_text()[-3000:]
+
+
 def capacity(url: str, asked: list[tuple[dict, dict]]) -> float:
     """Answers a second with eight requests in flight."""
     good = [Request(**question) for question, right in asked if right["ranker"]]
@@ -172,7 +177,7 @@ def disturb(served: Served, repository: Path, proxy: CuttingProxy, end: float) -
             readers = [slow_reader(served.url, ["50", "181"]) for _ in range(20)]
         done[what] += 1
         time.sleep(GAP)
-        served.wait_until_ready(PATIENCE)
+        whole(served)
     for reader in readers:
         reader.close()
     if done["promote"] > done["roll back"]:
@@ -188,7 +193,7 @@ def test_soak(repository, tmp_path):
         patiently(promote, repository, "r1")
         patiently(promote, repository, "r2")
         patiently(rollback, repository)
-        served.wait_until_ready()
+        whole(served)
         sustainable = capacity(served.url, asked)
         proxy = CuttingProxy(served.url)
         began_with = family(served)
@@ -207,7 +212,7 @@ def test_soak(repository, tmp_path):
         outcomes = [results.get(timeout=SECONDS + 120) for _ in clients]
         for client in clients:
             client.join()
-        served.wait_until_ready(PATIENCE)
+        whole(served)
         with RecommenderClient(served.url) as client:
             for question, right in asked:
                 if right["ranker"]:
