@@ -139,14 +139,14 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def _read_row(row: Mapping[str, str]) -> Row:
-    own = [field.name for field in fields(Row) if field.name not in ("mode", "steps")]
+    own = {field.name: float(row[field.name]) for field in fields(Row) if field.name not in ("mode", "steps")}
     steps = {
         name.removesuffix("_compute_ms"): StepTime(float(row[name.replace("compute", "queue")]), float(value))
         for name, value in row.items()
         if name.endswith("_compute_ms")
     }
     mode: Mode = "rate" if row["mode"] == "rate" else "concurrency"
-    return Row(mode, *(float(row[name]) for name in own), steps=steps)
+    return Row(mode=mode, steps=steps, **own)
 
 
 def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
