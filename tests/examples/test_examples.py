@@ -45,10 +45,15 @@ def test_plain_tritonclient(server, expected):
     not shutil.which("grpcurl", path=ENVIRONMENT["PATH"]), reason="grpcurl is not installed (`make setup` does)"
 )
 def test_grpcurl(server, expected):
-    """Its answer, asked for in JSON, holds the same items in base64."""
+    """Its raw answer holds the same items: each behind its length in four bytes, all in base64."""
     answer = json.loads(run("bash", EXAMPLES / "grpcurl.sh", server.url, "50", "181"))
-    (items,) = (output["contents"]["bytesContents"] for output in answer["outputs"] if output["name"] == "ITEM_ID")
-    assert [base64.b64decode(item).decode() for item in items] == expected
+    place = [output["name"] for output in answer["outputs"]].index("ITEM_ID")
+    content, items = base64.b64decode(answer["raw_output_contents"][place]), []
+    while content:
+        size = int.from_bytes(content[:4], "little")
+        items.append(content[4 : 4 + size].decode())
+        content = content[4 + size :]
+    assert items == expected
 
 
 def test_fastapi_service(server, expected):
