@@ -23,7 +23,7 @@ padding:1.1rem 1.3rem;margin:1rem 0;overflow-x:auto}svg{max-width:100%;height:au
 width:100%;font-variant-numeric:tabular-nums}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dfe4e0}
 th{font-weight:500;color:#5d6b64}.warn{background:#fdf1d8;color:#7a4d00;border-color:#f0d9a8}.unstable td{color:#9a6200}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}.figures>*{margin:0}
-.head{display:flex;gap:2.5rem;flex-wrap:wrap}.head b{display:block;font-size:1.7rem;line-height:1.2}
+.head{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1.5rem}.head b{display:block;font-size:1.7rem;line-height:1.2}
 .head span{color:#5d6b64}
 """
 COLOURS = ("#7aa5d8", "#e0a03c", "#b07cc6", "#0b7a5b", "#b9c2bd")
@@ -73,8 +73,8 @@ def write_report(measured: Measured, path: Path) -> None:
 <h1>{html.escape(measured.model)} under load</h1>
 <p class="of">{html.escape(measured.dataset)}, histories of {len(measured.lengths)} users · perf_analyzer ·
 {machine} · {when}</p>
-<section class="head">{_figure(f"{best.throughput:.2f}", f"answers a second at best, {best.load:g} {loads}")}
-{_figure(_milliseconds(rows[0].p50_ms), f"median latency at {rows[0].load:g} {loads}")}
+<section class="head">{_figure(f"{best.throughput:.2f}", f"answers a second at best ({loads}: {best.load:g})")}
+{_figure(_milliseconds(rows[0].p50_ms), f"median latency ({loads}: {rows[0].load:g})")}
 {_figure(_milliseconds(best.p99_ms), "99th percentile where throughput is best")}</section>
 {warning}<div class="figures">{plots}</div>
 <section><h2>Figures</h2>{_table(rows, loads)}</section></body></html>
@@ -133,7 +133,7 @@ def _points(axes: Any, xs: Sequence[float], rows: Sequence[Row], name: str, colo
     ys = [getattr(row, name) for row in rows]
     axes.plot(xs, ys, color=colour, label=label, linewidth=1.6)
     for x, y, row in zip(xs, ys, rows, strict=True):
-        axes.plot([x], [y], marker="o", color=colour, markerfacecolor=colour if row.stable else "white")
+        axes.plot([x], [y], marker="o", color=colour, markerfacecolor=colour if row.stable else "white", clip_on=False)
 
 
 def _latency_over_throughput(measured: Measured) -> str:
