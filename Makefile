@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHECKED := client examples export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo ui test test-ui fuzz soak slow docs screenshots lint format bench results-retrievers retrain-retrievers system-packages clean
+.PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,10 @@ MINUTES ?= 20
 soak: setup
 	MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak
 
+# The serving contract, faults, overload, releases and security against the real server.
+test-serving: setup
+	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_served.py tests/test_security.py tests/export/test_config.py tests/client/test_canary.py
+
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
@@ -69,6 +73,17 @@ results-retrievers: setup
 
 retrain-retrievers: setup
 	$(BIN)/python -m benchmarks.retrievers train
+
+# The figures of docs/results/serving.md; REPOSITORY is an exported one, ARTIFACTS what it was exported from.
+ARTIFACTS ?= artifacts/movielens-100k
+REPOSITORY ?= model_repository
+results-serving: setup
+	$(BIN)/python -m benchmarks.serving --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
+	$(BIN)/python -m benchmarks.served_sweep --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
+
+# Known advisories of the pinned packages; wants the network. What is known and what it means here: docs/security.md
+audit: setup
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 # The page's test looks at it in Debian's Chromium. All else comes as wheels.
 system-packages:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from client.control import CONTROL_FILE, KEY_HEADER, RESTRICTED, Control, probe_request, repository_lock, step_of
-from client.errors import ClientError, ServerError
+from client.errors import ClientError, ServerError, ServerUnavailable
 from client.process import ServerProcess, Stub, is_alive
 from client.server import (
     PORTS,
@@ -82,6 +82,8 @@ class Watch:
     models: set[str] = field(default_factory=set)
     _stubs: dict[int, Stub] = field(default_factory=dict)
     _stopped: threading.Event = field(default_factory=threading.Event)
+    _healing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is decided whether a step is to be healed, so that it is once."""
 
     def stop(self) -> None:
         """No step is healed from now on."""
@@ -107,13 +109,15 @@ class Watch:
 
     def look_for_deaths(self) -> None:
         """Heals every step that has lost a process."""
-        for pid in [pid for pid in self._stubs if not is_alive(pid)]:
-            stub = self._stubs.pop(pid)
+        for pid in [pid for pid in [*self._stubs] if not is_alive(pid)]:
+            stub = self._stubs.pop(pid, None)
+            if stub is None:
+                continue
             state = self.steps.get(stub.model)
             if state is None or state.healing:
                 continue  # unloaded, or replaced by our own doing
-            with suppress(ClientError):
-                if stub.model in self.control.ready_models() and self._missing(stub.model):
+            with suppress(ClientError), self._healing:
+                if not state.healing and stub.model in self.control.ready_models() and self._missing(stub.model):
                     self._heal(stub.model, f"process {pid} of instance {stub.instance} died")
 
     def _missing(self, model: str) -> int:
@@ -159,28 +163,40 @@ class Watch:
 
     def _probe(self, model: str, request: dict[str, Any], state: StepState) -> None:
         revived = state.revived
+        answered, reason = False, ""
         try:
             before = self.control.answers(model)
-            self.control.infer(model, request, self.hang_seconds)
-            answered, reason = True, ""
+            try:
+                self.control.infer(model, request, self.hang_seconds)
+                answered = True
+            except ServerUnavailable as error:
+                # No answer yet: it may be busy with long requests before this one.
+                answered, reason = self.control.answers(model) > before, str(error)
+                if not answered:
+                    self._replace(model, state, f"no answer for {self.hang_seconds:g} s")
         except ServerError as error:
-            # A full queue is a sign of life; what does not answer, or is not healthy, is none.
-            answered, reason = "maximum queue size" in str(error), str(error)
-        except ClientError as error:
-            answered, reason = False, str(error)
-            with suppress(ClientError):  # it may be busy with long requests before this one
-                answered = self.control.answers(model) > before
-                if not answered and not state.healing and not self._stopped.is_set():
-                    for stub in self.server.stubs():
-                        if stub.model == model:
-                            self._stubs.pop(stub.pid, None)
-                            with suppress(ProcessLookupError):
-                                os.kill(stub.pid, signal.SIGKILL)
-                    self._heal(model, f"no answer for {self.hang_seconds:g} s")
+            reason = str(error)
+            answered = "maximum queue size" in reason  # a full queue is a sign of life
+            if "is not healthy" in reason:
+                self._replace(model, state, reason)
+        except ServerUnavailable as error:  # the server itself is silent
+            reason = str(error)
         if state.revived == revived and not state.healing:
             if answered and not state.alive:
                 log("step answers", model=model)
             state.alive, state.reason = answered, reason
+
+    def _replace(self, model: str, state: StepState, reason: str) -> None:
+        """Kills what is left of a step that lives without answering, and has it loaded again."""
+        with self._healing:
+            if state.healing or self._stopped.is_set():
+                return
+            for stub in self.server.stubs():
+                if stub.model == model:
+                    self._stubs.pop(stub.pid, None)  # this death is ours
+                    with suppress(ProcessLookupError):
+                        os.kill(stub.pid, signal.SIGKILL)
+            self._heal(model, reason)
 
 
 class Supervisor:
@@ -280,6 +296,7 @@ class Supervisor:
                 time.sleep(WATCH_SECONDS)
         finally:
             watch.stop()
+            self._watch = None
             code = server.stop(self._exit_seconds + 5)
         return code, was_ready
 

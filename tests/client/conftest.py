@@ -1,73 +1,13 @@
-"""A server whose steps only echo, through the project's own contract and glue: for tests of the protocol."""
+"""A server whose steps only echo: for tests of the protocol."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from echo import write_echo
 
 from client.server import LocalServer
 from export.config import Serving, write_configs
-
-# An item's raw id is one character and its number that character's code point, so that any text can be sent around.
-ECHO_STEPS = {
-    "features": """
-    def answer(self, request):
-        history, excluded, given = (
-            [raw.decode() for raw in request.get(spec, [])] for spec in (HISTORY, EXCLUDE, CANDIDATES)
-        )
-        if "bad" in history:
-            raise InputError("HISTORY holds 'bad'")
-        return {
-            # A TypeError for any other id that is not one character.
-            HISTORY_ITEM: [ord(raw) for raw in history if raw != "?"],
-            EXCLUDED_ITEM: [ord(raw) for raw in excluded],
-            GIVEN_ITEM: [ord(raw) for raw in given],
-            RETRIEVE: [CANDIDATES not in request],
-            LIMIT: request.get(TOP_K, [0]),
-        }
-""",
-    "retriever": """
-    def answer(self, request):
-        chosen = request[HISTORY_ITEM] if request[RETRIEVE][0] else request[GIVEN_ITEM]
-        items = [item for item in chosen.tolist() if item not in request[EXCLUDED_ITEM]]
-        if ord("~") in items:
-            time.sleep(1)
-        ids = [chr(item).encode() for item in items]
-        scores, ranks = [-float(place) for place in range(len(items))], range(1, len(items) + 1)
-        limit = int(request[LIMIT][0]) or None
-        return {
-            CANDIDATE_ITEM: items, CANDIDATE_ID: ids, CANDIDATE_SCORE: scores, CANDIDATE_RANK: list(ranks),
-            ITEM_ID: ids[:limit], SCORE: scores[:limit], RETRIEVER_RANK: list(ranks[:limit]),
-        }
-""",
-    "prompt_builder": """
-    def answer(self, request):
-        return {TOKEN: request[CANDIDATE_ITEM]}
-""",
-    "ranker": """
-    def answer(self, request):
-        # Backwards, so that it is seen which of the two ensembles answered.
-        cut = slice(None, int(request[LIMIT][0]) or None)
-        columns = (request[spec][::-1][cut] for spec in (CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK))
-        return dict(zip((ITEM_ID, SCORE, RETRIEVER_RANK), columns))
-""",
-}
-ADAPTER = """
-import time
-
-from client.contract import *
-from export.steps import answer_each
-from export.telemetry import Telemetry
-from preprocessing.errors import InputError
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        self.telemetry = Telemetry({step!r}, "echo")
-
-    def execute(self, requests):
-        return answer_each({step!r}, self.answer, requests, self.telemetry)
-"""
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +15,7 @@ def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the committed configurations and echoing steps."""
     repository = tmp_path_factory.mktemp("echo")
     write_configs(repository, Serving(pass_seconds=0.001))
-    for step, method in ECHO_STEPS.items():
-        (repository / step / "1" / "model.py").write_text(ADAPTER.format(step=step) + method, encoding="utf-8")
+    write_echo(repository)
     return repository
 
 

@@ -15,9 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.errors import ClientError
-from client.recommender import Recommendation, RecommenderClient
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from client.contract import ENSEMBLE
 from client.server import free_ports
+
+Row = tuple[str, float, int]
+"""Item, score and retriever rank."""
+
+
+def inputs_of(history: Sequence[str]) -> list[grpc.InferInput]:
+    """A request as the protocol has it: no client of ours, whose retries would hide what a server does."""
+    tensor = grpc.InferInput("HISTORY", [1, len(history)], "BYTES")
+    array = np.empty((1, len(history)), dtype=object)
+    array[0] = [item.encode() for item in history]
+    tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+def rows_of(result: grpc.InferResult) -> list[Row]:
+    """The answer as :meth:`export.offline.ExportedSteps.recommend` gives it."""
+    columns = [result.as_numpy(name)[0].tolist() for name in ("ITEM_ID", "SCORE", "RETRIEVER_RANK")]
+    return [(item.decode(), score, rank) for item, score, rank in zip(*columns, strict=True)]
+
+
+def ask(url: str, history: Sequence[str], model: str = ENSEMBLE, timeout: float = 30) -> list[Row]:
+    """One question over a connection of its own."""
+    with grpc.InferenceServerClient(url) as client:
+        return rows_of(client.infer(model, inputs_of(history), client_timeout=timeout))
 
 
 @dataclass(frozen=True)
@@ -42,7 +69,7 @@ class Served:
         except OSError:
             return 0, {}
 
-    def wait_until_ready(self, seconds: float = 120) -> None:
+    def wait_until_ready(self, seconds: float = 300) -> None:
         wait_for(lambda: self.health()[0] == 200 or self.process.poll() is not None, seconds)
         assert self.health()[0] == 200, self.log_path.read_text()[-3000:]
 
@@ -139,7 +166,7 @@ class Asked:
     began: float
     ended: float
     question: int
-    answer: list[Recommendation] | None
+    answer: list[Row] | None
     error: str = ""
 
 
@@ -148,7 +175,7 @@ class Load:
     """Clients that ask one question after another until they are told to end."""
 
     url: str
-    questions: Sequence[Mapping[str, Any]]
+    histories: Sequence[Sequence[str]]
     clients: int = 4
     pause: float = 0.0
     asked: list[Asked] = field(default_factory=list)
@@ -170,14 +197,15 @@ class Load:
         return [row for row in self.asked if row.error]
 
     def _ask(self, number: int) -> None:
-        with RecommenderClient(self.url) as recommender:
+        with grpc.InferenceServerClient(self.url) as client:
             while not self._ended.is_set():
-                question = number % len(self.questions)
+                question = number % len(self.histories)
                 number += self.clients
                 began = time.monotonic()
                 try:
-                    answer, error = recommender.recommend(**self.questions[question]), ""
-                except ClientError as failure:
-                    answer, error = None, f"{type(failure).__name__}: {failure}"
+                    result = client.infer(ENSEMBLE, inputs_of(self.histories[question]), client_timeout=60)
+                    answer, error = rows_of(result), ""
+                except InferenceServerException as failure:
+                    answer, error = None, str(failure)
                 self.asked.append(Asked(began, time.monotonic(), question, answer, error))
                 self._ended.wait(self.pause)
