@@ -23,7 +23,8 @@ padding:1.1rem 1.3rem;margin:1rem 0;overflow-x:auto}svg{max-width:100%;height:au
 width:100%;font-variant-numeric:tabular-nums}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dfe4e0}
 th{font-weight:500;color:#5d6b64}.warn{background:#fdf1d8;color:#7a4d00;border-color:#f0d9a8}.unstable td{color:#9a6200}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}.figures>*{margin:0}
-.head{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1.5rem}.head b{display:block;font-size:1.7rem;line-height:1.2}
+.head{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1.5rem}
+.head b{display:block;font-size:1.7rem;line-height:1.2}
 .head span{color:#5d6b64}
 """
 COLOURS = ("#7aa5d8", "#e0a03c", "#b07cc6", "#0b7a5b", "#b9c2bd")

@@ -70,7 +70,7 @@ def test_a_history_is_built_from_searched_titles(browser, page):
     WebDriverWait(browser, 60).until(lambda b: "(2) The Godfather" in b.find_element(By.ID, "prompt").text)
     assert "Star Wars (1977)" not in texts(browser, "#ranked li > span")
     assert "tokens" in browser.find_element(By.ID, "tokens").text
-    assert [name.split(" ")[0] for name in texts(browser, "#legend li")] == [
+    assert [name.split()[0] for name in texts(browser, "#legend li")] == [
         "features", "retriever", "prompt", "ranker", "between",
     ]  # fmt: skip
     browser.find_element(By.CSS_SELECTOR, "#history button").click()
