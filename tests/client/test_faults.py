@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -49,8 +50,7 @@ def narrow(echo_repository, tmp_path_factory) -> Iterator[LocalServer]:
     repository = tmp_path_factory.mktemp("narrow") / "repository"
     shutil.copytree(echo_repository, repository)
     config = repository / "ranker" / "config.pbtxt"
-    policy = "dynamic_batching {\n  default_queue_policy {\n    max_queue_size: 2\n  }\n}"
-    config.write_text(config.read_text().replace("dynamic_batching {\n}", policy))
+    config.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 2", config.read_text()))
     model = repository / "ranker" / "1" / "model.py"
     model.write_text(model.read_text().replace("cut = slice", "time.sleep(0.5)\n        cut = slice"))
     with LocalServer(repository) as server:
