@@ -6,9 +6,9 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CHECKED := client export llamarec models preprocessing tests benchmarks model_repository
+CHECKED := client examples export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo test test-serving slow lint format bench audit results-serving results-retrievers retrain-retrievers system-packages clean
+.PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -25,8 +25,21 @@ $(VENV)/.ready: pyproject.toml constraints.txt client/launchers.py
 demo: setup
 	$(BIN)/llamarec demo
 
+ui: setup
+	$(BIN)/llamarec demo --ui
+
 test: setup
 	$(BIN)/python -m pytest
+
+test-ui: setup
+	$(BIN)/python -m pytest -m ui
+
+fuzz: setup
+	FUZZ_REQUESTS=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/client/test_http_noise.py
+
+MINUTES ?= 20
+soak: setup
+	MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak
 
 # The serving contract, faults, overload, releases and security against the real server.
 test-serving: setup
@@ -44,6 +57,13 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
+
+docs: setup
+	$(BIN)/typer llamarec.cli utils docs --name llamarec --title Commands --output docs/commands.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+screenshots: setup
+	$(BIN)/python -m benchmarks.screenshots
 
 bench: setup
 	$(BIN)/llamarec bench
@@ -65,9 +85,9 @@ results-serving: setup
 audit: setup
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-# Nothing needs apt: the server, perf_analyzer and every library come as wheels. Kept so that CI and images have one place to call.
+# The page's test looks at it in Debian's Chromium. All else comes as wheels.
 system-packages:
-	@true
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core)
 
 clean:
 	rm -rf $(VENV) artifacts

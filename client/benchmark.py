@@ -1,112 +1,112 @@
 """perf_analyzer against a running server, with the histories of real users: throughput, latency and where time goes."""
 
 import csv
-import importlib.util
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
-from tritonclient.grpc import InferenceServerClient
-from tritonclient.utils import InferenceServerException
 
 from client.contract import ENSEMBLE, HISTORY
-from client.errors import BenchmarkError
+from client.errors import BenchmarkError, ClientError
 from client.launchers import perf_analyzer
-from client.recommender import client_error
+from client.recommender import RecommenderClient, Request
+from client.statistics import StepTime, ensemble_steps, mean_times, step_totals
 
+Mode = Literal["concurrency", "rate"]
+"""Closed loop, so many requests in flight; or open loop, so many requests a second at random moments (Poisson)."""
+FLAGS: Mapping[Mode, Sequence[str]] = {
+    "concurrency": ("--concurrency-range",),
+    "rate": ("--request-distribution", "poisson", "--request-rate-range"),
+}
 WINDOWS = 3
 """perf_analyzer's own number of windows for one measurement; it reports all three together."""
 ANY_CHANGE = "999"
-"""Per cent by which windows may differ. perf_analyzer gives no figures at all where they differ by more."""
-STATISTICS_TIMEOUT = 10.0
+"""Per cent by which windows may differ. perf_analyzer gives no figures at all where they differ by more; here they are
+given, and said to be unstable."""
+STABLE = 0.10
+"""Windows of a stable measurement differ by at most this share of their mean, perf_analyzer's own default."""
 CSV_FILE = "benchmark.csv"
-PLOT_FILE = "benchmark.png"
-
-
-class StepTime(NamedTuple):
-    """Mean time of a request in one step."""
-
-    queue_ms: float
-    compute_ms: float
-    """The step's own work with the copies of its tensors in and out."""
+PATIENCE = 120.0
+"""Seconds for one request of the warm-up."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One measurement."""
 
-    concurrency: int
-    """Requests in flight."""
+    mode: Mode
+    load: float
+    """Requests in flight, or requests sent a second."""
     throughput: float
     """Requests answered a second."""
     p50_ms: float
-    """Latency at the client, in milliseconds, as ``p95_ms`` and ``p99_ms``."""
+    """Latency at the client, in milliseconds, as the other percentiles."""
+    p90_ms: float
     p95_ms: float
     p99_ms: float
+    spread: float
+    """How far the windows are apart: largest less smallest over their mean, of throughput or latency, the worse."""
     steps: Mapping[str, StepTime]
     """Where the time goes in the server, in the order of the steps."""
 
-    def columns(self) -> dict[str, float]:
+    @property
+    def stable(self) -> bool:
+        """Whether the windows agree, so that a repetition can be expected to."""
+        return self.spread <= STABLE
+
+    def columns(self) -> dict[str, float | str]:
         """The row of a table: everything by column name, two columns for each step."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "steps"}
         split = {f"{step}_{name}": value for step, time in self.steps.items() for name, value in time._asdict().items()}
-        latency = {"p50_ms": self.p50_ms, "p95_ms": self.p95_ms, "p99_ms": self.p99_ms}
-        return {"concurrency": self.concurrency, "throughput": self.throughput, **latency, **split}
-
-
-class _Total(NamedTuple):
-    """A step's running totals since the server started."""
-
-    requests: int
-    queue_ns: int
-    compute_ns: int
+        return {**own, **split}
 
 
 def benchmark(
     url: str,
     histories: Sequence[Sequence[str]],
-    concurrency: tuple[int, int] = (1, 4),
+    loads: Sequence[float] = (1, 2, 3, 4),
     model: str = ENSEMBLE,
-    folder: Path = Path("bench"),
     *,
+    mode: Mode = "concurrency",
     requests: int = 20,
+    warm_up: int = 8,
 ) -> list[Row]:
-    """Measures ``model`` at each concurrency and writes ``benchmark.csv`` and ``benchmark.png`` into ``folder``.
+    """Measures ``model`` at each load.
 
     Args:
         url: ``host:port`` of the server's gRPC endpoint.
         histories: raw ids of real users, sent in turn.
-        concurrency: first and last number of requests in flight.
+        loads: numbers of requests in flight, or rates.
         model: the ensemble to load.
-        folder: where the results go.
+        mode: what ``loads`` are.
         requests: fewest requests in each of the three windows of a measurement; a window lasts at least a second.
+        warm_up: requests sent before the first measurement, which count nowhere.
 
     Raises:
-        BenchmarkError: there is nothing to send, perf_analyzer or matplotlib is missing, or nothing was measured.
+        BenchmarkError: there is nothing to send, perf_analyzer is missing, or nothing was measured.
         ServerUnavailable: nothing listens at the address, or the model is not loaded there.
     """
     if not histories:
         raise BenchmarkError("there are no histories to send: give at least one user")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BenchmarkError("the plot needs matplotlib: `pip install 'llamarec[dev]'`")
-    levels = range(concurrency[0], concurrency[1] + 1)
-    steps = _steps(url, model)
+    steps = ensemble_steps(url, model)
+    _warm_up(url, model, [histories[place % len(histories)] for place in range(warm_up)])
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "histories.json"
         data.write_text(json.dumps(input_data(histories)), encoding="utf-8")
-        for level in track(levels, description=f"{model} under load", console=Console(stderr=True)):
-            before = _totals(url, steps)
-            measured = _measure(url, model, data, level, requests)
-            rows.append(_row(level, measured, before, _totals(url, steps)))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(rows, folder / CSV_FILE)
-    _plot(rows, model, folder / PLOT_FILE)
+        for load in track(loads, description=f"{model} under load", console=Console(stderr=True)):
+            before = step_totals(url, steps)
+            measured, spread = _measure(url, model, data, mode, load, requests)
+            p50, p90, p95, p99 = (measured[f"p{percent} latency"] / 1e3 for percent in (50, 90, 95, 99))
+            times = mean_times(before, step_totals(url, steps))
+            rows.append(Row(mode, load, measured["Inferences/Second"], p50, p90, p95, p99, spread, times))
     return rows
 
 
@@ -115,93 +115,75 @@ def input_data(histories: Sequence[Sequence[str]]) -> dict[str, object]:
     return {"data": [{HISTORY.name: {"content": list(ids), "shape": [len(ids)]}} for ids in histories]}
 
 
-def _steps(url: str, model: str) -> list[str]:
-    """The models that an ensemble runs through, in order; the model itself when it is none."""
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Writes the rows as they are in :meth:`Row.columns`, six digits each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0].columns()))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: v if isinstance(v, str) else f"{v:.6g}" for name, v in row.columns().items()})
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Reads what :func:`write_csv` wrote.
+
+    Raises:
+        BenchmarkError: the file is missing or not such a table.
+    """
     try:
-        with InferenceServerClient(url) as client:
-            config = client.get_model_config(model, client_timeout=STATISTICS_TIMEOUT).config
-    except InferenceServerException as error:
-        raise client_error(error, url, model, STATISTICS_TIMEOUT) from error
-    return [step.model_name for step in config.ensemble_scheduling.step] or [model]
+        with path.open(encoding="utf-8", newline="") as file:
+            return [_read_row(row) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise BenchmarkError(f"{path} is no table of `llamarec bench`: {error}") from None
 
 
-def _totals(url: str, steps: Sequence[str]) -> dict[str, _Total]:
-    totals = {}
-    with InferenceServerClient(url) as client:
-        for step in steps:
-            try:
-                statistics = client.get_inference_statistics(step, client_timeout=STATISTICS_TIMEOUT)
-            except InferenceServerException as error:
-                raise client_error(error, url, step, STATISTICS_TIMEOUT) from error
-            times = [version.inference_stats for version in statistics.model_stats]
-            totals[step] = _Total(
-                sum(time.success.count for time in times),
-                sum(time.queue.ns for time in times),
-                sum(time.compute_input.ns + time.compute_infer.ns + time.compute_output.ns for time in times),
-            )
-    return totals
+def _read_row(row: Mapping[str, str]) -> Row:
+    own = {field.name: float(row[field.name]) for field in fields(Row) if field.name not in ("mode", "steps")}
+    steps = {
+        name.removesuffix("_compute_ms"): StepTime(float(row[name.replace("compute", "queue")]), float(value))
+        for name, value in row.items()
+        if name.endswith("_compute_ms")
+    }
+    mode: Mode = "rate" if row["mode"] == "rate" else "concurrency"
+    return Row(mode=mode, steps=steps, **own)
 
 
-def _measure(url: str, model: str, data: Path, level: int, requests: int) -> dict[str, float]:
-    """One line of perf_analyzer's CSV, latencies in microseconds."""
+def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
+    with RecommenderClient(url) as client:
+        answers = client.recommend_many(map(Request, histories), model=model, timeout=PATIENCE, in_flight=2)
+    errors = [answer for answer in answers if isinstance(answer, ClientError)]
+    if errors:
+        raise errors[0]
+
+
+def _measure(
+    url: str, model: str, data: Path, mode: Mode, load: float, requests: int
+) -> tuple[dict[str, float], float]:
+    """One line of perf_analyzer's CSV, latencies in microseconds, and how far its windows are apart."""
     program, environment = perf_analyzer()
     table = data.with_name("measured.csv")
     table.unlink(missing_ok=True)
-    command = [str(program), "-m", model, "-i", "grpc", "-u", url, "--input-data", str(data), "-f", str(table)]
+    command = [str(program), "-v", "-m", model, "-i", "grpc", "-u", url, "--input-data", str(data), "-f", str(table)]
     # Not --request-count: its throughput is rounded up to whole seconds, 50 answers/s where there are 700.
     command += ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
-    command += ["--concurrency-range", str(level), "-s", ANY_CHANGE, "-r", str(WINDOWS)]
+    command += [*FLAGS[mode], f"{load:g}", "-s", ANY_CHANGE, "-r", str(WINDOWS)]
     run = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
     if run.returncode or not table.is_file():
         said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
         reasons = [line for line in said if "error" in line.lower() or "failed" in line.lower()]
         raise BenchmarkError(
-            f"perf_analyzer measured nothing at concurrency {level} (exit code {run.returncode}): "
+            f"perf_analyzer measured nothing at {mode} {load:g} (exit code {run.returncode}): "
             + "\n".join((reasons or said)[-5:])
         )
     with table.open(encoding="utf-8", newline="") as file:
-        return {name: float(value) for name, value in next(csv.DictReader(file)).items() if value}
+        return {name: float(value) for name, value in next(csv.DictReader(file)).items() if value}, spread(run.stdout)
 
 
-def _row(level: int, measured: Mapping[str, float], before: Mapping[str, _Total], after: Mapping[str, _Total]) -> Row:
-    steps = {}
-    for step, end in after.items():
-        requests = max(end.requests - before[step].requests, 1)
-        queue, compute = end.queue_ns - before[step].queue_ns, end.compute_ns - before[step].compute_ns
-        steps[step] = StepTime(queue / requests / 1e6, compute / requests / 1e6)
-    p50, p95, p99 = (measured[f"p{percent} latency"] / 1e3 for percent in (50, 95, 99))
-    return Row(level, measured["Inferences/Second"], p50, p95, p99, steps)
-
-
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0].columns()))
-        writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.columns().items()} for row in rows)
-
-
-def _plot(rows: Sequence[Row], model: str, path: Path) -> None:
-    """Latency and throughput over concurrency, and beside them the mean time of a request in each step."""
-    from matplotlib.figure import Figure
-
-    levels = [row.concurrency for row in rows]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    figure.suptitle(f"{model}, perf_analyzer over real histories")
-    latency, split = figure.subplots(1, 2)
-    for name in ("p50_ms", "p95_ms", "p99_ms"):
-        latency.plot(levels, [getattr(row, name) for row in rows], marker="o", label=name.removesuffix("_ms"))
-    throughput = latency.twinx()
-    throughput.plot(levels, [row.throughput for row in rows], color="grey", linestyle="--", label="throughput")
-    throughput.set(ylabel="answers a second (dashed)", ylim=(0, None))
-    latency.set(xlabel="requests in flight", ylabel="latency [ms]", xticks=levels, ylim=(0, None))
-    latency.legend(loc="lower right")
-    bottom = [0.0] * len(rows)
-    for place, step in enumerate(rows[0].steps):
-        for part, alpha in (("compute_ms", 1.0), ("queue_ms", 0.4)):
-            times = [getattr(row.steps[step], part) for row in rows]
-            label = f"{step}, {part.removesuffix('_ms')}"
-            split.bar(levels, times, bottom=bottom, color=f"C{place}", alpha=alpha, label=label)
-            bottom = [low + time for low, time in zip(bottom, times, strict=True)]
-    split.set(xlabel="requests in flight", ylabel="mean time of a request [ms]", xticks=levels)
-    figure.legend(*split.get_legend_handles_labels(), loc="outside right center", fontsize="small", reverse=True)
-    figure.savefig(path, dpi=150)
+def spread(said: str) -> float:
+    """How far the windows that perf_analyzer's ``-v`` lists are apart; infinite where it lists fewer than two."""
+    passes = re.findall(r"Pass \[\d+\] throughput: ([\d.]+) infer/sec. Avg latency: ([\d.]+) usec", said)
+    if len(passes) < 2:
+        return float("inf")
+    measures = ([float(value) for value in column] for column in zip(*passes, strict=True))
+    return max((max(values) - min(values)) / (sum(values) / len(values)) for values in measures)

@@ -22,6 +22,9 @@ MAX_CANDIDATES = 20
 DEGRADED = "degraded"
 """Request parameter of a client that falls back on ``llamarec_retrieval``: says why, and is counted by the server."""
 
+PROBE = "llamarec-probe"
+"""Request id of whoever only asks whether a step lives; such requests are not counted."""
+
 
 class TensorSpec(NamedTuple):
     """One tensor of a model, without the leading batch dimension."""

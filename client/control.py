@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.contract import STEP_SPECS, STEPS
+from client.contract import PROBE, STEP_SPECS, STEPS
 from client.errors import ServerError, ServerUnavailable
 
 KEY_HEADER = "llamarec-key"
@@ -37,7 +37,7 @@ def probe_request(step: str) -> dict[str, Any]:
             length = 0 if spec.shape == (-1,) else 1
             shape, data = [1, length], [0] * length
             inputs.append({"name": spec.name, "shape": shape, "datatype": DATA_TYPES[spec.data_type], "data": data})
-    return {"inputs": inputs}
+    return {"id": PROBE, "inputs": inputs}
 
 
 @dataclass(frozen=True)

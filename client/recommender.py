@@ -1,131 +1,119 @@
 """gRPC clients of the recommender: one for plain code, one for asyncio, with the same calls and the same errors."""
 
-import re
+import asyncio
+import time
+import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tritonclient import grpc
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
-from client.contract import (
-    CANDIDATES,
-    ENSEMBLE,
-    EXCLUDE,
-    HISTORY,
-    ITEM_ID,
-    RESPONSE,
-    RETRIEVER_RANK,
-    SCORE,
-    TOP_K,
-    USER_ID,
-    TensorSpec,
-)
-from client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
+from client.attempts import Call, RetryBudget
+from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from client.errors import ClientError, InvalidRequest
+from client.messages import Recommendation, Recommendations, Request, read_result, requested_outputs
+
+__all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "RecommenderClient", "Request", "Tls"]
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
 """Seconds: a ranking pass takes about one on a CPU, and a queue may stand before it."""
+IN_FLIGHT = 32
+"""Requests under way at a time in a call for many users: enough that the server's steps fill their batches."""
+KEEP_ALIVE = 20.0
+"""Seconds of silence in a call after which the connection is probed."""
+CHANNEL_OPTIONS = {
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    # Without these a client finds a restarted server only after a second or more.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2000,
+}
+
+Fallback = Literal["retriever"]
+Result = Recommendations | ClientError
+"""One user's part of a call for many."""
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """One recommended item."""
+class Tls:
+    """Certificates of an encrypted connection, each a PEM file."""
 
-    item_id: str
-    """The raw id, as in the interaction log."""
-    score: float
-    """Probability over the candidates; they sum to 1 before ``top_k`` cuts."""
-    retriever_rank: int
-    """The place the retriever gave it among the candidates, from 1; 0 if the retriever does not know it."""
-
-
-def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:
-    """A STRING input of one request.
-
-    Raises:
-        InvalidRequest: a value is no text, or no text that UTF-8 can hold.
-    """
-    if isinstance(values, (str, bytes)):
-        raise InvalidRequest(f"{spec.name} is one string: give a list of item ids")
-    encoded = []
-    for value in values:
-        try:
-            encoded.append(value.encode())
-        except (AttributeError, UnicodeEncodeError):
-            raise InvalidRequest(f"{spec.name} holds {value!r}: item ids are strings of valid Unicode") from None
-    array = np.empty((1, len(encoded)), dtype=object)
-    array[0] = encoded
-    tensor = grpc.InferInput(spec.name, list(array.shape), "BYTES")
-    tensor.set_data_from_numpy(array)
-    return tensor
+    root_certificates: Path | None = None
+    """Of the authority that signed the server's certificate; by default gRPC's own list."""
+    certificate_chain: Path | None = None
+    """The client's own, with ``private_key``: mutual TLS."""
+    private_key: Path | None = None
 
 
-def _request_inputs(
-    history: Iterable[str],
-    exclude: Iterable[str] | None,
-    candidates: Iterable[str] | None,
-    top_k: int | None,
-    user_id: str | None,
-) -> list[grpc.InferInput]:
-    inputs = [_text_input(HISTORY, history)]
-    if exclude is not None:
-        inputs.append(_text_input(EXCLUDE, exclude))
-    if candidates is not None:
-        inputs.append(_text_input(CANDIDATES, candidates))
-    if user_id is not None:
-        inputs.append(_text_input(USER_ID, [user_id]))
-    if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or abs(top_k) > np.iinfo(np.int32).max:
-            raise InvalidRequest(f"{TOP_K.name} is {top_k!r}: it is a whole number of at least 1")
-        tensor = grpc.InferInput(TOP_K.name, [1, 1], "INT32")
-        tensor.set_data_from_numpy(np.array([[top_k]], dtype=np.int32))
-        inputs.append(tensor)
-    return inputs
+class _Connection:
+    """What both clients know before they send anything: the address, the channel's options, the retry budget."""
+
+    def __init__(self, url: str, tls: Tls | None, keep_alive: float) -> None:
+        probe = round(keep_alive * 1000)
+        options = {
+            **CHANNEL_OPTIONS,
+            "grpc.keepalive_time_ms": probe,
+            "grpc.keepalive_timeout_ms": min(probe, 10_000),
+            "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, whatever the line above says
+        }
+        self.url = url
+        self.budget = RetryBudget()
+        self.channel: dict[str, Any] = {"url": url, "channel_args": list(options.items())}
+        if tls is not None:
+            files = {
+                "root_certificates": tls.root_certificates,
+                "certificate_chain": tls.certificate_chain,
+                "private_key": tls.private_key,
+            }
+            for name, path in files.items():
+                if path is not None and not path.is_file():
+                    raise InvalidRequest(f"{path} is no file: {name} names a PEM file")
+            if (tls.certificate_chain is None) != (tls.private_key is None):
+                raise InvalidRequest("mutual TLS needs both certificate_chain and private_key")
+            self.channel |= {"ssl": True, **{name: path and str(path) for name, path in files.items()}}
+
+    def call(self, model: str, timeout: float, fallback: Fallback | None, request_id: str | None) -> Call:
+        if not timeout > 0:
+            raise InvalidRequest(f"timeout is {timeout:g} s: give a number above 0")
+        if fallback not in (None, "retriever"):
+            raise InvalidRequest(f"fallback is {fallback!r}: the only one is 'retriever'")
+        second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
+        return Call(self.url, model, request_id or uuid.uuid4().hex, timeout, second, self.budget)
 
 
-def _requested_outputs() -> list[grpc.InferRequestedOutput]:
-    return [grpc.InferRequestedOutput(spec.name) for spec in RESPONSE]
+def _answer(call: Call, result: grpc.InferResult) -> Recommendations:
+    return Recommendations(read_result(result), model=call.model, degraded=call.degraded, request_id=call.request_id)
 
 
-def _recommendations(result: grpc.InferResult) -> list[Recommendation]:
-    columns: list[NDArray[Any]] = [result.as_numpy(spec.name)[0] for spec in (ITEM_ID, SCORE, RETRIEVER_RANK)]
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [Recommendation(item_id.decode(), score, rank) for item_id, score, rank in rows]
-
-
-def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
-    """The error of this package that a gRPC status stands for."""
-    status = str(error.status()).removeprefix("StatusCode.")
-    # Triton puts "in ensemble 'llamarec', " before the message of the step that failed, which names the step itself.
-    message = re.sub(r"^in ensemble '[^']*', ", "", error.message())
-    if status == "INVALID_ARGUMENT":
-        return InvalidRequest(message)
-    if status == "DEADLINE_EXCEEDED":
-        return RequestTimeout(f"no answer from {model} at {url} within {timeout:g} s: allow more time or ask for less")
-    if status == "UNAVAILABLE" and "unknown model" not in message:
-        return ServerUnavailable(f"no server answers at {url}: start one with `llamarec serve` ({message})")
-    if status in ("UNAVAILABLE", "NOT_FOUND"):
-        return ServerUnavailable(f"the server at {url} does not serve {model}: run `llamarec export` ({message})")
-    return ServerError(f"{model} at {url} failed with {status}: {message}")
-
-
-class Recommender:
+class RecommenderClient:
     """A connection to a running server, for plain code; may be shared by threads.
 
-    Args:
-        url: ``host:port`` of the server's gRPC endpoint.
+    Every call has a deadline. An unavailable server is asked again within it, at most three times, and a dead step
+    once; retries are at most a tenth of a client's requests, so they never amplify an overload.
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
-        self._url = url
-        self._client = grpc.InferenceServerClient(url)
+    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+        """Args:
+        url: ``host:port`` of the server's gRPC endpoint.
+        tls: certificates of an encrypted connection; without them it is plain.
+        keep_alive: seconds of silence within a call after which the connection is probed, and given up if nothing
+            comes back.
 
-    def __enter__(self) -> "Recommender":
+        Raises:
+            InvalidRequest: a certificate's file is missing.
+        """
+        self._connection = _Connection(url, tls, keep_alive)
+        self._client = grpc.InferenceServerClient(**self._connection.channel)
+
+    def __enter__(self) -> "RecommenderClient":
         return self
 
     def __exit__(
@@ -147,7 +135,9 @@ class Recommender:
         user_id: str | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
-    ) -> list[Recommendation]:
+        fallback: Fallback | None = None,
+        request_id: str | None = None,
+    ) -> Recommendations:
         """Asks for one user's recommendations, best first.
 
         Args:
@@ -157,34 +147,73 @@ class Recommender:
             top_k: how many to return; all by default.
             user_id: for the server's logs; the models never see it.
             model: the ensemble to ask; ``llamarec_retrieval`` answers without the language model.
-            timeout: seconds until the request is given up.
+            timeout: seconds until the call is given up, retries and fallback included.
+            fallback: ``"retriever"`` asks ``llamarec_retrieval`` when the model is refused, dead or too slow, and
+                marks the answer ``degraded``; a tenth of the timeout, at most 0.25 s, is kept for it.
+            request_id: as it will stand in the server's logs; a new one by default.
 
         Raises:
             InvalidRequest: the request is beyond one of the contract's limits; the text names the tensor.
             RequestTimeout: no answer in time.
-            ServerUnavailable: nothing listens at the address, or the model is not loaded there.
-            ServerError: the server failed.
+            ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` when
+                the queue is full.
+            ServerError: the server failed; ``StepDied`` when the process of a step is gone.
         """
-        inputs = _request_inputs(history, exclude, candidates, top_k, user_id)
-        try:
-            result = self._client.infer(model, inputs, outputs=_requested_outputs(), client_timeout=timeout)
-        except InferenceServerException as error:
-            raise client_error(error, self._url, model, timeout) from error
-        return _recommendations(result)
+        request = Request(history, exclude, candidates, top_k, user_id)
+        return self._send(request, model, timeout, fallback, request_id)
+
+    def recommend_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        model: str = ENSEMBLE,
+        timeout: float = DEFAULT_TIMEOUT,
+        fallback: Fallback | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> list[Result]:
+        """Asks for many users at once: single requests on one connection, which the server batches.
+
+        Args:
+            requests: one for each user.
+            model: as in :meth:`recommend`, as ``fallback``.
+            timeout: seconds for each user's call, from the moment that it is sent.
+            fallback: as in :meth:`recommend`.
+            in_flight: most requests under way at a time.
+
+        Returns:
+            For each request in its place the answer, or the error that this user's call ended with.
+        """
+
+        def one(request: Request) -> Result:
+            try:
+                return self._send(request, model, timeout, fallback, None)
+            except ClientError as error:
+                return error
+
+        with ThreadPoolExecutor(in_flight) as pool:
+            return list(pool.map(one, requests))
+
+    def _send(
+        self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
+    ) -> Recommendations:
+        inputs, outputs = request.inputs(), requested_outputs()
+        call = self._connection.call(model, timeout, fallback, request_id)
+        while True:
+            try:
+                return _answer(call, self._client.infer(inputs=inputs, outputs=outputs, **call.arguments()))
+            except InferenceServerException as failure:
+                time.sleep(call.pause_after(failure))
 
 
-class AsyncRecommender:
-    """The same for asyncio: many requests may be under way at once, which the server batches.
+class AsyncRecommenderClient:
+    """The same for asyncio. Cancelling a task gives its request up, on the server too."""
 
-    Args:
-        url: ``host:port`` of the server's gRPC endpoint.
-    """
+    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+        """As :class:`RecommenderClient`; to be called where an event loop runs."""
+        self._connection = _Connection(url, tls, keep_alive)
+        self._client = aio.InferenceServerClient(**self._connection.channel)
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
-        self._url = url
-        self._client = aio.InferenceServerClient(url)
-
-    async def __aenter__(self) -> "AsyncRecommender":
+    async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
 
     async def __aexit__(
@@ -206,11 +235,41 @@ class AsyncRecommender:
         user_id: str | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
-    ) -> list[Recommendation]:
-        """As :meth:`Recommender.recommend`; cancelling the task gives the request up."""
-        inputs = _request_inputs(history, exclude, candidates, top_k, user_id)
-        try:
-            result = await self._client.infer(model, inputs, outputs=_requested_outputs(), client_timeout=timeout)
-        except InferenceServerException as error:
-            raise client_error(error, self._url, model, timeout) from error
-        return _recommendations(result)
+        fallback: Fallback | None = None,
+        request_id: str | None = None,
+    ) -> Recommendations:
+        """As :meth:`RecommenderClient.recommend`."""
+        request = Request(history, exclude, candidates, top_k, user_id)
+        return await self._send(request, model, timeout, fallback, request_id)
+
+    async def recommend_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        model: str = ENSEMBLE,
+        timeout: float = DEFAULT_TIMEOUT,
+        fallback: Fallback | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> list[Result]:
+        """As :meth:`RecommenderClient.recommend_many`."""
+        room = asyncio.Semaphore(in_flight)
+
+        async def one(request: Request) -> Result:
+            async with room:
+                try:
+                    return await self._send(request, model, timeout, fallback, None)
+                except ClientError as error:
+                    return error
+
+        return await asyncio.gather(*map(one, requests))
+
+    async def _send(
+        self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
+    ) -> Recommendations:
+        inputs, outputs = request.inputs(), requested_outputs()
+        call = self._connection.call(model, timeout, fallback, request_id)
+        while True:
+            try:
+                return _answer(call, await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments()))
+            except InferenceServerException as failure:
+                await asyncio.sleep(call.pause_after(failure))

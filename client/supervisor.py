@@ -296,6 +296,7 @@ class Supervisor:
                 time.sleep(WATCH_SECONDS)
         finally:
             watch.stop()
+            self._watch = None
             code = server.stop(self._exit_seconds + 5)
         return code, was_ready
 

@@ -22,7 +22,7 @@ from client.contract import (
     ModelSpec,
     TensorSpec,
 )
-from export.steps import SCORES_PARAMETER
+from export.steps import PATIENCE_PARAMETER, SCORES_PARAMETER
 from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -46,7 +46,7 @@ class Serving:
     queue_delay_us: int = 0
     """Microseconds that a request waits for company at the ranker; 0: takes along what queues, waits for nothing."""
     device: str = "cpu"
-    """Where the ranker's instances are placed. On a processor one prompt fills every core: it gets one at a time."""
+    """Where the ranker's instances are placed."""
     retriever_runtime: str = "python"
     """``onnxruntime``: the retriever's graph runs in Triton's own ONNX backend instead of its Python process."""
     pass_seconds: float = 2.0
@@ -74,8 +74,12 @@ class Serving:
 
     @property
     def queue_size(self) -> int:
-        """Requests that may wait for the ranker: as many as start in ``queue_seconds``, one pass being under way."""
-        waiting = int((self.queue_seconds / self.pass_seconds - 1) * self.instances)
+        """Requests that may queue before the ranker.
+
+        It takes up what queues and ranks it in turn, while as many queue again: together no more than can be ranked in
+        ``queue_seconds``, one pass being under way.
+        """
+        waiting = int((self.queue_seconds / self.pass_seconds - 1) * self.instances / 2)
         return min(max(waiting, 1), LONGEST_QUEUE)
 
 
@@ -114,11 +118,11 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
         config["dynamic_batching"] = {
             "max_queue_delay_microseconds": serving.queue_delay_us,
-            "default_queue_policy": _queue(serving.queue_size, serving.queue_seconds),
+            # The other half of its patience a request may spend among those that the ranker has taken up. Handing it
+            # one at a time (a preferred or largest batch of 1) would make that needless, but Triton's batcher then
+            # sleeps up to half a second between two requests (core 2.51).
+            "default_queue_policy": _queue(serving.queue_size, serving.queue_seconds / 2),
         }
-        if serving.device == "cpu" and not serving.queue_delay_us:
-            # A request handed over has left the queue: neither its deadline nor its timeout would count any longer.
-            config["dynamic_batching"]["preferred_batch_size"] = [1]
         if serving.rank_cache:
             config["response_cache"] = {"enable": True}
     step = ModelConfig(
@@ -129,6 +133,8 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         output=_tensors(spec.outputs),
         **config,
     )
+    if name == "ranker":
+        step.parameters[PATIENCE_PARAMETER].string_value = f"{serving.queue_seconds / 2:g}"
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
         step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
     return step

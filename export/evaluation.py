@@ -79,12 +79,8 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
         InputError: nothing was exported, or it was exported from other artifacts.
     """
     release = read_release(repository)
-    made_from = read_manifest(step_artifact(repository, "ranker"), "step", "llamarec export").inputs["data"]
     data = load_data(artifacts)
-    if made_from != data.fingerprint:
-        raise InputError(
-            f"{repository} was exported from another data set than {artifacts}: run `llamarec export` again"
-        )
+    check_exported_from(repository, data)
     steps = ExportedSteps.load(repository)
     users = _retrieve(steps, data)
     subset = users.subset()
@@ -112,6 +108,16 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
             **_compare_with_oracle(artifacts, repository, steps, users, lists, oracle_users),
         }
     return result
+
+
+def check_exported_from(repository: Path, data: Data) -> None:
+    """Raises:
+    InputError: the repository was exported from other data.
+    """
+    if read_manifest(step_artifact(repository, "ranker"), "step", "llamarec export").inputs["data"] != data.fingerprint:
+        raise InputError(
+            f"{repository} was exported from other data than the {data.name} at hand: run `llamarec export` again"
+        )
 
 
 def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:

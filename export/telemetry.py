@@ -14,6 +14,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
+from client.contract import PROBE
+
 FLUSH_SECONDS = 0.5
 REQUEST_LOG = "LLAMAREC_REQUEST_LOG"
 """Environment variable: a log line for every request and step when it is set; failures are always logged."""
@@ -67,8 +69,7 @@ class Metrics:
         )
         self._loaded = self._release.Metric(labels=self._labels)
         self._loaded.set(1)
-        for name in ("llamarec_answers_total", "llamarec_unknown_items_total"):  # 0 rather than absent
-            self._metric(name, ())
+        self._metric("llamarec_answers_total", ())  # 0 rather than absent
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, name="metrics", daemon=True)
         self._thread.start()
@@ -146,6 +147,8 @@ class Telemetry:
             seconds: that the step worked on it.
             facts: for the log line; ``candidates``, ``prompt_tokens`` and ``unknown_items`` are metrics too.
         """
+        if request.request_id() == PROBE:
+            return
         self._metrics.count("llamarec_answers_total")
         self._metrics.observe("llamarec_step_seconds", seconds)
         for name in ("prompt_tokens", "candidates"):
@@ -163,7 +166,7 @@ class Telemetry:
 
         Args:
             request: Triton's.
-            kind: ``invalid``, ``cancelled`` or ``internal``.
+            kind: ``invalid``, ``cancelled``, ``late`` or ``internal``.
             message: what the caller is told.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

@@ -220,11 +220,11 @@ def recommend(
 ) -> None:
     """Ask a running server for one user's recommendations."""
     from client.canary import canary_model, parse_share
-    from client.recommender import Recommender
+    from client.recommender import RecommenderClient
     from llamarec.served import titles
 
     model = canary_model(model, user, parse_share(canary))
-    with Recommender(server) as recommender:
+    with RecommenderClient(server) as recommender:
         answer = recommender.recommend(
             history or [], exclude=exclude, candidates=candidates, top_k=top_k, user_id=user, model=model
         )
@@ -240,22 +240,36 @@ def recommend(
 def bench(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Repository = DEFAULT_REPOSITORY,
-    concurrency: Annotated[str, typer.Option(help="Requests in flight: FIRST:LAST, or one number.")] = "1:4",
+    concurrency: Annotated[str, typer.Option(help="Requests in flight: FIRST:LAST[:STEP], or one number.")] = "1:4",
+    rate: Annotated[str | None, typer.Option(help="Instead: requests a second, at random moments.")] = None,
     model: Annotated[str, typer.Option(help="`llamarec` or `llamarec_retrieval`.")] = ENSEMBLE,
     server: Annotated[str | None, typer.Option(help="HOST:PORT; by default a server is started for it.")] = None,
     users: Annotated[int, typer.Option(help="How many real histories to send in turn.")] = 64,
-    output: Annotated[Path, typer.Option(help="Folder of the CSV and the plot.")] = Path("bench"),
+    requests: Annotated[int, typer.Option(help="Fewest requests in each of a measurement's three windows.")] = 20,
+    warm_up: Annotated[int, typer.Option(help="Requests before the first measurement.")] = 8,
+    output: Annotated[Path, typer.Option(help="Folder of the CSV and the report.")] = Path("bench"),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two such CSV files: print how they differ, measure nothing.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Load the ensemble with perf_analyzer: throughput, latency and where the time goes."""
+    from llamarec.bench import Bench
     from llamarec.bench import bench as run
+    from llamarec.bench import compare as compare_tables
 
-    rows = run(artifacts, repository, concurrency, model, server, users, output)
+    if compare:
+        differences = compare_tables(*compare)
+        columns = ["load", "answers/s", "then", "ratio", "p50 ms", "then", "ratio", ""]
+        print_json(differences) if as_json else print_table("", columns, differences)
+        return
+    options = Bench(concurrency=concurrency, rate=rate, model=model, users=users, requests=requests, warm_up=warm_up)
+    rows = run(options, artifacts, repository, server, output)
     if as_json:
-        print_json(rows)
+        print_json([row.columns() for row in rows])
         return
     print_benchmark(model, rows)
-    console.print(f"written: {output}/benchmark.csv, {output}/benchmark.png")
+    console.print(f"written: {output}/benchmark.csv, {output}/report.html")
 
 
 @app.command()
@@ -264,11 +278,14 @@ def demo(
     repository: Repository = DEFAULT_REPOSITORY,
     preset: Preset = "demo",
     user: Annotated[str | None, typer.Option(help="Raw id of the test user to recommend to.")] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Open a page over what is exported, of any data set.")] = False,
+    ui_port: Annotated[int, typer.Option(help="Of the page, on the loopback interface.")] = 7860,
 ) -> None:
     """Every stage on MovieLens-100K, ending with a recommendation served by Triton."""
     from llamarec.demo import demo as run
+    from llamarec.demo import demo_page
 
-    run(artifacts, repository, preset, user)
+    demo_page(artifacts, repository, preset, ui_port) if ui else run(artifacts, repository, preset, user)
 
 
 def main() -> None:

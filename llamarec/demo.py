@@ -1,14 +1,16 @@
 """The whole way on MovieLens-100K, from raw events to a recommendation served by Triton."""
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.contract import RETRIEVAL_ENSEMBLE
-from client.recommender import Recommendation, Recommender
+from client.contract import RETRIEVAL_ENSEMBLE, STEPS
+from client.recommender import Recommendation, RecommenderClient
 from client.server import LocalServer
-from export.repository import Export, export
+from export.evaluation import check_exported_from
+from export.repository import Export, export, step_artifact
 from llamarec.options import from_preset
 from llamarec.tables import console, messages, print_table
 from models.ranker.options import PRESETS as RANKER_PRESETS
@@ -18,6 +20,7 @@ from models.retriever.candidates import CandidateTable
 from models.retriever.options import PRESETS as RETRIEVER_PRESETS
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import train_retriever
+from preprocessing.artifacts import MANIFEST
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
@@ -40,6 +43,50 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
     Raises:
         InputError: there is no such preset or user.
     """
+    run_stages(artifacts, repository, preset)
+    data = load_data(artifacts)
+    place = _choose(data, artifacts, user)
+    history = [data.catalogue.raw(int(item)).decode() for item in (*data.training[place], data.validation[place])]
+    with _stage("serve: tritonserver"), LocalServer(repository) as server, RecommenderClient(server.url) as client:
+        retrieved = client.recommend(history, model=RETRIEVAL_ENSEMBLE)
+        ranked = client.recommend(history)
+    _print_history(data, data.users[place], history)
+    _print_list(data, "what the retriever alone answers", retrieved, place)
+    _print_list(data, "what LlamaRec answers: the same 20, ranked by the language model", ranked, place)
+    _print_landing(data, retrieved, ranked, place)
+
+
+def demo_page(artifacts: Path, repository: Path, preset: str, port: int) -> None:
+    """Serves the page over whatever is exported, of any data set; runs the stages first where nothing is.
+
+    Args:
+        artifacts: as in :func:`demo`, as ``repository`` and ``preset``.
+        repository: see there.
+        preset: see there.
+        port: of the page, on the loopback interface.
+
+    Raises:
+        InputError: the port is taken, or the repository was exported from other data than ``artifacts``.
+    """
+    if importlib.util.find_spec("fastapi") is None:
+        raise InputError("the page needs fastapi and uvicorn: `pip install 'llamarec[ui]'`")
+    from llamarec.ui import Showroom, show
+
+    if not (step_artifact(repository, STEPS[-1]) / MANIFEST).is_file():
+        run_stages(artifacts, repository, preset)
+    data = load_data(artifacts)
+    check_exported_from(repository, data)
+    with LocalServer(repository) as server:
+        messages.print(f"[bold]http://127.0.0.1:{port}[/]   (Ctrl+C ends it)")
+        show(Showroom.open(server.url, repository, data), port)
+
+
+def run_stages(artifacts: Path, repository: Path, preset: str) -> None:
+    """Every stage on MovieLens-100K that is not finished, up to an exported repository.
+
+    Raises:
+        InputError: there is no such preset.
+    """
     retriever_options = from_preset(RetrieverTraining, RETRIEVER_PRESETS, preset)
     ranker_options = from_preset(RankerTraining, RANKER_PRESETS, preset)
     with _stage("preprocess: NVTabular workflows on MovieLens-100K"):
@@ -53,16 +100,6 @@ def demo(artifacts: Path, repository: Path, preset: str, user: str | None) -> No
         train_ranker(ranker_options, artifacts, BASE)
     with _stage(f"export: {repository}"):
         export(Export(), artifacts, repository)
-    data = load_data(artifacts)
-    place = _choose(data, artifacts, user)
-    history = [data.catalogue.raw(int(item)).decode() for item in (*data.training[place], data.validation[place])]
-    with _stage("serve: tritonserver"), LocalServer(repository) as server, Recommender(server.url) as recommender:
-        retrieved = recommender.recommend(history, model=RETRIEVAL_ENSEMBLE)
-        ranked = recommender.recommend(history)
-    _print_history(data, data.users[place], history)
-    _print_list(data, "what the retriever alone answers", retrieved, place)
-    _print_list(data, "what LlamaRec answers: the same 20, ranked by the language model", ranked, place)
-    _print_landing(data, retrieved, ranked, place)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from client.recommender import Recommender
+from client.recommender import RecommenderClient
 from export.evaluation import Ask, ServedList
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 
@@ -18,7 +18,7 @@ def ask_server(url: str) -> Ask:
     """A function that asks the server at ``url`` for the ranked list of each history, some at a time, in order."""
 
     def ask(histories: Sequence[Sequence[str]]) -> Iterable[ServedList]:
-        with Recommender(url) as recommender, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        with RecommenderClient(url) as recommender, ThreadPoolExecutor(IN_FLIGHT) as pool:
             for answer in pool.map(lambda history: recommender.recommend(history, timeout=PATIENCE), histories):
                 yield ServedList([r.item_id for r in answer], [r.score for r in answer])
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.benchmark import Row
+
 console = Console()
 """Results, on standard output."""
 messages = Console(stderr=True)
@@ -33,20 +35,27 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console.print(table)
 
 
-def print_benchmark(model: str, rows: Sequence[Mapping[str, float]]) -> None:
-    """Throughput and latency at each concurrency, and the mean time of a request in each step."""
-    totals = ["concurrency", "throughput", "p50_ms", "p95_ms", "p99_ms"]
-    cells = [[int(row["concurrency"]), *(f"{row[name]:.2f}" for name in totals[1:])] for row in rows]
-    print_table(f"{model} under perf_analyzer: answers a second, latency", totals, cells)
-    steps = [name.removesuffix("_compute_ms") for name in rows[0] if name.endswith("_compute_ms")]
-    cells = [
+def print_benchmark(model: str, rows: Sequence[Row]) -> None:
+    """Throughput and latency at each load, and the mean time of a request in each step."""
+    mode = rows[0].mode
+    columns = [mode, "answers/s", "p50_ms", "p95_ms", "p99_ms", "windows apart"]
+    cells: list[list[object]] = [
         [
-            int(row["concurrency"]),
-            *(f"{row[f'{step}_compute_ms']:.1f} + {row[f'{step}_queue_ms']:.1f}" for step in steps),
+            f"{row.load:g}",
+            *(f"{value:.2f}" for value in (row.throughput, row.p50_ms, row.p95_ms, row.p99_ms)),
+            f"{row.spread:.0%}" + ("" if row.stable else ", unstable"),
         ]
         for row in rows
     ]
-    print_table("where a request's time goes: work + waiting [ms]", ["concurrency", *steps], cells)
+    print_table(f"{model} under perf_analyzer: answers a second, latency", columns, cells)
+    steps = list(rows[0].steps)
+    cells = [
+        [f"{row.load:g}", *(f"{row.steps[step].compute_ms:.1f} + {row.steps[step].queue_ms:.1f}" for step in steps)]
+        for row in rows
+    ]
+    print_table("where a request's time goes: work + waiting [ms]", [mode, *steps], cells)
+    if not all(row.stable for row in rows):
+        console.print("unstable: the three windows disagree; measure on a quiet machine or with more --requests")
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:

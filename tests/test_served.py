@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
 from client.errors import InvalidRequest
-from client.recommender import AsyncRecommender, Recommendation, Recommender
+from client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from client.server import LocalServer
 from export.evaluation import evaluate
 from export.offline import ExportedSteps
@@ -28,7 +28,7 @@ def steps(repository):
 
 @pytest.fixture(scope="module")
 def recommender(server):
-    with Recommender(server.url) as client:
+    with RecommenderClient(server.url) as client:
         yield client
 
 
@@ -146,7 +146,7 @@ def test_concurrent_requests_answer_as_single_ones(server, steps):
     histories = [ids[start : start + 3 * start] for start in range(32)]
 
     async def ask():
-        async with AsyncRecommender(server.url) as client:
+        async with AsyncRecommenderClient(server.url) as client:
             return await asyncio.gather(*map(client.recommend, histories))
 
     assert asyncio.run(ask()) == [offline(steps, history) for history in histories]
@@ -182,7 +182,7 @@ def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts):
     train_ranker(brief, folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
-    with LocalServer(tmp_path / "repository") as server, Recommender(server.url) as recommender:
+    with LocalServer(tmp_path / "repository") as server, RecommenderClient(server.url) as recommender:
         for user in range(20):
             items = (*data.training[user], data.validation[user])
             history = [data.catalogue.raw(int(item)).decode() for item in items]

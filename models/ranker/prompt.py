@@ -106,15 +106,26 @@ class PromptBuilder:
         Raises:
             InputError: as :meth:`text`; or the candidates alone do not fit.
         """
+        return self.fit(history_items, candidate_items)[1]
+
+    def fit(self, history_items: Items, candidate_items: Items) -> tuple[str, list[int]]:
+        """The prompt that :meth:`build` gives, as text and as token ids.
+
+        Raises:
+            InputError: as :meth:`build`.
+        """
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
-        while len(ids := self._tokenizer.encode(self.text(history, candidate_items)).ids) > self.settings.max_tokens:
+        while True:
+            text = self.text(history, candidate_items)
+            ids = list(self._tokenizer.encode(text).ids)
+            if len(ids) <= self.settings.max_tokens:
+                return text, ids
             if not history:
                 raise InputError(
                     f"{len(candidate_items)} candidates take {len(ids)} tokens without any history, more than the"
                     f" {self.settings.max_tokens} of the prompt: allow more tokens, or cut titles shorter"
                 )
             history.pop(0)
-        return list(ids)
 
     def _cut_title(self, item: int) -> str:
         """The title on one line, so that it can't end the prompt's own lines, cut at ``title_tokens`` tokens."""

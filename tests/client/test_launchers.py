@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.launchers import PROGRAMS, write_launchers
-from client.recommender import Recommender
+from client.recommender import RecommenderClient
 from client.server import free_ports, is_launcher
 
 
@@ -45,7 +45,7 @@ def test_the_literal_commands_work_together(launchers, echo_repository, tmp_path
     try:
         while b"Started Metrics" not in (tmp_path / "log").read_bytes():
             assert server.poll() is None, (tmp_path / "log").read_text()
-        with Recommender(f"127.0.0.1:{grpc}") as recommender:
+        with RecommenderClient(f"127.0.0.1:{grpc}") as recommender:
             assert recommender.recommend(["a"])[0].item_id == "a"
         measure = ["perf_analyzer", "-m", "llamarec", "-u", f"127.0.0.1:{http}", "--input-data", data]
         run = subprocess.run(

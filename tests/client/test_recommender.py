@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.contract import RETRIEVAL_ENSEMBLE
 from client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
-from client.recommender import AsyncRecommender, Recommendation, Recommender
+from client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from client.server import free_ports
 
 IDS = st.lists(st.characters(exclude_characters="~", exclude_categories=["Cs"]), max_size=50)
@@ -22,7 +22,7 @@ IDS = st.lists(st.characters(exclude_characters="~", exclude_categories=["Cs"]),
 
 @pytest.fixture(scope="module")
 def recommender(echo_server):
-    with Recommender(echo_server.url) as client:
+    with RecommenderClient(echo_server.url) as client:
         yield client
 
 
@@ -104,7 +104,7 @@ def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
     """200 requests of 25 lengths under way together, every tenth bad: each gets its own answer or its own error."""
 
     async def ask() -> list[list[Recommendation] | BaseException]:
-        async with AsyncRecommender(echo_server.url) as client:
+        async with AsyncRecommenderClient(echo_server.url) as client:
             histories = [["bad"] if n % 10 == 0 else [chr(65 + n)] * (n % 25) for n in range(200)]
             return await asyncio.gather(*(client.recommend(h) for h in histories), return_exceptions=True)
 
@@ -122,7 +122,7 @@ def test_requests_of_different_lengths_are_batched(echo_server):
         return client.get_inference_statistics("retriever").model_stats[0].execution_count
 
     async def ask() -> None:
-        async with AsyncRecommender(echo_server.url) as client:
+        async with AsyncRecommenderClient(echo_server.url) as client:
             # The first holds the step for a second, while the others queue.
             slow = asyncio.create_task(client.recommend(["~"]))
             await asyncio.sleep(0.3)
@@ -147,7 +147,10 @@ def test_no_server_names_the_address_and_the_command():
     """Issue: no server listening is a clear sentence; at once, not after the deadline."""
     url = f"127.0.0.1:{free_ports(1)[0]}"
     start = time.monotonic()
-    with Recommender(url) as client, pytest.raises(ServerUnavailable, match=f"{url}: start one with `llamarec serve`"):
+    with (
+        RecommenderClient(url) as client,
+        pytest.raises(ServerUnavailable, match=f"{url}: start one with `llamarec serve`"),
+    ):
         client.recommend(["a"])
     assert time.monotonic() - start < 5
 
@@ -156,7 +159,7 @@ def test_asyncio_raises_the_same_errors(echo_server):
     """One table of errors for both clients."""
 
     async def ask(url: str, history: list[str], **options: float) -> None:
-        async with AsyncRecommender(url) as client:
+        async with AsyncRecommenderClient(url) as client:
             await client.recommend(history, **options)
 
     for url, history, options, expected in (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from client.errors import ServerError
 from client.process import SHARED_MEMORY
-from client.recommender import Recommender
+from client.recommender import RecommenderClient
 from client.server import (
     LocalServer,
     check_ports,
@@ -68,7 +68,7 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
     log = tmp_path / "server.log"
     with suppress(KeyboardInterrupt, RuntimeError), LocalServer(echo_repository, log=log) as server:
         pid = server.pid
-        with Recommender(server.url) as recommender:
+        with RecommenderClient(server.url) as recommender:
             assert len(recommender.recommend(["a", "b"])) == 2
         assert len(segments(server)) == 4, "one segment for each Python step"
         if interruption:

@@ -126,9 +126,9 @@ def test_no_ensemble_is_cached():
 @pytest.mark.parametrize(
     ("serving", "waiting"),
     [
-        # 30 s hold 15 passes of 2 s: one under way, 14 waiting; twice as many with two instances.
-        (Serving(pass_seconds=2, queue_seconds=30), 14),
-        (Serving(pass_seconds=2, queue_seconds=30, instances=2), 28),
+        # 30 s hold 15 passes of 2 s: one under way, 7 taken up, 7 queueing; twice as many with two instances.
+        (Serving(pass_seconds=2, queue_seconds=30), 7),
+        (Serving(pass_seconds=2, queue_seconds=30, instances=2), 14),
         (Serving(pass_seconds=40, queue_seconds=30), 1),
         (Serving(pass_seconds=0.001, queue_seconds=30), LONGEST_QUEUE),
     ],
@@ -137,7 +137,7 @@ def test_the_rankers_queue_holds_what_can_be_ranked_in_time(serving, waiting):
     """Worked out by hand; the time limit is the option's, and a caller may shorten it."""
     policy = model_configs(serving)["ranker"].dynamic_batching.default_queue_policy
     assert policy.max_queue_size == waiting
-    assert policy.default_timeout_microseconds == 30_000_000
+    assert policy.default_timeout_microseconds == 15_000_000
     assert policy.timeout_action == policy.REJECT
     assert policy.allow_timeout_override
 

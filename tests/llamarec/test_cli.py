@@ -155,6 +155,32 @@ def test_a_port_in_use(tmp_path):
     assert "--grpc-port" in ended.stderr
 
 
+def test_the_page_beside_something_on_its_port(run, artifacts, repository):
+    """`demo --ui` names the port and the option; the server that it started is gone again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ("--ui-port", port, "--artifacts", artifacts, "--repository", repository)
+        code, _, err = run("demo", "--ui", *options)
+    assert code == 2
+    assert f"port {port} is in use" in err
+    assert "--ui-port" in err
+
+
+def test_the_page_refuses_a_repository_of_other_data(run, artifacts, repository, tmp_path):
+    """Titles of one data set beside answers of another would be lies."""
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "another"}))
+    refused(run("demo", "--ui", "--artifacts", tmp_path, "--repository", repository), "llamarec export")
+
+
+def test_comparing_what_is_no_measurement(run, tmp_path):
+    """The error names the file."""
+    refused(run("bench", "--compare", tmp_path / "a.csv", tmp_path / "b.csv"), "a.csv", "llamarec bench")
+
+
 def test_recommend_prints_json_and_a_table(run, server, artifacts):
     """The same three items as JSON and, with the artifacts at hand, with titles (item 50 is Star Wars)."""
     ask = ("recommend", "--history", "181", "--candidates", "50", "--candidates", "100", "--server", server.url)

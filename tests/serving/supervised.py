@@ -69,7 +69,7 @@ class Served:
         except OSError:
             return 0, {}
 
-    def wait_until_ready(self, seconds: float = 120) -> None:
+    def wait_until_ready(self, seconds: float = 300) -> None:
         wait_for(lambda: self.health()[0] == 200 or self.process.poll() is not None, seconds)
         assert self.health()[0] == 200, self.log_path.read_text()[-3000:]
 

@@ -108,4 +108,4 @@ def test_with_two_rankers_one_goes_on_answering(artifacts, tmp_path, expected):
         for row in load.failures():
             answered = [other.ended for other in load.asked if other.began >= row.ended and not other.error]
             assert min(answered) - row.began < 3 * contention()
-        assert len(served.stubs("ranker")) == 2
+        assert wait_for(lambda: len(served.stubs("ranker")) == 2, 60), "the replaced two have gone"

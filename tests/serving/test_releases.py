@@ -16,7 +16,8 @@ from client.releases import RELEASES, State, list_releases, promote, rollback
 from export.offline import ExportedSteps
 from export.release import build_release
 from export.repository import Export
-from models.retriever.training import RetrieverTraining, train_retriever
+from models.retriever.options import RetrieverTraining
+from models.retriever.training import train_retriever
 from preprocessing.errors import InputError
 
 HISTORIES = [["50"], ["181", "50", "172"], [str(item) for item in range(1, 60)]]

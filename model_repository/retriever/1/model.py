@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from export.steps import Retrieval, ServedScores, Worker
+from export.steps import SCORES_PARAMETER, Retrieval, Worker, parameter
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Retrieval`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.worker = Worker("retriever", args, lambda folder: Retrieval.load(folder, ServedScores.name(args)))
+        scores = parameter(args, SCORES_PARAMETER)
+        self.worker = Worker("retriever", args, lambda folder: Retrieval.load(folder, scores))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -1,0 +1,173 @@
+"""What serving costs beside the ranker's compute: one request at a time, and the throughput of eight at once.
+
+``python -m benchmarks.serving --artifacts DIR --repository DIR [--json]`` starts the real server on the repository. A
+request's overhead is its time at the client minus the ranker's own: Triton's statistics of the ranker give the time in
+its step, ``compute_infer``, before and after each request. The same with a ranker that answers in exactly 1 ms
+(:data:`CONSTANT_RANKER`), and the throughput of concurrent clients beside the same prompts scored in this process.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc
+
+from client.contract import ENSEMBLE
+from client.server import LocalServer
+from export.offline import ExportedSteps
+from preprocessing.data import load_data
+
+OVERHEAD_FLOOR = 0.005
+"""Seconds: the most that the median request may take beyond the ranker's compute."""
+THROUGHPUT_FLOOR = 0.95
+CONSTANT_RANKER = '''
+"""The ranker's place taken by one that keeps the candidates' order and takes 1 ms: for measuring the rest."""
+
+import time
+
+from client.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, ITEM_ID, RETRIEVER_RANK, SCORE
+from export.steps import answer_in_turn
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return answer_in_turn("ranker", self.answer, requests, None, 60)
+
+    def answer(self, request):
+        end = time.perf_counter() + 1e-3
+        while time.perf_counter() < end:
+            pass
+        columns = (request[spec] for spec in (CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK))
+        return dict(zip((ITEM_ID, SCORE, RETRIEVER_RANK), columns))
+'''
+
+
+def request_of(history: list[str]) -> list[grpc.InferInput]:
+    """The inputs of one request."""
+    tensor = grpc.InferInput("HISTORY", [1, len(history)], "BYTES")
+    array = np.empty((1, len(history)), dtype=object)
+    array[0] = [item.encode() for item in history]
+    tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+def ranker_seconds(client: grpc.InferenceServerClient) -> float:
+    """Seconds that the ranker's step has computed so far."""
+    stats = client.get_inference_statistics("ranker").model_stats[0].inference_stats
+    return float(stats.compute_infer.ns) / 1e9
+
+
+def overheads(url: str, histories: list[list[str]]) -> list[float]:
+    """Seconds beyond the ranker's compute of each request, one after another; two requests warm up."""
+    found = []
+    with grpc.InferenceServerClient(url) as client:
+        for place, history in enumerate(histories[:2] + histories):
+            inputs, before = request_of(history), ranker_seconds(client)
+            began = time.perf_counter()
+            client.infer(ENSEMBLE, inputs)
+            seconds = time.perf_counter() - began
+            if place >= 2:
+                found.append(seconds - (ranker_seconds(client) - before))
+    return found
+
+
+def served_rate(url: str, histories: list[list[str]], clients: int) -> float:
+    """Requests a second of concurrent clients that together send every history once."""
+    waiting = list(histories)
+    lock = threading.Lock()
+
+    def work() -> None:
+        with grpc.InferenceServerClient(url) as client:
+            while True:
+                with lock:
+                    if not waiting:
+                        return
+                    history = waiting.pop()
+                client.infer(ENSEMBLE, request_of(history))
+
+    threads = [threading.Thread(target=work) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(histories) / (time.perf_counter() - began)
+
+
+def in_process_rate(repository: Path, histories: list[list[str]]) -> float:
+    """Prompts a second when this process scores the same prompts, one after another."""
+    steps = ExportedSteps.load(repository)
+    prompts = []
+    for history in histories:
+        request = steps.features.encode([item.encode() for item in history])
+        candidates = steps.candidates(request)
+        prompts.append((steps.prompts.build(request.history, candidates.items), candidates))
+    tokens, candidates = prompts[0]
+    steps.ranker.rank(tokens, candidates.scores, candidates.ranks)
+    began = time.perf_counter()
+    for tokens, candidates in prompts:
+        steps.ranker.rank(tokens, candidates.scores, candidates.ranks)
+    return len(histories) / (time.perf_counter() - began)
+
+
+def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> dict[str, Any]:
+    """Both overheads, both rates and whether the floors are met."""
+    data = load_data(artifacts)
+    histories = [
+        [data.catalogue.raw(int(item)).decode() for item in (*data.training[user], data.validation[user])]
+        for user in np.random.default_rng(0).permutation(len(data.users))[:users]
+    ]
+    with LocalServer(repository) as server:
+        real = overheads(server.url, histories)
+        served = served_rate(server.url, histories, clients)
+    # After the server has ended: the two would share the cores.
+    alone = in_process_rate(repository, histories)
+    with tempfile.TemporaryDirectory() as folder:
+        constant = Path(folder) / "repository"
+        shutil.copytree(repository, constant, ignore=shutil.ignore_patterns("merged"))
+        (constant / "ranker" / "1" / "model.py").write_text(CONSTANT_RANKER, encoding="utf-8")
+        with LocalServer(constant) as server:
+            short = overheads(server.url, histories * 4)
+    result = {
+        "users": users,
+        "overhead_ms": {
+            "ranker": {"median": 1e3 * statistics.median(real), "p90": 1e3 * float(np.quantile(real, 0.9))},
+            "constant 1 ms": {"median": 1e3 * statistics.median(short), "p90": 1e3 * float(np.quantile(short, 0.9))},
+        },
+        "clients": clients,
+        "requests_a_second": {"served": served, "in this process": alone},
+        "throughput_ratio": served / alone,
+    }
+    medians = (statistics.median(real), statistics.median(short))
+    result["floor_met"] = max(medians) <= OVERHEAD_FLOOR and served / alone >= THROUGHPUT_FLOOR
+    return result
+
+
+def main() -> None:
+    """Prints the result as a table or, with ``--json``, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts/movielens-100k"))
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--users", type=int, default=24)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = benchmark(options.artifacts, options.repository, options.users, options.clients)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for name, row in result["overhead_ms"].items():
+        print(f"overhead, {name}: median {row['median']:.2f} ms, p90 {row['p90']:.2f} ms")
+    print(f"throughput at {options.clients} clients: {result['throughput_ratio']:.3f} of the ranker in this process")
+    print(f"floor met: {result['floor_met']}")
+
+
+if __name__ == "__main__":
+    main()

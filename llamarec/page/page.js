@@ -1,0 +1,237 @@
+"use strict";
+const byId = (id) => document.getElementById(id);
+const state = { history: [], user: null, next: null, asked: 0 };
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+async function get(path, options) {
+  const response = await fetch(path, options);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error ?? body.detail ?? response.statusText);
+  return body;
+}
+
+function say(text) {
+  byId("message").textContent = text;
+  byId("message").hidden = !text;
+}
+
+// ---- suggestions under an input: arrows, Enter, Escape, or a tap
+
+function combo(input, list, find, row, choose) {
+  let found = [], chosen = -1, timer, latest = 0;
+  const close = () => { list.hidden = true; input.setAttribute("aria-expanded", "false"); chosen = -1; };
+  const mark = () => {
+    [...list.children].forEach((option, place) => option.setAttribute("aria-selected", place === chosen));
+    list.children[chosen]?.scrollIntoView({ block: "nearest" });
+    if (chosen < 0) input.removeAttribute("aria-activedescendant");
+    else input.setAttribute("aria-activedescendant", `${list.id}-${chosen}`);
+  };
+  // What was found for other words must never be taken: Enter may come before the answer.
+  const forget = () => { latest++; found = []; list.replaceChildren(); close(); };
+  const take = (place) => { const item = found[place]; if (item) { forget(); input.value = ""; choose(item); } };
+  async function open() {
+    const mine = ++latest;
+    const answer = await find(input.value.trim()).catch((error) => { say(error.message); return []; });
+    if (mine !== latest) return;
+    found = answer;
+    list.replaceChildren(...found.map((item, place) => {
+      const option = element("li", undefined, { role: "option", id: `${list.id}-${place}` });
+      option.append(...row(item));
+      option.addEventListener("mousedown", (event) => { event.preventDefault(); take(place); });
+      return option;
+    }));
+    list.hidden = !found.length;
+    input.setAttribute("aria-expanded", String(!list.hidden));
+    chosen = -1;
+  }
+  input.addEventListener("input", () => { forget(); clearTimeout(timer); timer = setTimeout(open, 120); });
+  input.addEventListener("focus", () => { if (input.value || input.id === "user") open(); });
+  input.addEventListener("blur", forget);
+  input.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step && found.length) { chosen = (chosen + step + found.length) % found.length; mark(); event.preventDefault(); }
+    else if (event.key === "Enter") { take(Math.max(chosen, 0)); event.preventDefault(); }
+    else if (event.key === "Escape") close();
+  });
+}
+
+combo(byId("user"), byId("user-list"),
+  (words) => get(`/api/users?q=${encodeURIComponent(words)}`),
+  (user) => [element("span", `user ${user.id}`), element("small", `${user.items} items`)],
+  (user) => takeUser(user.id));
+
+combo(byId("search"), byId("search-list"),
+  async (words) => (words ? get(`/api/items?q=${encodeURIComponent(words)}`) : []),
+  (item) => [element("span", item.title), element("small", item.id)],
+  (item) => { leaveUser(); state.history.push(item); update(); });
+
+byId("dice").addEventListener("click", async () => {
+  const users = await get("/api/users").catch((error) => { say(error.message); return []; });
+  if (users.length) takeUser(users[0].id);
+});
+byId("clear").addEventListener("click", () => { leaveUser(); state.history = []; update(); });
+
+async function takeUser(id) {
+  try {
+    const user = await get(`/api/users/${encodeURIComponent(id)}`);
+    Object.assign(state, { user: user.id, history: user.history, next: user.next });
+    update();
+  } catch (error) { say(error.message); }
+}
+
+// A history that was changed is no longer that user's, so what came next for them no longer applies.
+function leaveUser() { Object.assign(state, { user: null, next: null }); }
+
+function update() {
+  const own = state.user !== null ? `user=${encodeURIComponent(state.user)}` : state.history.length
+    ? state.history.map((item) => `item=${encodeURIComponent(item.id)}`).join("&") : "";
+  window.history.replaceState(null, "", own ? `?${own}` : location.pathname);
+  showHistory();
+  recommend();
+}
+
+function showHistory() {
+  const total = state.history.length;
+  const whose = state.user !== null ? `user ${state.user}: ` : "";
+  byId("count").textContent = total ? `${whose}${total} item${total === 1 ? "" : "s"}, newest first` : "Nothing yet";
+  byId("clear").hidden = !total;
+  byId("history").replaceChildren(...state.history.map((item, place) => {
+    const row = element("li");
+    row.append(element("span", item.title || `${item.id} (unknown)`, item.title ? {} : { class: "unknown" }));
+    const remove = element("button", "×", { type: "button", "aria-label": `remove ${item.title || item.id}` });
+    remove.addEventListener("click", () => { leaveUser(); state.history.splice(place, 1); update(); });
+    row.append(remove);
+    return row;
+  }).reverse());
+  byId("truth").hidden = !state.next;
+  byId("truth").textContent = state.next ? `What this user really chose next: ${state.next.title}` : "";
+}
+
+async function recommend() {
+  const mine = ++state.asked;
+  byId("result").setAttribute("aria-busy", "true");
+  try {
+    const answer = await get("/api/recommend", {
+      method: "POST", headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ history: state.history.map((item) => item.id) }),
+    });
+    if (mine === state.asked) show(answer);
+  } catch (error) {
+    if (mine === state.asked) say(error.message);
+  } finally {
+    if (mine === state.asked) byId("result").setAttribute("aria-busy", "false");
+  }
+}
+
+function movement(row, place) {
+  if (!row.retriever_rank) return ["new", ""];
+  const moved = row.retriever_rank - place;
+  if (!moved) return ["=", ""];
+  return moved > 0 ? [`▲ ${moved}`, "up"] : [`▼ ${-moved}`, "down"];
+}
+
+function showList(list, rows, moves) {
+  const most = Math.max(...rows.map((row) => row.score), 1e-9);
+  list.replaceChildren(...rows.map((row, index) => {
+    const line = element("li", undefined, { "data-item": row.id, title: `${row.title} · id ${row.id} · score ${row.score}` });
+    line.style.setProperty("--share", row.score / most);
+    line.append(element("b", index + 1), element("span", row.title || row.id), element("i", row.score.toFixed(3)));
+    if (moves) {
+      const [arrow, kind] = movement(row, index + 1);
+      line.append(element("em", arrow, kind ? { class: kind } : {}));
+    }
+    if (state.next?.id === row.id) line.classList.add("next");
+    line.addEventListener("mouseenter", () => light(row.id));
+    line.addEventListener("mouseleave", () => light(null));
+    return line;
+  }));
+  if (!rows.length) list.append(element("li", "nothing left to recommend", { class: "empty" }));
+}
+
+function light(id) {
+  byId("links").classList.toggle("dim", id !== null);
+  for (const part of document.querySelectorAll("#lists [data-item]")) part.classList.toggle("lit", part.dataset.item === id);
+}
+
+// A line from each item's place in the retriever's list to its place in the ranker's.
+function drawLinks() {
+  const box = byId("lists").getBoundingClientRect();
+  const left = new Map([...byId("retrieved").children].map((line) => [line.dataset.item, line]));
+  const paths = [];
+  for (const line of byId("ranked").children) {
+    const start = left.get(line.dataset.item)?.getBoundingClientRect();
+    if (!start) continue;
+    const end = line.getBoundingClientRect();
+    const [x0, y0] = [start.right - box.left + 4, start.top + start.height / 2 - box.top];
+    const [x1, y1] = [end.left - box.left - 4, end.top + end.height / 2 - box.top];
+    const bend = (x1 - x0) / 2;
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`);
+    path.dataset.item = line.dataset.item;
+    const kind = line.classList.contains("next") ? "next" : y1 < y0 - 1 ? "up" : y1 > y0 + 1 ? "down" : "";
+    if (kind) path.classList.add(kind);
+    paths.push(path);
+  }
+  byId("links").replaceChildren(...paths);
+}
+window.addEventListener("resize", drawLinks);
+
+const NAMES = { features: "features", retriever: "retriever", prompt_builder: "prompt builder", ranker: "ranker" };
+
+function milliseconds(value) { return value >= 1000 ? `${(value / 1000).toFixed(2)} s` : `${value.toFixed(value < 10 ? 1 : 0)} ms`; }
+
+function showTime(answer) {
+  const parts = Object.entries(answer.steps).map(([step, time]) => [NAMES[step] ?? step, time.compute_ms + time.queue_ms]);
+  const inside = parts.reduce((sum, [, time]) => sum + time, 0);
+  parts.push(["between the steps, and the network", Math.max(answer.milliseconds.all - inside, 0)]);
+  byId("time").hidden = false;
+  byId("total").textContent = `${milliseconds(answer.milliseconds.all)} in all · the retriever alone ${milliseconds(answer.milliseconds["retriever alone"])}`;
+  byId("stack").setAttribute("aria-label", parts.map(([name, time]) => `${name} ${milliseconds(time)}`).join(", "));
+  byId("stack").replaceChildren(...parts.map(([, time], place) => {
+    const part = element("span");
+    part.style.cssText = `flex: ${Math.max(time, 0.001)} 0 0; background: var(--s${place})`;
+    return part;
+  }));
+  byId("legend").replaceChildren(...parts.map(([name, time], place) => {
+    const line = element("li");
+    line.style.setProperty("--of", `var(--s${place})`);
+    line.append(element("span", name), element("b", milliseconds(time)));
+    return line;
+  }));
+}
+
+function showPrompt(answer) {
+  byId("prompt-box").hidden = !answer.prompt;
+  byId("tokens").textContent = `${answer.tokens} tokens; the logits of the letters behind it are the scores`;
+  const parts = answer.prompt.split(/(\([A-T]\) |###[^\n]*\n)/);
+  byId("prompt").replaceChildren(...parts.map((part) =>
+    /^\([A-T]\) $/.test(part) ? element("b", part) : part.startsWith("###") ? element("u", part) : new Text(part)));
+}
+
+function show(answer) {
+  const unknown = answer.unknown.length;
+  say(answer.degraded ? "The ranker did not answer; both lists are the retriever’s."
+    : unknown ? `${unknown} item${unknown === 1 ? " is" : "s are"} not known to the retriever and skipped.` : "");
+  showList(byId("retrieved"), answer.retrieved, false);
+  showList(byId("ranked"), answer.ranked, true);
+  showTime(answer);
+  showPrompt(answer);
+  drawLinks();
+}
+
+async function start() {
+  const facts = await get("/api/facts");
+  const number = (value) => value.toLocaleString("en");
+  byId("facts").textContent = `${facts.dataset} · ${number(facts.users)} users · ${number(facts.items)} items · ${number(facts.interactions)} interactions · release ${facts.release}`;
+  const given = new URLSearchParams(location.search);
+  if (given.has("user")) return takeUser(given.get("user"));
+  if (given.has("item")) state.history = await get(`/api/items${location.search}`);
+  update();
+}
+start().catch((error) => say(error.message));

@@ -1,0 +1,72 @@
+"""Noise on the HTTP port, and the setting that closes it."""
+
+import json
+import socket
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from client.recommender import RecommenderClient
+from client.server import LocalServer
+
+PATH = b"/v2/models/llamarec/infer"
+GOOD = json.dumps({"inputs": [{"name": "HISTORY", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}]}).encode()
+
+
+def send(url: str, noise: bytes, *, read: bool = True) -> bytes:
+    """What the port answers; empty where it closes the connection."""
+    host, port = url.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(noise)
+        connection.shutdown(socket.SHUT_WR)
+        try:
+            return connection.recv(4096) if read else b""
+        except ConnectionResetError:
+            return b""
+
+
+def post(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST " + PATH + b" HTTP/1.1", b"Host: localhost", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "shape", "data"]), inner),
+    max_leaves=8,
+)
+tensor = st.fixed_dictionaries(
+    {
+        "name": st.just("HISTORY") | values,
+        "shape": st.just([1, 1]) | values,
+        "datatype": st.just("BYTES") | values,
+        "data": values,
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=300)
+    | st.binary(max_size=200).map(post)
+    | st.lists(tensor | values, max_size=3).map(lambda tensors: post(json.dumps({"inputs": tensors}).encode()))
+    | st.integers(-5, 2**33).map(lambda n: post(GOOD, b"Inference-Header-Content-Length: %d" % n))
+)
+@example(b"POST " + PATH + b" HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n")
+@example(b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n")
+def test_noise_on_the_http_port_leaves_the_server_alive(echo_server, noise):
+    """Each answer is an HTTP status or a closed connection, and gRPC goes on answering."""
+    answer = send(echo_server.http_url, noise)
+    assert not answer or answer.startswith(b"HTTP/1.")
+    with RecommenderClient(echo_server.url) as client:
+        assert [row.item_id for row in client.recommend(["a"])] == ["a"]
+
+
+def test_the_port_can_be_closed(echo_repository):
+    """``--allow-http=false``: nothing listens there, and gRPC answers as before."""
+    with LocalServer(echo_repository, arguments=["--allow-http=false"]) as server:
+        with pytest.raises(ConnectionRefusedError):
+            send(server.http_url, post(GOOD))
+        with RecommenderClient(server.url) as client:
+            assert [row.item_id for row in client.recommend(["a"])] == ["a"]

@@ -1,0 +1,112 @@
+"""The documentation's code blocks run, or say what they need; its reference equals the code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from supervised import serving
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+"""Pages of `results/` stand under the commands that made them, which take minutes to hours."""
+NOT_RUN = re.compile(r"^# not run here: needs .+")
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def runs(self) -> bool:
+        return not NOT_RUN.match(self.text)
+
+
+def blocks(path: Path) -> list[Block]:
+    """The fenced blocks of a page that are code; output and drawings (`text`, `console`, none) are not."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        Block(path.name, text[: match.start()].count("\n") + 1, match[1], match[2])
+        for match in found
+        if match[1] not in ("text", "console")
+    ]
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+TUTORIAL = [block for block in ALL if block.page == "tutorial.md"]
+SINGLE = [block for block in ALL if block.page != "tutorial.md" and block.runs]
+
+
+def name(block: Block) -> str:
+    return f"{block.page}:{block.line}"
+
+
+def test_what_is_not_run_is_known():
+    """The list of blocks that no test runs; whoever adds one meets this test. TLS, benchmarks and soak have tests of
+    their own.
+    """
+    assert [(block.page, block.language) for block in ALL if not block.runs] == [
+        ("benchmarking.md", "bash"),
+        ("benchmarking.md", "bash"),
+        ("benchmarking.md", "yaml"),
+        ("benchmarking.md", "python"),
+        ("client.md", "python"),
+        ("robustness.md", "bash"),
+        ("robustness.md", "bash"),
+    ]
+
+
+@pytest.mark.parametrize("block", SINGLE, ids=name)
+def test_a_block_runs(block, server):
+    """Python blocks run by themselves against the real server."""
+    assert block.language == "python", "a shell block outside the tutorial must say what it needs"
+    code = block.text.replace("127.0.0.1:8001", server.url)
+    exec(compile(code, name(block), "exec"), {"__name__": "__main__"})
+
+
+def shell(text: str, folder: Path) -> str:
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_the_tutorial_ends_with_a_recommendation(tmp_path):
+    """Its blocks run one after another in one folder; the server's alone runs beside the rest. The shop's articles
+    follow one another, so the next ones lie just behind the history.
+    """
+    *before, serve, ask = TUTORIAL
+    for block in before:
+        if block.language == "python":
+            subprocess.run([sys.executable, "-c", block.text], cwd=tmp_path, check=True)
+        else:
+            shell(block.text, tmp_path)
+    assert serve.text.strip() == "llamarec serve --repository served"
+    with serving(tmp_path / "served", tmp_path / "log") as served:
+        printed = shell(ask.text.replace("127.0.0.1:8001", served.url), tmp_path)
+    recommended = re.findall(r"sku-(\d+)", printed)
+    assert len(recommended) == 5
+    assert {"6", "7"} & set(recommended)
+
+
+def test_the_command_reference_is_the_codes():
+    """`docs/commands.md` is what typer writes: run the command again after changing an option."""
+    command = [str(BIN / "typer"), "llamarec.cli", "utils", "docs", "--name", "llamarec", "--title", "Commands"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=ENVIRONMENT).stdout
+    assert (DOCS / "commands.md").read_text(encoding="utf-8").strip() == written.strip()

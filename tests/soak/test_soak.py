@@ -1,0 +1,249 @@
+"""Minutes of mixed traffic at 80 % of capacity, while steps are killed, releases promoted and taken back, connections
+cut and answers not read. `make soak MINUTES=20`; the table at its end is the result.
+"""
+
+import itertools
+import multiprocessing
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from supervised import Served, serving, wait_for
+from traffic import CuttingProxy, send, slow_reader
+
+from client.contract import MAX_CANDIDATES
+from client.errors import ClientError, ServerError
+from client.recommender import RecommenderClient, Request
+from client.releases import promote, rollback
+from export.offline import ExportedSteps
+from export.release import build_release
+from export.repository import Export
+from llamarec.tables import console, print_table
+
+pytestmark = pytest.mark.soak
+
+SECONDS = 60 * float(os.environ.get("MINUTES", "20"))
+CLIENTS = 3
+SHARE = 0.8
+"""Of the capacity that is measured first."""
+GAP = 12.0 if SECONDS < 300 else 30.0
+"""Seconds between two disturbances."""
+PATIENCE = 90.0
+"""Seconds for the service to be whole again after one; how fast it heals is a matter of the serving tests."""
+GROWTH = 0.05
+"""Most that memory may grow."""
+
+
+@pytest.fixture(scope="module")
+def repository(artifacts, tmp_path_factory) -> Path:
+    """Two releases of the same models, so that the right answers are one set while releases come and go."""
+    folder = tmp_path_factory.mktemp("soak") / "releases"
+    for _ in range(2):
+        build_release(Export(threads=1), artifacts, folder)
+    return folder
+
+
+def questions(steps: ExportedSteps) -> list[tuple[dict, dict]]:
+    """Mixed traffic with the offline answers: histories of 0 to 500, exclusions, candidates, cuts, unknown ids, and
+    some that no server may answer.
+    """
+    chance = random.Random(0)
+    known = [steps.catalogue.raw(item).decode() for item in range(1, steps.catalogue.trained + 1)]
+    mixed = []
+    for length in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 500):
+        question = {"history": chance.sample(known, length)}
+        mixed.append(question)
+        mixed.append({**question, "top_k": chance.randint(1, MAX_CANDIDATES)})
+        mixed.append({"history": [*question["history"], "no such item"], "exclude": chance.sample(known, 5)})
+        mixed.append({**question, "candidates": chance.sample(known, chance.randint(1, MAX_CANDIDATES))})
+    asked = []
+    for question in mixed:
+        right = {"ranker": [steps.recommend(**question)], "retriever": [retrieved(steps, **question)]}
+        asked.append((question, right))
+    for bad in ({"history": [], "top_k": 0}, {"history": ["x" * 513]}, {"history": [], "candidates": ["no such item"]}):
+        asked.append((bad, {"ranker": [], "retriever": []}))
+    return asked
+
+
+def retrieved(steps: ExportedSteps, history, exclude=(), candidates=None, top_k=None) -> list[tuple[str, float, int]]:
+    """What ``llamarec_retrieval`` answers."""
+    given = None if candidates is None else [raw.encode() for raw in candidates]
+    request = steps.features.encode([raw.encode() for raw in history], [raw.encode() for raw in exclude], given, top_k)
+    found = steps.candidates(request)
+    ids = [steps.catalogue.raw(int(item)).decode() for item in found.items]
+    return list(zip(ids, found.probabilities().tolist(), found.ranks.tolist(), strict=True))[: request.limit or None]
+
+
+def memory(pids: list[int]) -> int:
+    """Proportional share of memory, in bytes."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def family(served: Served) -> list[int]:
+    """The supervisor, the server and the steps."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if words[0] != "Z":
+            parents[int(path.parent.name)] = int(words[1])
+    found = [served.process.pid]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def handles(pids: list[int]) -> int:
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+
+
+def segments(pids: list[int]) -> str:
+    """The prefix of the server's shared memory."""
+    for pid in pids:
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        if "shm-region-prefix-name=" in command:
+            return command.split("shm-region-prefix-name=")[1].split("\0")[0]
+    raise AssertionError("the server runs with a prefix of its own")
+
+
+def patiently(change, *arguments):
+    """A promotion or its return: a step that is just coming back may refuse it for a while."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return change(*arguments)
+        except ServerError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def whole(served: Served) -> None:
+    """Waits until the service says that every step answers."""
+    assert wait_for(lambda: served.health()[0] == 200, PATIENCE), served.log_path.read_text()[-3000:]
+
+
+def capacity(url: str, asked: list[tuple[dict, dict]]) -> float:
+    """Answers a second with eight requests in flight."""
+    good = [Request(**question) for question, right in asked if right["ranker"]]
+    with RecommenderClient(url) as client:
+        client.recommend_many(good[:10])
+        start = time.monotonic()
+        answers = client.recommend_many(good * 2, in_flight=8)
+    assert not [answer for answer in answers if isinstance(answer, ClientError)]
+    return len(answers) / (time.monotonic() - start)
+
+
+def disturb(served: Served, repository: Path, proxy: CuttingProxy, end: float) -> Counter:
+    """One disturbance after another until the end; before the next, the service is whole again."""
+    done: Counter = Counter()
+    readers = []
+    current = itertools.cycle(["promote", "roll back"])
+    kinds = [
+        "kill ranker",
+        "release",
+        "cut",
+        "kill features",
+        "release",
+        "slow readers",
+        "kill retriever",
+        "kill prompt_builder",
+    ]
+    for chosen in itertools.cycle(kinds):
+        what = next(current) if chosen == "release" else chosen
+        if time.monotonic() + GAP > end:
+            break
+        if what.startswith("kill"):
+            model = f"{what.removeprefix('kill ')}_r{1 + (done['promote'] > done['roll back'])}"
+            assert wait_for(lambda model=model: served.stubs(model), PATIENCE)
+            served.kill(model)
+        elif what == "promote":
+            patiently(promote, repository, "r2")
+        elif what == "roll back":
+            patiently(rollback, repository)
+        elif what == "cut":
+            proxy.cut()
+        else:
+            readers = [slow_reader(served.url, ["50", "181"]) for _ in range(20)]
+        done[what] += 1
+        time.sleep(GAP)
+        whole(served)
+    for reader in readers:
+        reader.close()
+    if done["promote"] > done["roll back"]:
+        patiently(rollback, repository)
+    return done
+
+
+def test_soak(repository, tmp_path):
+    """Nothing is answered wrongly, nothing grows and nothing is left behind. Offline answers are the reference."""
+    asked = questions(ExportedSteps.load(repository, "_r1"))
+    with serving(repository, tmp_path / "log", ready=False) as served:
+        assert wait_for(lambda: served.health()[0] == 503, 60), "nothing is promoted yet"
+        patiently(promote, repository, "r1")
+        patiently(promote, repository, "r2")
+        patiently(rollback, repository)
+        whole(served)
+        sustainable = capacity(served.url, asked)
+        proxy = CuttingProxy(served.url)
+        began_with = family(served)
+        prefix = segments(began_with)
+        start = (memory(began_with), handles(began_with))
+        spawn = multiprocessing.get_context("spawn")
+        results = spawn.Queue()
+        rate = SHARE * sustainable / CLIENTS
+        urls = [proxy.url, *[served.url] * (CLIENTS - 1)]
+        clients = [
+            spawn.Process(target=send, args=(url, asked, rate, SECONDS, seed, results)) for seed, url in enumerate(urls)
+        ]
+        for client in clients:
+            client.start()
+        disturbances = disturb(served, repository, proxy, time.monotonic() + SECONDS)
+        outcomes = [results.get(timeout=SECONDS + 120) for _ in clients]
+        for client in clients:
+            client.join()
+        whole(served)
+        with RecommenderClient(served.url) as client:
+            for question, right in asked:
+                if right["ranker"]:
+                    answer = client.recommend(**question)
+                    assert [(row.item_id, row.score, row.retriever_rank) for row in answer] in right["ranker"]
+        ended_with = family(served)
+        end = (memory(ended_with), handles(ended_with))
+        proxy.close()
+    left = [path.name for path in Path("/dev/shm").glob(f"{prefix}*")]
+    counts: Counter = sum((counts for counts, _ in outcomes), Counter())
+    report(counts, disturbances, sustainable, start, end, left)
+    for _, failures in outcomes:
+        for when, text in failures[:5]:
+            console.print(f"{time.strftime('%T', time.gmtime(when))} {text}", highlight=False, markup=False)
+    became = ("answered", "degraded", "refused", "refused as bad input", "failed", "wrong")
+    assert counts["sent"] == sum(counts[name] for name in became), "every request came to an end"
+    assert counts["wrong"] == 0
+    assert counts["answered"] > 0
+    assert not left
+    assert end[0] < (1 + GROWTH) * start[0]
+
+
+def report(counts, disturbances, sustainable, start, end, left) -> None:
+    """The table of the issue: what was sent, what became of it, and what is left."""
+    console.print(
+        f"\n{SECONDS / 60:g} minutes, {CLIENTS} client processes, {SHARE:.0%} of {sustainable:.1f} answers/s;"
+        f" {', '.join(f'{what}: {times}' for what, times in disturbances.items())}"
+    )
+    names = ("sent", "answered", "degraded", "refused", "refused as bad input", "failed", "wrong")
+    lines = [[name, f"{counts[name]:,}"] for name in names]
+    lines.append(["memory [MB]", f"{start[0] / 1e6:.0f} -> {end[0] / 1e6:.0f} ({end[0] / start[0] - 1:+.1%})"])
+    lines.append(["file handles", f"{start[1]} -> {end[1]}"])
+    lines.append(["shared memory left", str(len(left))])
+    print_table("", ["", ""], lines)
