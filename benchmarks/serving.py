@@ -33,12 +33,12 @@ CONSTANT_RANKER = '''
 import time
 
 from client.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, ITEM_ID, RETRIEVER_RANK, SCORE
-from export.steps import answer_in_turn
+from export.steps import answer_each
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        return answer_in_turn("ranker", self.answer, requests, None, 60)
+        return answer_each("ranker", self.answer, requests)
 
     def answer(self, request):
         end = time.perf_counter() + 1e-3

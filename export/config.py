@@ -22,7 +22,7 @@ from client.contract import (
     ModelSpec,
     TensorSpec,
 )
-from export.steps import PATIENCE_PARAMETER, SCORES_PARAMETER
+from export.steps import SCORES_PARAMETER
 from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -50,9 +50,9 @@ class Serving:
     retriever_runtime: str = "python"
     """``onnxruntime``: the retriever's graph runs in Triton's own ONNX backend instead of its Python process."""
     pass_seconds: float = 2.0
-    """What one ranking pass takes; the ranker's queue is sized by it. `llamarec export` measures it."""
-    queue_seconds: float = 30.0
-    """Longest that a request may wait for the ranker. More than can be ranked in that time are refused at once."""
+    """What one ranking pass takes; the wait for the ranker is limited by it. `llamarec export` measures it."""
+    queue_seconds: float | None = None
+    """Longest that a request may wait for the ranker before it is refused; by default eight passes, at least 5 s."""
     rank_cache: bool = False
     """Let Triton's response cache (``--cache-config local,size=..``) answer a prompt it has ranked before. At the
     ranker only: its input tensors determine its answer."""
@@ -63,24 +63,18 @@ class Serving:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.queue_delay_us < 0:
             raise InputError(f"queue_delay_us is {self.queue_delay_us}: give microseconds, 0 for none")
-        if not (self.pass_seconds > 0 and self.queue_seconds > 0):
-            raise InputError(
-                f"pass and queue take {self.pass_seconds:g} and {self.queue_seconds:g} s: give more than 0"
-            )
+        for name in ("pass_seconds", "queue_seconds"):
+            if (seconds := getattr(self, name)) is not None and not seconds > 0:
+                raise InputError(f"{name} is {seconds:g}: give more than 0")
         if self.device not in ("cpu", "gpu"):
             raise InputError(f"there is no device {self.device!r}: choose cpu or gpu")
         if self.retriever_runtime not in ("python", "onnxruntime"):
             raise InputError(f"there is no retriever runtime {self.retriever_runtime!r}: choose python or onnxruntime")
 
     @property
-    def queue_size(self) -> int:
-        """Requests that may queue before the ranker.
-
-        It takes up what queues and ranks it in turn, while as many queue again: together no more than can be ranked in
-        ``queue_seconds``, one pass being under way.
-        """
-        waiting = int((self.queue_seconds / self.pass_seconds - 1) * self.instances / 2)
-        return min(max(waiting, 1), LONGEST_QUEUE)
+    def queue_timeout(self) -> float:
+        """Seconds: ``queue_seconds``, or what follows from the time of a pass."""
+        return self.queue_seconds or max(8 * self.pass_seconds, 5.0)
 
 
 DEFAULTS = Serving()
@@ -99,7 +93,7 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, An
 
 
 def _queue(requests: int, seconds: float | None = None) -> dict[str, Any]:
-    """Refuses, with UNAVAILABLE, what finds the queue full at once and what has waited too long when its turn comes."""
+    """Refuses with UNAVAILABLE: at once what finds the queue full, and what has waited too long."""
     policy: dict[str, Any] = {"max_queue_size": requests}
     if seconds is not None:
         # A caller's own shorter timeout counts, a longer one does not.
@@ -118,11 +112,13 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
         config["dynamic_batching"] = {
             "max_queue_delay_microseconds": serving.queue_delay_us,
-            # The other half of its patience a request may spend among those that the ranker has taken up. Handing it
-            # one at a time (a preferred or largest batch of 1) would make that needless, but Triton's batcher then
-            # sleeps up to half a second between two requests (core 2.51).
-            "default_queue_policy": _queue(serving.queue_size, serving.queue_seconds / 2),
+            # By time, not by number: once a small max_queue_size has refused a request, the batcher of core 2.51
+            # sleeps up to half a second before each of the next ones. The number only guards the memory.
+            "default_queue_policy": _queue(LONGEST_QUEUE, serving.queue_timeout),
         }
+        if serving.device == "cpu" and not serving.queue_delay_us:
+            # A request handed over has left the queue: neither its deadline nor its timeout would count any longer.
+            config["dynamic_batching"]["preferred_batch_size"] = [1]
         if serving.rank_cache:
             config["response_cache"] = {"enable": True}
     step = ModelConfig(
@@ -133,8 +129,6 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         output=_tensors(spec.outputs),
         **config,
     )
-    if name == "ranker":
-        step.parameters[PATIENCE_PARAMETER].string_value = f"{serving.queue_seconds / 2:g}"
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
         step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
     return step

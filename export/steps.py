@@ -54,8 +54,6 @@ if TYPE_CHECKING:  # each step's process imports only what that step needs: torc
 ARTIFACT = "artifact"
 ARTIFACT_KIND = "step"
 REMEDY = "llamarec export"
-PATIENCE_PARAMETER = "PATIENCE_SECONDS"
-"""In the ranker's configuration: how long a request may wait among those that it has taken up together."""
 SCORES_PARAMETER = "RETRIEVER_SCORES"
 """In the retriever's configuration: the model of this server that it has its scores from, instead of its own."""
 DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "FP32": np.float32}
@@ -120,13 +118,9 @@ class Worker:
         self._loaded = load(folder)
         release = arguments["model_name"].removeprefix(step).removeprefix("_") or _release(folder)
         self._telemetry = Telemetry(step, release)
-        patience = parameter(arguments, PATIENCE_PARAMETER)
-        self._patience = float(patience) if patience else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Triton's ``execute``."""
-        if self._patience is not None:
-            return answer_in_turn(self._step, self._loaded.answer, requests, self._telemetry, self._patience)
         return answer_each(self._step, self._loaded.answer, requests, self._telemetry)
 
     def finalize(self) -> None:
@@ -143,33 +137,6 @@ def answer_each(
     a request that its caller gave up.
     """
     return [_answer_one(step, answer, request, telemetry) for request in requests]
-
-
-def answer_in_turn(
-    step: str,
-    answer: Callable[[Tensors], Answer],
-    requests: Sequence[Any],
-    telemetry: Telemetry | None,
-    patience: float,
-) -> list[Any]:
-    """Triton's ``execute`` of a slow step: each response leaves as soon as it is there.
-
-    A request whose turn has not come after ``patience`` seconds is refused with UNAVAILABLE.
-    """
-    import triton_python_backend_utils as pb_utils
-
-    begun = time.monotonic()
-    for request in requests:
-        if time.monotonic() - begun > patience:
-            message = f"{step}: waited {patience:g} s for its turn: ask later, or for llamarec_retrieval"
-            if telemetry:
-                telemetry.failed(request, "late", message)
-            error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
-            response = pb_utils.InferenceResponse(output_tensors=[], error=error)
-        else:
-            response = _answer_one(step, answer, request, telemetry)
-        request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    return [None] * len(requests)
 
 
 def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, telemetry: Telemetry | None) -> Any:

@@ -166,7 +166,7 @@ class Telemetry:
 
         Args:
             request: Triton's.
-            kind: ``invalid``, ``cancelled``, ``late`` or ``internal``.
+            kind: ``invalid``, ``cancelled`` or ``internal``.
             message: what the caller is told.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

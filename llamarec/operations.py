@@ -20,7 +20,9 @@ Device = Annotated[str | None, typer.Option(help="`cpu` or `gpu`; default: a GPU
 Instances = Annotated[int, typer.Option(help="Processes of the ranker, each with its own model.")]
 BatchSize = Annotated[int, typer.Option(help="Most requests that Triton hands to a step together.")]
 QueueDelay = Annotated[int, typer.Option(help="Microseconds that a request waits for company at the ranker.")]
-QueueSeconds = Annotated[float, typer.Option(help="Longest wait for the ranker; what would wait longer is refused.")]
+QueueSeconds = Annotated[
+    float | None, typer.Option(help="Longest wait for the ranker before a request is refused; default: 8 passes.")
+]
 RetrieverRuntime = Annotated[str, typer.Option(help="`python`, or `onnxruntime`: Triton's own ONNX backend.")]
 Index = Annotated[bool, typer.Option("--index", help="Search the items approximately, by faiss; for millions of them.")]
 RankCache = Annotated[bool, typer.Option("--rank-cache", help="Let Triton's response cache answer repeated prompts.")]
@@ -38,7 +40,7 @@ def export(
     instances: Instances = 1,
     max_batch_size: BatchSize = 64,
     queue_delay_us: QueueDelay = 0,
-    queue_seconds: QueueSeconds = 30.0,
+    queue_seconds: QueueSeconds = None,
     retriever_runtime: RetrieverRuntime = "python",
     rank_cache: RankCache = False,
     as_json: Json = False,
@@ -103,7 +105,7 @@ def build(
     instances: Instances = 1,
     max_batch_size: BatchSize = 64,
     queue_delay_us: QueueDelay = 0,
-    queue_seconds: QueueSeconds = 30.0,
+    queue_seconds: QueueSeconds = None,
     rank_cache: RankCache = False,
     as_json: Json = False,
 ) -> None:

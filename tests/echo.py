@@ -50,7 +50,7 @@ ADAPTER = """
 import time
 
 from client.contract import *
-from export.steps import PATIENCE_PARAMETER, answer_each, answer_in_turn, parameter
+from export.steps import answer_each
 from export.telemetry import Telemetry
 from preprocessing.errors import InputError
 
@@ -58,11 +58,8 @@ from preprocessing.errors import InputError
 class TritonPythonModel:
     def initialize(self, args):
         self.telemetry = Telemetry({step!r}, "echo")
-        self.patience = parameter(args, PATIENCE_PARAMETER)
 
     def execute(self, requests):
-        if self.patience:
-            return answer_in_turn({step!r}, self.answer, requests, self.telemetry, float(self.patience))
         return answer_each({step!r}, self.answer, requests, self.telemetry)
 """
 

@@ -124,20 +124,18 @@ def test_no_ensemble_is_cached():
 
 
 @pytest.mark.parametrize(
-    ("serving", "waiting"),
+    ("serving", "seconds"),
     [
-        # 30 s hold 15 passes of 2 s: one under way, 7 taken up, 7 queueing; twice as many with two instances.
-        (Serving(pass_seconds=2, queue_seconds=30), 7),
-        (Serving(pass_seconds=2, queue_seconds=30, instances=2), 14),
-        (Serving(pass_seconds=40, queue_seconds=30), 1),
-        (Serving(pass_seconds=0.001, queue_seconds=30), LONGEST_QUEUE),
+        (Serving(pass_seconds=2), 16),
+        (Serving(pass_seconds=0.01), 5),
+        (Serving(pass_seconds=2, queue_seconds=1), 1),
     ],
 )
-def test_the_rankers_queue_holds_what_can_be_ranked_in_time(serving, waiting):
-    """Worked out by hand; the time limit is the option's, and a caller may shorten it."""
+def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
+    """Eight passes and at least 5 s, or what the option says; a caller may shorten it."""
     policy = model_configs(serving)["ranker"].dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == waiting
-    assert policy.default_timeout_microseconds == 15_000_000
+    assert policy.default_timeout_microseconds == seconds * 1_000_000
+    assert policy.max_queue_size == LONGEST_QUEUE
     assert policy.timeout_action == policy.REJECT
     assert policy.allow_timeout_override
 
