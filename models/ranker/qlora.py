@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
+
+from models.ranker.packing import TREE_ATTENTION, pack
+from preprocessing.errors import InputError
 
 disable_progress_bar()
 
@@ -32,6 +36,7 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         dtype: precision of the arithmetic, and of what is not quantised.
         device: ``cpu`` or ``cuda``.
     """
+    given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -40,45 +45,73 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
             bnb_4bit_compute_dtype=dtype,
         )
         model = LlamaForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, quantization_config=config, device_map={"": device}, local_files_only=True
+            str(folder), quantization_config=config, device_map={"": device}, **given
         )
     else:
-        model = LlamaForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
+        model = LlamaForCausalLM.from_pretrained(str(folder), **given).to(device)
     return model.requires_grad_(False)
 
 
-def add_adapters(model: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> Any:
-    """The base with trainable fp32 adapters on the named projections of every layer, ready to train."""
+def add_adapters(
+    model: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], layers: int | None = None
+) -> Any:
+    """The base with trainable fp32 adapters on the named projections, ready to train.
+
+    Args:
+        model: of :func:`load_base`.
+        rank: of the adapters.
+        alpha: they are scaled by ``alpha / rank``.
+        dropout: on what enters them.
+        targets: names of the projections.
+        layers: how many of the upper layers get them; all if absent. Nothing below is computed backwards.
+
+    Raises:
+        InputError: the base has fewer layers.
+    """
+    count = model.config.num_hidden_layers
+    if layers is not None and layers > count:
+        raise InputError(f"adapters on {layers} layers: the base has {count}, ask for no more")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        layers_to_transform=None if layers is None else list(range(count - layers, count)),
+        layers_pattern=None if layers is None else "layers",
+        task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():  # peft reads an attribute that transformers renames
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config).train()
 
 
-def answer_loss(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+def answer_loss(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool = True
+) -> Tensor:
     """Summed cross-entropy of the answers' tokens behind their prompts, nothing else of the text being learned.
 
-    Shorter texts are padded behind their end, where causal attention never looks from before, so no mask is needed;
-    the head is computed at the answers' positions only.
+    The prompts are packed (:mod:`models.ranker.packing`); the head is computed at the answers' positions only.
 
     Args:
         model: of :func:`add_adapters`.
         prompts: token ids.
         answers: token ids, equally many for each prompt: the letter and the end token.
+        share: compute what prompts begin with alike only once; the loss is the same.
     """
     llama = model.get_base_model()
     device = llama.lm_head.weight.device
-    texts = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
-    tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)  # [batch, length]
     labels = torch.tensor(answers, device=device)  # [batch, answer]
+    width = labels.shape[1]
+    # The last token of an answer is only predicted, so nothing is read from behind it.
+    packed = pack(
+        [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], device, share=share
+    )
+    hidden = llama.model(
+        input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
+    ).last_hidden_state[0]  # [total, hidden]
     # The token at a position is predicted from the position before it.
-    starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    places = starts[:, None] + torch.arange(labels.shape[1], device=device)  # [batch, answer]
-    hidden = llama.model(input_ids=tokens, use_cache=False).last_hidden_state  # [batch, length, hidden]
-    at_answers = hidden[torch.arange(len(texts), device=device)[:, None], places]  # [batch, answer, hidden]
-    logits = llama.lm_head(at_answers).float()  # [batch, answer, vocabulary]
+    places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
+    logits = llama.lm_head(hidden[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 
