@@ -147,23 +147,47 @@ def train_retriever(
 def train_ranker(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     base: Annotated[
-        str, typer.Option(help="A Hugging Face folder or hub name of a Llama; the default is embedded.")
-    ] = "smollm2-135m-instruct",
-    preset: Preset = "paper",
+        str | None, typer.Option(help="A Hugging Face folder or hub name of a Llama; default: the preset's.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="`smollm2-135m` (the embedded base), `llama2-7b`, `paper` or `demo`.")
+    ] = "smollm2-135m",
     max_prompts: Annotated[int | None, typer.Option(help="Training prompts, sampled; default: the preset's.")] = None,
+    negatives: Annotated[
+        str | None, typer.Option(help="`random`, the paper's, or `retriever`: cross-fitted lists of its own.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Of the candidates: `shuffled` or `retriever`.")] = None,
+    pools: Annotated[int | None, typer.Option(help="Prompts behind one history.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="In a prompt, 2 to 52; the server retrieves 20.")] = None,
+    layers: Annotated[int | None, typer.Option(help="How many of the upper layers get adapters.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Most history items in a prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt; the oldest history goes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling, shuffling and initialisation.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
+    """Tune a Llama with LoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
     from llamarec.options import from_preset
-    from models.ranker.options import PRESETS, RankerTraining
+    from models.ranker.base import EMBEDDED
+    from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
 
     options = from_preset(
-        RankerTraining, PRESETS, preset, max_prompts=max_prompts, max_history=max_history, seed=seed, device=device
+        RankerTraining,
+        PRESETS,
+        preset,
+        max_prompts=max_prompts,
+        negatives=negatives,
+        order=order,
+        pools=pools,
+        candidates=candidates,
+        layers=layers,
+        max_history=max_history,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
     )
+    base = base or PRESET_BASES.get(preset, EMBEDDED)
     metrics = run(options, artifacts, base)
     if as_json:
         print_json(metrics)
@@ -196,6 +220,7 @@ def evaluate(
 def export(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Repository = DEFAULT_REPOSITORY,
+    runtime: Annotated[str | None, typer.Option(help="`torch` or `openvino`; default: what suits.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; default: a GPU where there is one.")] = None,
@@ -205,7 +230,7 @@ def export(
     from export.repository import Export
     from export.repository import export as run
 
-    release = run(Export(dtype=dtype, threads=threads, device=device), artifacts, repository)
+    release = run(Export(backend=runtime, dtype=dtype, threads=threads, device=device), artifacts, repository)
     _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
 
 

@@ -17,10 +17,15 @@ def embedded_base() -> Path:
     return find_base(EMBEDDED, Path(tempfile.gettempdir()) / "llamarec-tests")
 
 
-def tiny_base(folder: Path) -> Path:
-    """Writes a Hugging Face folder of a random Llama (hidden 64, 2 layers, tied embeddings) and returns it."""
+def tiny_base(folder: Path, **changed: object) -> Path:
+    """Writes a Hugging Face folder of a random Llama (hidden 64, 2 layers, tied embeddings) and returns it.
+
+    Args:
+        folder: to write.
+        changed: entries of its configuration.
+    """
     torch.manual_seed(0)
-    config = LlamaConfig(
+    settings: dict[str, object] = dict(
         vocab_size=49152,
         hidden_size=64,
         intermediate_size=128,
@@ -34,7 +39,7 @@ def tiny_base(folder: Path) -> Path:
         eos_token_id=2,
         pad_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**{**settings, **changed})).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(embedded_base() / name, folder / name)
     return folder

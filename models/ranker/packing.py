@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 TREE_ATTENTION = "prompt_tree"
 """Name under which transformers knows :func:`tree_attention`."""
 SHORTEST_SHARED = 16
-"""Tokens that prompts must have in common to be computed together: below, the extra segment costs more than it saves."""
+"""Tokens that prompts must have in common to be computed together: with fewer, a segment costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Segment:
     above: tuple[tuple[int, int], ...]
     """Places [start, end) of the segments above, from the root."""
     mask: Tensor | None
-    """[tokens, tokens above and its own] True where a token attends; None where there is nothing above: plain causal."""
+    """[tokens, tokens above and its own] True where a token attends; None with nothing above: plain causal."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *
         device: of the tensors.
         share: compute what prompts begin with alike only once.
     """
-    order = sorted(range(len(prompts)), key=lambda row: prompts[row])
+    order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
     tokens: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []

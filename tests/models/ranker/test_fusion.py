@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.ranker.fusion import choose_weight, fuse, order
+from models.ranker.fusion import choose_temperature, choose_weight, fuse, order
 
 LOGITS = st.floats(-30, 30, width=32)
 
@@ -54,3 +54,9 @@ def test_weight_is_chosen_by_validation_and_the_smallest_of_equals():
     weight, results = choose_weight(letters, scores, truths, weights=(0.8, 0.3, 0.0, 0.5))
     assert weight == 0.5
     assert results == pytest.approx({0.0: 1 / math.log2(3), 0.3: 1 / math.log2(3), 0.5: 1.0, 0.8: 1.0})
+
+
+def test_temperature_is_that_of_the_truth():
+    """Odds of 81 to 1 that are right 3 times of 4 should be odds of 3 to 1: log 81 / 4 = log 3."""
+    letters, scores = [np.array([math.log(81), 0.0])] * 4, [np.zeros(2)] * 4
+    assert choose_temperature(letters, scores, [0, 0, 0, 1], 0.0, temperatures=(0.5, 1.0, 2.0, 4.0, 8.0)) == 4.0

@@ -1,15 +1,20 @@
 """QLoRA on a tiny Llama: the loss, what an evaluation leaves behind, and the merged model."""
 
+import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from tiny import tiny_base
 from transformers import LlamaForCausalLM
 
-from models.ranker.merge import merged_weights, save_merged
+from models.ranker import merge
+from models.ranker.merge import CHANGED, merged_tensors, save_merged
 from models.ranker.qlora import add_adapters, answer_loss, evaluating, letter_logits, load_base
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -80,7 +85,7 @@ def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, q
     plain = LlamaForCausalLM.from_pretrained(str(folder)).eval()
     head = plain.lm_head.weight  # tied: the stored weights name it once
     for weights, tolerance in (
-        (merged_weights(model, torch.float32), 2e-5),
+        (dict(merged_tensors(model, torch.float32)), 2e-5),
         (LlamaForCausalLM.from_pretrained(str(tmp_path / "merged")).state_dict(), 0.015),
     ):
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
@@ -94,10 +99,10 @@ def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, q
 def test_merging_twice_gives_the_same(folder: Path):
     """Merging reads the model and changes nothing in it, an evaluation in between included."""
     model = adapted(folder, "nf4", torch.bfloat16)
-    first = merged_weights(model)
+    first = dict(merged_tensors(model))
     with evaluating(model):
         letter_logits(model, PROMPTS[0], LETTERS)
-    second = merged_weights(model)
+    second = dict(merged_tensors(model))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -110,3 +115,51 @@ def test_merged_folder_is_an_ordinary_one(folder: Path, tmp_path: Path):
     assert merged.state_dict().keys() == LlamaForCausalLM.from_pretrained(str(folder)).state_dict().keys()
     assert not hasattr(merged.config, "quantization_config")
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_merged_model_carries_its_bases_licence_and_says_that_it_was_changed(folder: Path, tmp_path: Path):
+    """Llama 2's licence (1b) asks for its text and notice with every derivative, Apache's (4b) for word of the change."""
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    for name in ("LICENSE.txt", "USE_POLICY.md", "NOTICE"):
+        (base / name).write_text(f"the base's {name}\n")
+    save_merged(adapted(folder, "none"), base, tmp_path / "merged")
+    assert (tmp_path / "merged" / "LICENSE.txt").read_text() == "the base's LICENSE.txt\n"
+    assert (tmp_path / "merged" / "USE_POLICY.md").is_file()
+    assert (tmp_path / "merged" / "NOTICE").read_text() == f"the base's NOTICE\n\n{CHANGED}"
+
+
+def test_shards_hold_the_same_model_and_no_more_than_their_size(folder: Path, tmp_path: Path):
+    """Cut at 100,000 bytes the model loads as in one file; only the embedding, larger than that, exceeds it, alone."""
+    model = adapted(folder, "nf4")
+    save_merged(model, folder, tmp_path / "whole")
+    save_merged(model, folder, tmp_path / "cut", shard_bytes=100_000)
+    shards = sorted((tmp_path / "cut").glob("*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        with safe_open(shard, "pt") as tensors:
+            sizes = [tensors.get_tensor(name).nbytes for name in tensors.keys()]  # noqa: SIM118
+        assert sum(sizes) <= 100_000 or len(sizes) == 1
+    whole, cut = (LlamaForCausalLM.from_pretrained(str(tmp_path / name)).state_dict() for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What lets 7B merge in 16 GB: of the tensors made so far, those that are alive never exceed a shard and one more."""
+    made: list[tuple[weakref.ref[torch.Tensor], int]] = []
+    most = 0
+
+    def watched(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for name, tensor in merged_tensors(model):
+            made.append((weakref.ref(tensor), tensor.nbytes))
+            most = max(most, sum(size for alive, size in made if alive() is not None))
+            yield name, tensor
+            del tensor
+
+    monkeypatch.setattr(merge, "merged_tensors", watched)
+    save_merged(adapted(folder, "nf4"), folder, tmp_path, shard_bytes=100_000)
+    sizes = [size for _, size in made]
+    assert sum(sizes) > 100_000 + max(sizes)
+    assert most <= 100_000 + max(sizes)
