@@ -64,7 +64,7 @@ def test_truths_are_spread_over_the_letters():
 
 
 def test_a_users_later_items_are_negatives_like_any():
-    """Left out, they would be given away: behind item 3 alone, 19 of 38 others are drawn, so 5 is in half of 60 lists."""
+    """Left out, they would be given away: behind item 3 alone 19 of 38 others are drawn, 5 half the time."""
     lists = [
         example.candidates
         for seed in range(60)
@@ -131,5 +131,5 @@ def test_sequences_without_a_next_item_are_refused():
 
 def test_a_retriever_that_finds_nothing_is_refused():
     """No list holds a target: there is nothing to learn from, and the sentence says what else to do."""
-    with pytest.raises(InputError, match="none of 2 training positions .* random negatives"):
+    with pytest.raises(InputError, match=r"none of 2 training positions .* random negatives"):
         sample_examples(sequences([1, 2, 3]), RetrievedPools(ten_from(20)), seed=0)

@@ -21,7 +21,9 @@ def seen(packed: PackedPrompts) -> dict[int, set[int]]:
     """For each place in the packed sequence, the places that it attends to."""
     result = {}
     for segment in packed.segments:
-        context = [place for start, end in (*segment.above, (segment.start, segment.end)) for place in range(start, end)]
+        context = [
+            place for start, end in (*segment.above, (segment.start, segment.end)) for place in range(start, end)
+        ]
         size = segment.end - segment.start
         mask = segment.mask
         if mask is None:

@@ -118,7 +118,7 @@ def test_merged_folder_is_an_ordinary_one(folder: Path, tmp_path: Path):
 
 
 def test_a_merged_model_carries_its_bases_licence_and_says_that_it_was_changed(folder: Path, tmp_path: Path):
-    """Llama 2's licence (1b) asks for its text and notice with every derivative, Apache's (4b) for word of the change."""
+    """Llama 2's licence (1b) wants its text and notice with a derivative, Apache's (4b) word of the change."""
     base = tmp_path / "base"
     shutil.copytree(folder, base)
     for name in ("LICENSE.txt", "USE_POLICY.md", "NOTICE"):
@@ -146,7 +146,7 @@ def test_shards_hold_the_same_model_and_no_more_than_their_size(folder: Path, tm
 
 
 def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What lets 7B merge in 16 GB: of the tensors made so far, those that are alive never exceed a shard and one more."""
+    """What lets 7B merge in 16 GB: of the tensors made so far, a shard and one more at most are alive."""
     made: list[tuple[weakref.ref[torch.Tensor], int]] = []
     most = 0
 

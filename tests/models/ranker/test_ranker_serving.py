@@ -118,7 +118,7 @@ def test_an_unknown_runtime_is_refused():
 def test_runtime_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, native: bool, installed: bool, expected: tuple[str, str]
 ):
-    """bf16 only where the processor multiplies it itself, emulated it is slower than fp32; OpenVINO where it is there."""
+    """bf16 only where the processor multiplies it itself, emulated it is slow; OpenVINO where it is there."""
     monkeypatch.setattr(scoring, "_processor_has_bf16", lambda: native)
     monkeypatch.setattr(scoring.importlib.util, "find_spec", lambda name: object() if installed else None)
     runtime = choose_runtime("cpu")
@@ -136,7 +136,7 @@ def test_runtimes_that_do_not_exist_are_refused(runtime: dict[str, str]):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_every_runtime_gives_the_full_models_logits(tmp_path: Path, name: str, tied: bool):
-    """Rows of transformers' full fp32 logits, for prompts of 1 to 61 tokens, in the order asked for, heads tied or not."""
+    """Rows of transformers' full fp32 logits, for prompts of 1 to 61 tokens, in the order asked for."""
     folder = tiny_base(tmp_path, tie_word_embeddings=tied)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     prompts = [list(range(100, 100 + length)) for length in (61, 1, 17)]
@@ -164,7 +164,7 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
     model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
     torch.nn.init.normal_(model.model.embed_tokens.weight)
     model.save_pretrained(exported / "merged")
-    with pytest.raises(InputError, match="moved by .* openvino in float32"):
+    with pytest.raises(InputError, match=r"moved by .* openvino in float32"):
         Ranker.load(exported, runtime)
 
 

@@ -169,7 +169,14 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
     """Killed between and at checkpoints, with dropout: the same adapters, validations and losses to the bit."""
     examples = [Example(np.array([1]), np.roll(np.arange(1, 21), turn), turn) for turn in range(12)]
     options = RankerTraining(
-        batch_size=2, dropout=0.3, learning_rate=1e-2, warmup_steps=0, validate_every=2, checkpoint_every=3, threads=1
+        quantisation="none",
+        batch_size=2,
+        dropout=0.3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        validate_every=2,
+        checkpoint_every=3,
+        threads=1,
     )
     whole = tuned(base, tmp_path / "whole", options, examples)
     taken = tuning._accumulate
@@ -248,7 +255,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: 
 def test_a_prompt_longer_than_the_bases_context_is_refused(base: str, tmp_path: Path):
     """The tiny base reads 2,048 tokens, one of them the letter: positions beyond were never trained."""
     examples = [Example(np.array([1]), np.arange(1, 21), 2)]
-    with pytest.raises(InputError, match="max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
+    with pytest.raises(InputError, match=r"max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
         tuned(base, tmp_path, RankerTraining(), examples, max_tokens=2048)
 
 
