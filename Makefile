@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHECKED := client export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo test slow lint format bench results-retrievers retrain-retrievers system-packages clean
+.PHONY: setup demo test slow lint format bench results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -49,6 +49,12 @@ results-retrievers: setup
 
 retrain-retrievers: setup
 	$(BIN)/python -m benchmarks.retrievers train
+
+results-ranker: setup
+	$(BIN)/python -m benchmarks.rankers tables
+
+retrain-ranker: setup
+	$(BIN)/python -m benchmarks.rankers train
 
 # Nothing needs apt: the server, perf_analyzer and every library come as wheels. Kept so that CI and images have one place to call.
 system-packages:

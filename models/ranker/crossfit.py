@@ -25,6 +25,8 @@ from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Data, Statistics, read_sequences
 
 FOLDER = "crossfit"
+DEALING_SEED = 0
+"""Of dealing the users: trainings with other seeds find the same folds, and need no other retrievers."""
 
 
 def retrieve(model: Any, length: int, histories: Sequence[Items], k: int) -> list[Candidates]:
@@ -61,7 +63,7 @@ class CrossFit:
         return [made[row] for row in range(len(positions))]
 
 
-def cross_fit(artifacts: Path, data: Data, *, folds: int, seed: int, candidates: int) -> CrossFit:
+def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> CrossFit:
     """Trains a retriever for each fold of users, with the options of ``artifacts/retriever``.
 
     Each is an artifact of its own in ``artifacts/crossfit``, so a second call finds what the first one finished.
@@ -70,18 +72,17 @@ def cross_fit(artifacts: Path, data: Data, *, folds: int, seed: int, candidates:
         artifacts: holds ``data`` and ``retriever``.
         data: what ``artifacts/data`` holds.
         folds: how many; each retriever trains on all users but one fold.
-        seed: of dealing the users.
         candidates: length of the lists.
 
     Raises:
         InputError: data or retriever are missing.
     """
     _, options = load_retriever(artifacts / "retriever")
-    fold = np.random.default_rng(seed).permutation(len(data.users)) % folds
+    fold = np.random.default_rng(DEALING_SEED).permutation(len(data.users)) % folds
     retrievers = []
     for number in range(folds):
         others = [user for user, its_fold in zip(data.users, fold, strict=True) if its_fold != number]
-        folder = artifacts / FOLDER / f"seed{seed}-fold{number + 1}of{folds}"
+        folder = artifacts / FOLDER / f"fold{number + 1}of{folds}"
         retrievers.append(_train(options, artifacts / "data", others, folder))
     return CrossFit(fold, retrievers, candidates)
 

@@ -154,7 +154,7 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
     else:
         from models.ranker.crossfit import cross_fit
 
-        fitted = cross_fit(artifacts, data, folds=options.folds, seed=options.seed, candidates=options.candidates)
+        fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
     return sample_examples(
         data.training, pools, count=options.max_prompts, per_user=options.max_user_prompts, seed=options.seed

@@ -27,9 +27,9 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
     """Two folds of 943 users: what each retriever was given holds none of its fold, all items, and the same options."""
     data = load_data(copied)
     _, whole = load_retriever(copied / "retriever")
-    fitted = cross_fit(copied, data, folds=2, seed=0, candidates=20)
+    fitted = cross_fit(copied, data, folds=2, candidates=20)
     folders = sorted((copied / "crossfit").iterdir())
-    assert [folder.name for folder in folders] == ["seed0-fold1of2", "seed0-fold2of2"]
+    assert [folder.name for folder in folders] == ["fold1of2", "fold2of2"]
     for fold, folder in enumerate(folders):
         seen, (_, options) = load_data(folder), load_retriever(folder / "retriever")
         assert set(seen.users) == {user for user, its in zip(data.users, fitted.fold, strict=True) if its != fold}
@@ -48,7 +48,7 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
         raise AssertionError("a finished fold is not trained again")
 
     monkeypatch.setattr("models.retriever.training._fit", trained_again)
-    assert (cross_fit(copied, data, folds=2, seed=0, candidates=20).fold == fitted.fold).all()
+    assert (cross_fit(copied, data, folds=2, candidates=20).fold == fitted.fold).all()
 
 
 def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
@@ -66,7 +66,7 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
     monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: asked.append(options) or Fitted())
     options = RankerTraining(negatives="retriever", order="retriever", max_prompts=50, folds=3, seed=5)
     examples = training_examples(options, copied, data)
-    assert asked == [{"folds": 3, "seed": 5, "candidates": 20}]
+    assert asked == [{"folds": 3, "candidates": 20}]
     assert len(examples) == 50
     assert all((example.candidates == lists[0]).all() for example in examples)
     expected = sample_examples(data.training, RetrievedPools(Fitted().lists), count=50, seed=5)
