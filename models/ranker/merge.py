@@ -35,15 +35,16 @@ def merged_tensors(model: Any, dtype: torch.dtype = torch.float16) -> Iterator[t
         model: of :func:`models.ranker.qlora.add_adapters`.
         dtype: stored precision; fp16 keeps the scores within 0.015.
     """
-    llama = model.get_base_model()
-    for name, module in llama.named_modules():
+    base = model.get_base_model()
+    tied = base.get_output_embeddings() if base.config.tie_word_embeddings else None
+    for name, module in base.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
-            if ".lora_" in name or (name == "lm_head" and llama.config.tie_word_embeddings):
+            if ".lora_" in name or module is tied:
                 continue
             state = getattr(parameter, "quant_state", None)
             value = parameter.detach() if state is None else dequantize_4bit(parameter.data, state)
             if kind == "weight" and name.endswith(BASE_LAYER):
-                layer = llama.get_submodule(name.removesuffix(BASE_LAYER))
+                layer = base.get_submodule(name.removesuffix(BASE_LAYER))
                 value = value.float() + layer.get_delta_weight("default").float()
             yield f"{name.removesuffix(BASE_LAYER)}.{kind}", value.detach().to(dtype).cpu().contiguous()
 

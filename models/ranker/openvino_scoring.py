@@ -70,11 +70,15 @@ def last_hidden_state(config: dict[str, Any], weight: Weight) -> openvino.Model:
         weight: gives the folder's tensors.
 
     Raises:
-        InputError: biases, or rotary embeddings that are scaled.
+        InputError: another architecture, biases, or rotary embeddings that are scaled.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if config.get("attention_bias") or config.get("mlp_bias") or rope.get("rope_type", "default") != "default":
-        raise InputError("OpenVINO runs Llama without biases and rope scaling only: export with --runtime torch")
+    biases = config.get("attention_bias") or config.get("mlp_bias")
+    scaled = rope.get("rope_type", "default") != "default"
+    if config["architectures"] != ["LlamaForCausalLM"] or biases or scaled:
+        raise InputError(
+            "OpenVINO runs LlamaForCausalLM without biases and rope scaling only: export with --runtime torch"
+        )
     eps = config["rms_norm_eps"]
     tokens = op.parameter([-1], np.int64, name="tokens")
     x = op.gather(_constant(weight("model.embed_tokens.weight")), tokens, np.int64(0))  # [length, hidden]

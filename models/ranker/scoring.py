@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from preprocessing.errors import InputError
@@ -90,7 +90,7 @@ def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
     """Opens a merged model.
 
     Args:
-        folder: a Hugging Face folder of a Llama-architecture model.
+        folder: a Hugging Face folder.
         runtime: see :class:`Runtime`; PyTorch's thread count is set for the whole process.
 
     Raises:
@@ -114,11 +114,11 @@ class TorchScorer:
     def __init__(self, folder: Path, runtime: Runtime) -> None:
         """Args: see :func:`load_scorer`."""
         torch.set_num_threads(runtime.threads)
-        model = LlamaForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
         device = torch.device(runtime.device)
         # As stored, before the layers, with which it may be tied, are rounded to the runtime's precision.
-        self._head = model.lm_head.weight.detach().to(device)  # [vocabulary, hidden]
-        self._layers = model.model.to(device, DTYPES[runtime.dtype])
+        self._head = model.get_output_embeddings().weight.detach().to(device)  # [vocabulary, hidden]
+        self._layers = model.get_decoder().to(device, DTYPES[runtime.dtype])
 
     @torch.inference_mode()
     def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:

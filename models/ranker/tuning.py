@@ -18,7 +18,7 @@ from models.ranker.examples import Example
 from models.ranker.fusion import fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
-from models.ranker.qlora import add_adapters, answer_loss, evaluating, letter_logits, load_base
+from models.ranker.qlora import add_adapters, answer_loss, check_architecture, evaluating, letter_logits, load_base
 from models.ranker.scoring import DTYPES, has_native_bf16
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
@@ -72,7 +72,7 @@ def tune(
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = prepare(options, base, prompts.settings.max_tokens)
+    model = prepare(options, base, prompts.settings.max_tokens, letter_ids)
     end = model.config.eos_token_id
     end_token = end[0] if isinstance(end, list) else end
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -129,16 +129,18 @@ def tune(
     )
 
 
-def prepare(options: RankerTraining, base: Path, prompt_tokens: int) -> Any:
+def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids: Sequence[int]) -> Any:
     """The base with fresh adapters, in training mode.
 
     Args:
         options: see :class:`RankerTraining`.
         base: folder of the base model.
         prompt_tokens: of the longest prompt.
+        letter_ids: token id of each letter.
 
     Raises:
-        InputError: the base's context is too short for a prompt and its letter.
+        InputError: the base's context is too short for a prompt and its letter, or its architecture is not computed
+            rightly here.
     """
     native = has_native_bf16(options.device)
     dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
@@ -156,6 +158,7 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int) -> Any:
         targets=options.targets,
         layers=options.layers,
     )
+    check_architecture(model, letter_ids)
     if options.gradient_checkpointing:
         model.enable_input_require_grads()
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

@@ -10,12 +10,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import tiny_base
-from transformers import LlamaForCausalLM
+from transformers import Gemma2ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
 from models.ranker import merge
 from models.ranker.merge import CHANGED, merged_tensors, save_merged
-from models.ranker.qlora import add_adapters, answer_loss, evaluating, letter_logits, load_base
+from models.ranker.qlora import add_adapters, answer_loss, check_architecture, evaluating, letter_logits, load_base
+from models.ranker.scoring import Runtime, TorchScorer
+from preprocessing.errors import InputError
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 ANSWERS = [[49, 2], [50, 2]]
@@ -163,3 +166,69 @@ def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Pa
     sizes = [size for _, size in made]
     assert sum(sizes) > 100_000 + max(sizes)
     assert most <= 100_000 + max(sizes)
+
+
+def other_base(folder: Path, architecture: type, **changed: object) -> Path:
+    """A tiny random model that is no Llama."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture(architecture.config_class(**{**settings, **changed})).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changed", "target"),
+    [
+        (Qwen2ForCausalLM, {"num_key_value_heads": 2, "intermediate_size": 64}, "q_proj"),
+        (GPT2LMHeadModel, {}, "c_attn"),
+    ],
+)
+def test_other_causal_models_are_trained_and_merged_alike(
+    tmp_path: Path, architecture: type, changed: dict[str, object], target: str
+):
+    """Biases, learned positions, tied heads: packed as alone, gradients in the adapters, the same scores when merged."""
+    base = other_base(tmp_path / "base", architecture, **changed)
+    model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
+    check_architecture(model, LETTERS)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    assert gradients(model).abs().max() > 0
+    with evaluating(model):
+        expected = letter_logits(model, PROMPTS[0], LETTERS)
+    save_merged(model, base, tmp_path / "merged")
+    merged = TorchScorer(tmp_path / "merged", Runtime()).score(PROMPTS[:1], LETTERS)[0]
+    assert merged == pytest.approx(expected.numpy(), abs=0.01)
+
+
+def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path):
+    """Gemma 2 squashes its head's logits: rows of the head would be other scores than those it was trained with."""
+    base = other_base(
+        tmp_path,
+        Gemma2ForCausalLM,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        final_logit_softcapping=0.1,
+        initializer_range=0.5,
+    )
+    model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
+    with pytest.raises(InputError, match=r"Gemma2ForCausalLM.* changes its head's logits"):
+        check_architecture(add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",)), LETTERS)
+
+
+def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path):
+    """Weights that a folder lacks would be made up at random; adapters on nothing would train nothing."""
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks weights, model.layers.1.mlp.up_proj.weight first"):
+        load_base(broken, quantisation="none", dtype=torch.float32, device="cpu")
+    model = load_base(folder, quantisation="none", dtype=torch.float32, device="cpu")
+    with pytest.raises(InputError, match="adapters on c_attn: the base has no such projections"):
+        add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("c_attn",))
+    with pytest.raises(InputError, match="adapters on 3 layers: the base has 2"):
+        add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",), layers=3)

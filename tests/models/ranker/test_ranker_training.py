@@ -27,6 +27,7 @@ from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
 ITEMS = 30
+LETTERS = list(range(49, 69))
 BRIEF = RankerTraining(max_prompts=8, batch_size=4, micro_batch_size=2, validation_users=3, validate_every=1, threads=1)
 
 
@@ -148,8 +149,7 @@ def test_a_retriever_that_found_nobody_is_refused():
 def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int) -> tuning.Tuned:
     """Tunes on ``examples``, validating on the first one."""
     prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
-    letters = list(range(49, 69))
-    return tuning.tune(options, Path(base), prompts, letters, examples, examples[:1], folder, key="these")
+    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], folder, key="these")
 
 
 def test_tuning_learns_a_letter(base: str, tmp_path: Path):
@@ -204,7 +204,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
 def test_a_checkpoint_of_other_options_is_not_used(base: str, tmp_path: Path):
     """Its key is of everything that decides the result: another one starts from the beginning."""
     examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
-    model = tuning.prepare(BRIEF, Path(base), 100)
+    model = tuning.prepare(BRIEF, Path(base), 100, LETTERS)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     save_checkpoint(tmp_path, "others", Progress(step=2, best=1.0), trained, optimizer)
