@@ -49,10 +49,8 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         )
         given |= {"quantization_config": config, "device_map": {"": device}}
     model, loaded = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **given)
-    if loaded["missing_keys"]:
-        raise InputError(
-            f"base model {folder} lacks weights, {sorted(loaded['missing_keys'])[0]} first: download it again"
-        )
+    if missing := loaded["missing_keys"]:
+        raise InputError(f"base model {folder} lacks weights, {min(missing)} first: download it again")
     if quantisation != NF4:
         model = model.to(device)
     return model.requires_grad_(False)
@@ -155,7 +153,7 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
 
 
 def check_architecture(model: Any, letter_ids: Sequence[int]) -> None:
-    """Whether the base is one of those that this module computes rightly: most causal models are, and it takes a moment.
+    """Whether this module computes the base rightly, as it does most causal models; takes a moment.
 
     Args:
         model: of :func:`add_adapters`.
@@ -175,9 +173,7 @@ def check_architecture(model: Any, letter_ids: Sequence[int]) -> None:
         packed = float(answer_loss(model, prompts, answers))
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     if float((own - ours).abs().max()) > tolerance * max(1.0, float(own.abs().max())):
-        raise InputError(
-            f"{model.config.architectures} changes its head's logits: choose another base, such as Llama 2"
-        )
+        raise InputError(f"{model.config.architectures} changes its head's logits: choose a base such as Llama 2")
     if abs(packed - alone) > tolerance * alone:
         raise InputError(
             f"{model.config.architectures} does not use transformers' attention interface, so prompts cannot be packed:"

@@ -186,7 +186,7 @@ def other_base(folder: Path, architecture: type, **changed: object) -> Path:
 def test_other_causal_models_are_trained_and_merged_alike(
     tmp_path: Path, architecture: type, changed: dict[str, object], target: str
 ):
-    """Biases, learned positions, tied heads: packed as alone, gradients in the adapters, the same scores when merged."""
+    """Biases, learned positions, tied heads: packed as alone, gradients in the adapters, merged to the same."""
     base = other_base(tmp_path / "base", architecture, **changed)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
