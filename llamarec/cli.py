@@ -193,7 +193,8 @@ def train_ranker(
         print_json(metrics)
         return
     measured = {name: values for name, values in metrics["validation"].items() if name != "users"}
-    rows = [[name.replace("_", " "), *values.values()] for name, values in measured.items()]
+    measured[f"untuned letters, {metrics['sample']['users']} users"] = metrics["sample"]["untuned_letters"]
+    rows = [[name, *values.values()] for name, values in measured.items()]
     title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
     print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
 

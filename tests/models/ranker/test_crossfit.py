@@ -1,15 +1,19 @@
 """Cross-fitting: lists for a user come from a retriever that never saw them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_base
 
 from models.ranker import crossfit
 from models.ranker.crossfit import cross_fit, retrieve
 from models.ranker.examples import Position, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
-from models.ranker.train import training_examples, validation_table
+from models.ranker.scoring import Runtime
+from models.ranker.serving import Ranker
+from models.ranker.train import train_ranker, training_examples, validation_table
 from models.retriever.candidates import CandidateTable
 from models.retriever.training import load_retriever
 from preprocessing.data import load_data
@@ -84,3 +88,20 @@ def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
         assert row.items[:20].tolist() == twenty.items.tolist()
         assert not set(row.items.tolist()) & set(history.tolist())
     assert validation_table(copied, data, 20).candidates[0].items.tolist() == stored.candidates[0].items.tolist()
+
+
+def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
+    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty of the retriever's items ordered."""
+    brief = RankerTraining(
+        max_prompts=4, batch_size=4, validation_users=2, full_validation=False, max_history=3, candidates=50
+    )
+    metrics = train_ranker(brief, copied, str(tiny_base(tmp_path / "base")))
+    assert metrics["validation"]["users"] == 2
+    letters = json.loads((copied / "ranker" / "letters.json").read_text())
+    assert (len(letters), list(letters)[-1]) == (50, "x")
+    probe = json.loads((copied / "ranker" / "probes.json").read_text())[0]
+    assert len(probe["logprobs"]) == 50
+    ranker = Ranker.load(copied / "ranker", Runtime())
+    order, _ = ranker.rank(probe["tokens"], np.zeros(50, np.float32), np.arange(1, 51))
+    assert sorted(order.tolist()) == list(range(50))
+    assert order.tolist() == np.argsort(-np.array(probe["logprobs"]), kind="stable").tolist()
