@@ -1,7 +1,7 @@
 """Prompts a second of training the ranker, beside the plain way, on the same base.
 
     python -m benchmarks.ranker_training --json
-    python -m benchmarks.ranker_training --steps 1 --batch 2    # a few minutes on a slow machine
+    python -m benchmarks.ranker_training --steps 1 --batch 4 --busy    # a few minutes on a slow and busy machine
 
 Plain is what the paper's authors do, without the quantisation: fp32, prompts padded to the longest, the head at every
 position, adapters on all layers. The rungs above it each add one thing; all but the last compute exactly the gradients
@@ -12,13 +12,13 @@ process, in turn, and medians are printed. A step is forward, backward and AdamW
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.options import PRESETS
 from models.ranker.qlora import add_adapters, answer_loss, load_base
@@ -62,7 +62,7 @@ def rungs(native: bool) -> dict[str, tuple[Callable[..., Tensor], dict[str, Any]
     return ladder if native else {name: rung for name, rung in ladder.items() if name != "bf16"}
 
 
-def measure(steps: int, batch: int) -> dict[str, Any]:
+def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Seconds a prompt of every rung, medians over ``steps`` rounds of ``batch`` prompts."""
     ladder = rungs(has_native_bf16("cpu"))
     models = {}
@@ -79,9 +79,9 @@ def measure(steps: int, batch: int) -> dict[str, Any]:
         together = movie_prompts(-(-batch // POOLS), POOLS, seed=number)
         for name, (loss, layers, dtype, shares) in ladder.items():
             prompts = together if shares else apart
-            started = time.perf_counter()
+            started = clock()
             step(*models[dtype, layers.get("layers")], loss, prompts)
-            seconds[name].append((time.perf_counter() - started) / len(prompts))
+            seconds[name].append((clock() - started) / len(prompts))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=lambda name: medians[name])
     return {
@@ -108,9 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="rounds, of which the median is printed")
     parser.add_argument("--batch", type=int, default=4, help="prompts a step")
+    add_clock(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args()
-    result = measure(given.steps, given.batch)
+    result = {**measure(given.steps, given.batch, chosen_clock(given)), "processor_seconds": given.busy}
     if given.json:
         print(json.dumps(result, indent=1))
         return

@@ -9,9 +9,8 @@ limit, and what a complete list takes. Titles are random words cut to the given 
 
 import argparse
 import json
-import os
 import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_titles, tokenizer
 from models.ranker.prompt import PromptBuilder, PromptSettings
 from models.ranker.scoring import DTYPES, Runtime, TorchScorer, has_native_bf16
@@ -42,9 +42,8 @@ def titles_of(tokens: int, seed: int = 0) -> list[str]:
     return titles
 
 
-def measure(lengths: list[int], runs: int, threads: int) -> list[dict[str, Any]]:
+def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """A row for each average title length: seconds of both ways, medians of ``runs``."""
-    torch.set_num_threads(threads)
     dtype = "bfloat16" if has_native_bf16("cpu") else "float32"
     scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))  # type: ignore[arg-type]
     model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=DTYPES[dtype]).eval()
@@ -57,10 +56,10 @@ def measure(lengths: list[int], runs: int, threads: int) -> list[dict[str, Any]]
         wanted = 20 * (length + 1)  # a line break behind each title
         seconds: dict[str, list[float]] = {"verbalizer": [], "generation": []}
         for _ in range(runs):
-            started = time.perf_counter()
+            started = clock()
             scorer.score([prompt], letters())
-            seconds["verbalizer"].append(time.perf_counter() - started)
-            started = time.perf_counter()
+            seconds["verbalizer"].append(clock() - started)
+            started = clock()
             model.generate(
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt)),
@@ -69,7 +68,7 @@ def measure(lengths: list[int], runs: int, threads: int) -> list[dict[str, Any]]
                 do_sample=False,
                 pad_token_id=2,
             )
-            seconds["generation"].append(time.perf_counter() - started)
+            seconds["generation"].append(clock() - started)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         rows.append(
             {
@@ -103,11 +102,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 15, 20], help="average title lengths, tokens")
     parser.add_argument("--runs", type=int, default=3, help="runs, of which the median is printed")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_clock(parser)
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args()
-    rows = measure(given.lengths, given.runs, given.threads)
+    clock = chosen_clock(given)
+    rows = measure(given.lengths, given.runs, given.threads, clock)
     if given.plot:
         plot(rows, given.plot)
     if given.json:

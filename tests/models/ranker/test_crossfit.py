@@ -91,7 +91,7 @@ def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
 
 
 def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
-    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty of the retriever's items ordered."""
+    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty items ordered."""
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, full_validation=False, max_history=3, candidates=50
     )
