@@ -21,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from preprocessing.errors import InputError
+
 TREE_ATTENTION = "prompt_tree"
 """Name under which transformers knows :func:`tree_attention`."""
 SHORTEST_SHARED = 16
@@ -130,7 +132,12 @@ def tree_attention(
 
     Returns:
         [1, total, heads, width], and no weights.
+
+    Raises:
+        InputError: the model caps its attention scores.
     """
+    if kwargs.get("softcap") is not None:
+        raise InputError(f"{type(module).__name__} caps its attention scores: choose a base such as Llama 2")
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
     groups = getattr(module, "num_key_value_groups", 1)

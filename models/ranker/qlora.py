@@ -152,17 +152,23 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
     return logits
 
 
-def check_architecture(model: Any, letter_ids: Sequence[int]) -> None:
+def check_architecture(model: Any, letter_ids: Sequence[int], prompt_tokens: int) -> None:
     """Whether this module computes the base rightly, as it does most causal models; takes a moment.
 
     Args:
         model: of :func:`add_adapters`.
         letter_ids: token id of each letter.
+        prompt_tokens: of the longest prompt.
 
     Raises:
-        InputError: letters read from the last position are not those of the model's own logits, or packed prompts
-            change one another.
+        InputError: the base looks back less far than a prompt, letters read from the last position are not those of
+            its own logits, or packed prompts change one another.
     """
+    if (window := getattr(model.config, "sliding_window", None)) and window < prompt_tokens:
+        raise InputError(
+            f"{model.config.architectures} looks back {window} tokens and a prompt may have {prompt_tokens}: lower"
+            f" --max-tokens to {window}"
+        )
     prompts = [[*letter_ids, *letter_ids], [*letter_ids, *letter_ids[1:], 5], letter_ids[:3]]
     answers = [[letter_ids[0], letter_ids[1]]] * len(prompts)
     with evaluating(model):

@@ -1,5 +1,6 @@
 """Tunes the language model on ranking prompts and keeps the adapters of the best validation (paper, section 4.0.4)."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,10 @@ def tune(
         for _ in range(options.epochs)
         for start in range(0, len(examples), options.batch_size)
     ]
-    progress = load_checkpoint(folder, key, trained, optimizer) or Progress()
+    progress = load_checkpoint(folder, key, trained, optimizer)
+    if progress is None:
+        progress = Progress()
+        shutil.rmtree(folder / EVENTS_FOLDER, ignore_errors=True)  # of another training
     with _events(folder / EVENTS_FOLDER, progress.step) as record, progress_bar() as bar:
         validations = 2 + (len(batches) - 1) // options.validate_every
         task = bar.add_task("tuning", total=len(examples) * options.epochs + validations * len(validation), note="")
@@ -158,7 +162,7 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
         targets=options.targets,
         layers=options.layers,
     )
-    check_architecture(model, letter_ids)
+    check_architecture(model, letter_ids, prompt_tokens)
     if options.gradient_checkpointing:
         model.enable_input_require_grads()
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,7 +12,14 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_base
-from transformers import Gemma2ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import (
+    Gemma2ForCausalLM,
+    GPT2LMHeadModel,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+)
 
 from models.ranker import merge
 from models.ranker.merge import CHANGED, merged_tensors, save_merged
@@ -190,7 +197,7 @@ def test_other_causal_models_are_trained_and_merged_alike(
     base = other_base(tmp_path / "base", architecture, **changed)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
-    check_architecture(model, LETTERS)
+    check_architecture(model, LETTERS, 100)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -202,20 +209,24 @@ def test_other_causal_models_are_trained_and_merged_alike(
     assert merged == pytest.approx(expected.numpy(), abs=0.01)
 
 
-def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path):
-    """Gemma 2 squashes its head's logits: rows of the head would be other scores than those it was trained with."""
-    base = other_base(
-        tmp_path,
-        Gemma2ForCausalLM,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-        final_logit_softcapping=0.1,
-        initializer_range=0.5,
-    )
+@pytest.mark.parametrize(
+    ("architecture", "changed", "message"),
+    [
+        (GraniteForCausalLM, {"logits_scaling": 4.0}, "GraniteForCausalLM.* changes its head's logits"),
+        (Gemma2ForCausalLM, {"head_dim": 8}, "Gemma2Attention caps its attention scores"),
+        (MistralForCausalLM, {"sliding_window": 64}, "looks back 64 tokens .* may have 100: lower --max-tokens to 64"),
+    ],
+)
+def test_what_is_computed_otherwise_is_refused(
+    tmp_path: Path, architecture: type, changed: dict[str, object], message: str
+):
+    """Scaled logits, capped attention, a window shorter than a prompt: it would learn other scores."""
+    settings = {"num_key_value_heads": 2, "intermediate_size": 64, "initializer_range": 0.5, **changed}
+    base = other_base(tmp_path, architecture, **settings)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
-    with pytest.raises(InputError, match=r"Gemma2ForCausalLM.* changes its head's logits"):
-        check_architecture(add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",)), LETTERS)
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",))
+    with pytest.raises(InputError, match=message):
+        check_architecture(model, LETTERS, 100)
 
 
 def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path):
