@@ -72,10 +72,8 @@ def test_temperature_is_that_of_the_truth():
 )
 def test_ranks_of_many_users_are_those_of_each(users: list[list[tuple[float, float]]], weight: float):
     """Lists of different lengths, unknown items and ties: the place in the order that serving gives one by one."""
-    letters, scores = (
-        [np.array(column) for column in columns]
-        for columns in zip(*(zip(*u, strict=False) for u in users), strict=False)
-    )
+    letters = [np.array([letter for letter, _ in user]) for user in users]
+    scores = [np.array([score for _, score in user]) for user in users]
     truths = [len(user) // 2 for user in users]
     expected = [
         order(fuse(row, prior, weight), np.arange(1, len(row) + 1)).tolist().index(truth) + 1
