@@ -14,7 +14,7 @@ from models.ranker.base import EMBEDDED, find_base
 @cache
 def embedded_base() -> Path:
     """The embedded base, converted once and kept between test runs."""
-    return find_base(EMBEDDED, Path(tempfile.gettempdir()) / "llamarec-tests")
+    return find_base(EMBEDDED, Path(tempfile.gettempdir()) / "llamarec-tests-licensed")
 
 
 def tiny_base(folder: Path, **changed: object) -> Path:
