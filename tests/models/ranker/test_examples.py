@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.ranker.examples import Example, Position, RandomPools, RetrievedPools, sample_examples
@@ -34,6 +34,7 @@ def test_every_prefix_of_two_or_more_is_one_example():
     assert prefixes(examples) == [[1, 2], [1, 2, 3], [5, 6]]
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=30), min_size=1, max_size=5),
     count=st.integers(1, 20),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.ranker.fusion import choose_temperature, choose_weight, fuse, fused_ranks, order
@@ -34,6 +34,7 @@ def test_ties_go_to_the_better_retriever_rank():
     assert order([0.0, 0.0, 0.0], [2, 0, 1]).tolist() == [2, 0, 1]
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(LOGITS, st.one_of(LOGITS, st.just(-math.inf))), min_size=1, max_size=20),
     weight=st.floats(0, 1),
@@ -62,6 +63,7 @@ def test_temperature_is_that_of_the_truth():
     assert choose_temperature(letters, scores, [0, 0, 0, 1], 0.0, temperatures=(0.5, 1.0, 2.0, 4.0, 8.0)) == 4.0
 
 
+@settings(deadline=None)
 @given(
     users=st.lists(
         st.lists(st.tuples(LOGITS, st.one_of(LOGITS, st.just(-math.inf))), min_size=1, max_size=6),

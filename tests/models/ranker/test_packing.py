@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_base
 
@@ -44,6 +44,7 @@ def assert_faithful(prompts: list[list[int]], packed: PackedPrompts) -> None:
             assert attended[place] == set(places[: depth + 1].tolist())
 
 
+@settings(deadline=None)
 @given(
     stems=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3 * SHORTEST_SHARED), min_size=1, max_size=3),
     tails=st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(1, 3), max_size=20)), min_size=1, max_size=8),
