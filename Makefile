@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHECKED := client examples export llamarec models preprocessing tests benchmarks model_repository
 
-.PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers system-packages clean
+.PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -73,6 +73,12 @@ results-retrievers: setup
 
 retrain-retrievers: setup
 	$(BIN)/python -m benchmarks.retrievers train
+
+results-ranker: setup
+	$(BIN)/python -m benchmarks.rankers tables
+
+retrain-ranker: setup
+	$(BIN)/python -m benchmarks.rankers train
 
 # The figures of docs/results/serving.md; REPOSITORY is an exported one, ARTIFACTS what it was exported from.
 ARTIFACTS ?= artifacts/movielens-100k

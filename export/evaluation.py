@@ -199,7 +199,8 @@ def _compare_with_oracle(
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
     model, options = load_retriever(artifacts / "retriever")
     scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
-    ranker = Ranker.load(step_artifact(repository, "ranker"), replace(steps.ranker.runtime, dtype="float32"))
+    runtime = replace(steps.ranker.runtime, runtime="torch", dtype="float32")
+    ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)
     oracle = replace(steps, ranker=ranker)
     equal = 0
     for user, row in zip(track(chosen, "asking fp32 PyTorch", len(chosen)), scores, strict=True):

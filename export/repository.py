@@ -34,6 +34,8 @@ COMMITTED_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 class Export:
     """How the artifacts are served. Offline evaluation runs the exported files the same way."""
 
+    backend: str | None = None
+    """What runs the ranker, ``torch`` or ``openvino``; by default OpenVINO where it is installed and bf16 is native."""
     dtype: str | None = None
     """Precision of the ranker's layers, ``float32`` or ``bfloat16``; by default bf16 where the processor has it."""
     threads: int | None = None
@@ -49,8 +51,8 @@ class Export:
     def runtime(self) -> Runtime:
         """The ranker's runtime, with what was left open filled in for this machine."""
         chosen = asdict(choose_runtime("cuda" if self.device == "gpu" else self.device))
-        chosen.update({name: value for name in ("dtype", "threads") if (value := getattr(self, name)) is not None})
-        return Runtime(**chosen)
+        given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
+        return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
 
 
 def step_artifact(repository: Path, step: str, suffix: str = "") -> Path:

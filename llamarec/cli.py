@@ -161,28 +161,53 @@ app.command()(tune)
 def train_ranker(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     base: Annotated[
-        str, typer.Option(help="A Hugging Face folder or hub name of a Llama; the default is embedded.")
-    ] = "smollm2-135m-instruct",
-    preset: Preset = "paper",
+        str | None, typer.Option(help="A Hugging Face folder or hub name of a Llama; default: the preset's.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="`smollm2-135m` (the embedded base), `llama2-7b`, `paper` or `demo`.")
+    ] = "smollm2-135m",
     max_prompts: Annotated[int | None, typer.Option(help="Training prompts, sampled; default: the preset's.")] = None,
+    negatives: Annotated[
+        str | None, typer.Option(help="`random`, the paper's, or `retriever`: cross-fitted lists of its own.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Of the candidates: `shuffled` or `retriever`.")] = None,
+    pools: Annotated[int | None, typer.Option(help="Prompts behind one history.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="In a prompt, 2 to 52; the server retrieves 20.")] = None,
+    layers: Annotated[int | None, typer.Option(help="How many of the upper layers get adapters.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Most history items in a prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt; the oldest history goes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling, shuffling and initialisation.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tune a Llama with QLoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
-    from models.ranker.options import PRESETS, RankerTraining
+    """Tune a Llama with LoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
+    from models.ranker.base import EMBEDDED
+    from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
 
     options = from_preset(
-        RankerTraining, PRESETS, preset, max_prompts=max_prompts, max_history=max_history, seed=seed, device=device
+        RankerTraining,
+        PRESETS,
+        preset,
+        max_prompts=max_prompts,
+        negatives=negatives,
+        order=order,
+        pools=pools,
+        candidates=candidates,
+        layers=layers,
+        max_history=max_history,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
     )
+    base = base or PRESET_BASES.get(preset, EMBEDDED)
     metrics = run(options, artifacts, base)
     if as_json:
         print_json(metrics)
         return
     measured = {name: values for name, values in metrics["validation"].items() if name != "users"}
-    rows = [[name.replace("_", " "), *values.values()] for name, values in measured.items()]
+    measured[f"untuned letters, {metrics['sample']['users']} users"] = metrics["sample"]["untuned_letters"]
+    rows = [[name, *values.values()] for name, values in measured.items()]
     title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
     print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
 

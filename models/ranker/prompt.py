@@ -4,16 +4,19 @@ Training, evaluation and serving build their prompts here and nowhere else. Insi
 ``prompt_builder`` step, so it needs no torch.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from client.contract import MAX_CANDIDATES
 from models.ranker.verbalizer import LETTERS
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
@@ -31,6 +34,8 @@ POOL = "; \n Candidate pool: "
 RESPONSE = "\n\n### Response:\n"
 """How every prompt ends; the index letter follows."""
 SEPARATOR = " \n "
+TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
+"""Stored with a ranker: a later version with another template must not serve it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,15 @@ class PromptSettings:
     """Tokens after which a title is cut."""
     max_tokens: int = 1536
     """Most tokens in all; the oldest history goes first."""
+    candidates: int = MAX_CANDIDATES
+    """Most candidates."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 1:
                 raise InputError(f"{name} is {value}: a prompt needs at least 1")
+        if self.candidates > len(LETTERS):
+            raise InputError(f"{self.candidates} candidates: there are {len(LETTERS)} index letters, ask for no more")
 
 
 class PromptBuilder:
@@ -70,29 +79,43 @@ class PromptBuilder:
 
     @classmethod
     def load(cls, folder: Path) -> "PromptBuilder":
-        """The builder of an artifact that holds ``items.parquet``, ``tokenizer.json`` and ``prompt.json``."""
-        return cls(
-            Catalogue.load(folder / ITEMS_FILE),
-            Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
-            PromptSettings(**json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))),
-        )
+        """The builder of an artifact that holds ``items.parquet``, ``tokenizer.json`` and ``prompt.json``.
+
+        Raises:
+            InputError: the ranker learned from prompts of another template, or with other start tokens.
+        """
+        stored = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        learned = {name: stored.pop(name, None) for name in ("template", "start_tokens")}
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        prompts = cls(Catalogue.load(folder / ITEMS_FILE), tokenizer, PromptSettings(**stored))
+        if learned != (now := prompts._learned_from()):
+            changed = [name for name, value in now.items() if learned[name] != value]
+            raise InputError(
+                f"{folder / SETTINGS_FILE}: the ranker learned from prompts with another {' and '.join(changed)} than"
+                " this version builds: run `llamarec train-ranker` and `llamarec export` again"
+            )
+        return prompts
 
     def save_settings(self, folder: Path) -> None:
-        """Writes ``prompt.json`` for :meth:`load`."""
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n", encoding="utf-8")
+        """Writes ``prompt.json`` for :meth:`load`: the limits, the template's hash, the tokenizer's start tokens."""
+        stored = {**asdict(self.settings), **self._learned_from()}
+        (folder / SETTINGS_FILE).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+    def _learned_from(self) -> dict[str, Any]:
+        return {"template": TEMPLATE_HASH, "start_tokens": self._tokenizer.encode("").ids}
 
     def text(self, history_items: Items, candidate_items: Items) -> str:
         """The prompt up to and with the line break behind which the index letter is to stand.
 
         Args:
             history_items: item numbers, oldest first; the last ``max_history`` are used. May be empty.
-            candidate_items: item numbers in the order of their letters, 1 to 20.
+            candidate_items: item numbers in the order of their letters, 1 to the settings' ``candidates``.
 
         Raises:
-            InputError: no candidate, or more than there are letters.
+            InputError: no candidate, or more than that.
         """
-        if not 1 <= len(candidate_items) <= len(LETTERS):
-            raise InputError(f"a prompt takes 1 to {len(LETTERS)} candidates, not {len(candidate_items)}")
+        if not 1 <= len(candidate_items) <= self.settings.candidates:
+            raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
         recent = history_items[max(len(history_items) - self.settings.max_history, 0) :]
         history = SEPARATOR.join(f"({place}) {self._short_title(item)}" for place, item in enumerate(recent, 1))
         candidates = SEPARATOR.join(

@@ -9,13 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
-from transformers import BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
+
+from models.ranker.packing import TREE_ATTENTION, pack
+from preprocessing.errors import InputError
 
 disable_progress_bar()
 
@@ -31,7 +35,11 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         quantisation: ``nf4`` or ``none``.
         dtype: precision of the arithmetic, and of what is not quantised.
         device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: the folder lacks weights of its architecture.
     """
+    given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -39,46 +47,78 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        model = LlamaForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, quantization_config=config, device_map={"": device}, local_files_only=True
-        )
-    else:
-        model = LlamaForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
+        given |= {"quantization_config": config, "device_map": {"": device}}
+    model, loaded = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **given)
+    if missing := loaded["missing_keys"]:
+        raise InputError(f"base model {folder} lacks weights, {min(missing)} first: download it again")
+    if quantisation != NF4:
+        model = model.to(device)
     return model.requires_grad_(False)
 
 
-def add_adapters(model: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> Any:
-    """The base with trainable fp32 adapters on the named projections of every layer, ready to train."""
+def add_adapters(
+    model: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], layers: int | None = None
+) -> Any:
+    """The base with trainable fp32 adapters on the named projections, ready to train.
+
+    Args:
+        model: of :func:`load_base`.
+        rank: of the adapters.
+        alpha: they are scaled by ``alpha / rank``.
+        dropout: on what enters them.
+        targets: names of the projections.
+        layers: how many of the upper layers get them; all if absent. Nothing below is computed backwards.
+
+    Raises:
+        InputError: the base has fewer layers, or no such projections.
+    """
+    count = model.config.num_hidden_layers
+    if layers is not None and layers > count:
+        raise InputError(f"adapters on {layers} layers: the base has {count}, ask for no more")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        layers_to_transform=None if layers is None else list(range(count - layers, count)),
+        layers_pattern=None if layers is None else "layers",
+        task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():  # peft reads an attribute that transformers renames
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config).train()
+        try:
+            return get_peft_model(model, config).train()
+        except ValueError as error:
+            raise InputError(f"adapters on {', '.join(targets)}: the base has no such projections ({error})") from None
 
 
-def answer_loss(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+def answer_loss(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool = True
+) -> Tensor:
     """Summed cross-entropy of the answers' tokens behind their prompts, nothing else of the text being learned.
 
-    Shorter texts are padded behind their end, where causal attention never looks from before, so no mask is needed;
-    the head is computed at the answers' positions only.
+    The prompts are packed (:mod:`models.ranker.packing`); the head is computed at the answers' positions only.
 
     Args:
         model: of :func:`add_adapters`.
         prompts: token ids.
         answers: token ids, equally many for each prompt: the letter and the end token.
+        share: compute what prompts begin with alike only once; the loss is the same.
     """
-    llama = model.get_base_model()
-    device = llama.lm_head.weight.device
-    texts = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
-    tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)  # [batch, length]
+    decoder, head = _decoder_and_head(model)
+    device = head.weight.device
     labels = torch.tensor(answers, device=device)  # [batch, answer]
+    width = labels.shape[1]
+    # The last token of an answer is only predicted, so nothing is read from behind it.
+    packed = pack(
+        [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], device, share=share
+    )
+    hidden = decoder(
+        input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
+    ).last_hidden_state[0]  # [total, hidden]
     # The token at a position is predicted from the position before it.
-    starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    places = starts[:, None] + torch.arange(labels.shape[1], device=device)  # [batch, answer]
-    hidden = llama.model(input_ids=tokens, use_cache=False).last_hidden_state  # [batch, length, hidden]
-    at_answers = hidden[torch.arange(len(texts), device=device)[:, None], places]  # [batch, answer, hidden]
-    logits = llama.lm_head(at_answers).float()  # [batch, answer, vocabulary]
+    places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
+    logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 
@@ -104,9 +144,50 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) -> Tensor:
     """Logits of the letters [letters] behind one prompt, the head's rows in fp32; within :func:`evaluating`."""
-    llama = model.get_base_model()
-    rows = llama.lm_head.weight[list(letter_ids)].float()  # [letters, hidden]
+    decoder, head = _decoder_and_head(model)
+    rows = head.weight[list(letter_ids)].float()  # [letters, hidden]
     tokens = torch.tensor([list(prompt)], device=rows.device)
-    hidden = llama.model(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
     logits: Tensor = rows @ hidden.float()
     return logits
+
+
+def check_architecture(model: Any, letter_ids: Sequence[int], prompt_tokens: int) -> None:
+    """Whether this module computes the base rightly, as it does most causal models; takes a moment.
+
+    Args:
+        model: of :func:`add_adapters`.
+        letter_ids: token id of each letter.
+        prompt_tokens: of the longest prompt.
+
+    Raises:
+        InputError: the base looks back less far than a prompt, letters read from the last position are not those of
+            its own logits, or packed prompts change one another.
+    """
+    if (window := getattr(model.config, "sliding_window", None)) and window < prompt_tokens:
+        raise InputError(
+            f"{model.config.architectures} looks back {window} tokens and a prompt may have {prompt_tokens}: lower"
+            f" --max-tokens to {window}"
+        )
+    prompts = [[*letter_ids, *letter_ids], [*letter_ids, *letter_ids[1:], 5], letter_ids[:3]]
+    answers = [[letter_ids[0], letter_ids[1]]] * len(prompts)
+    with evaluating(model):
+        tokens = torch.tensor([prompts[0]], device=model.device)
+        own = model(input_ids=tokens, use_cache=False).logits[0, -1, list(letter_ids)].float()
+        ours = letter_logits(model, prompts[0], letter_ids)
+        alone = sum(float(answer_loss(model, [prompt], answers[:1])) for prompt in prompts)
+        packed = float(answer_loss(model, prompts, answers))
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if float((own - ours).abs().max()) > tolerance * max(1.0, float(own.abs().max())):
+        raise InputError(f"{model.config.architectures} changes its head's logits: choose a base such as Llama 2")
+    if abs(packed - alone) > tolerance * alone:
+        raise InputError(
+            f"{model.config.architectures} does not use transformers' attention interface, so prompts cannot be packed:"
+            " choose another base, such as Llama 2"
+        )
+
+
+def _decoder_and_head(model: Any) -> tuple[Any, Any]:
+    """The layers below the head, and the head."""
+    base = model.get_base_model()
+    return base.get_decoder(), base.get_output_embeddings()

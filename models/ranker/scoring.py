@@ -1,57 +1,84 @@
-"""One forward pass of a merged ranker: logits of the index letters behind a prompt.
+"""One forward pass of a merged ranker a prompt: logits of the index letters behind it.
 
 Only the last position is projected, and only onto the letters' rows of the head, in fp32 whatever the precision of
-the layers below. Prompts run one at a time, so that a prompt's scores never depend on who shares its batch.
+the layers below. Prompts run one at a time, without padding, so that a prompt's scores never depend on who shares its
+batch; on two cores nothing is gained by running them together.
 """
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from preprocessing.errors import InputError
 
 disable_progress_bar()
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How a ranker is run. Rankings are reproducible for one runtime on one kind of processor."""
 
-    runtime: Literal["torch"] = "torch"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers; the letters' rows are fp32 in any case."""
+    runtime: Literal["torch", "openvino"] = "torch"
+    """PyTorch anywhere, or OpenVINO on the processor (`pip install llamarec[openvino]`)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the layers, fp16 on a GPU only; the letters' rows are fp32 in any case."""
     threads: int = 1
     """Threads within one forward pass on the processor."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.runtime != "torch" or self.dtype not in DTYPES or self.threads < 1:
+        on_cpu = self.device == "cpu"
+        known = self.runtime in ("torch", "openvino") and self.dtype in DTYPES and self.threads >= 1
+        if not known or (on_cpu and self.dtype == "float16") or (not on_cpu and self.runtime == "openvino"):
             raise InputError(f"{self} is no runtime of this version: run `llamarec export` again")
 
 
+class Scorer(Protocol):
+    """A language model that scores index letters."""
+
+    def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of the letters behind each prompt [batch, letters].
+
+        Args:
+            token_ids: of each prompt.
+            label_ids: token id of each letter.
+        """
+
+
 def choose_runtime(device: str | None = None) -> Runtime:
-    """The fastest accurate runtime here: bf16 where the hardware multiplies it natively, else fp32.
+    """The fastest accurate runtime here: bf16 where the hardware multiplies it natively, by OpenVINO on the processor
+    where it is installed; else fp32 by PyTorch.
 
     Args:
         device: ``cpu`` or ``cuda``; without it, a GPU where there is one.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _processor_has_bf16()
-    threads = len(os.sched_getaffinity(0))
-    return Runtime(dtype="bfloat16" if native else "float32", threads=threads, device=device)
+    native = has_native_bf16(device)
+    installed = importlib.util.find_spec("openvino") is not None
+    return Runtime(
+        runtime="openvino" if native and installed and device == "cpu" else "torch",
+        dtype="bfloat16" if native else "float32",
+        threads=len(os.sched_getaffinity(0)),
+        device=device,
+    )
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 itself; emulated it is slower than fp32."""
+    return torch.cuda.is_bf16_supported() if device.startswith("cuda") else _processor_has_bf16()
 
 
 def _processor_has_bf16() -> bool:
-    """Emulated bf16 is slower than fp32, so the processor's own word is asked."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -59,26 +86,47 @@ def _processor_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-class LetterScorer:
-    """The merged model with all but the letters' rows of its head left out."""
+def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
+    """Opens a merged model.
 
-    def __init__(self, folder: Path, letter_ids: Sequence[int], runtime: Runtime) -> None:
-        """Args:
-        folder: a Hugging Face folder of a Llama-architecture model.
-        letter_ids: token id of each letter.
-        runtime: see :class:`Runtime`; its thread count is set for the whole process.
-        """
+    Args:
+        folder: a Hugging Face folder.
+        runtime: see :class:`Runtime`; PyTorch's thread count is set for the whole process.
+
+    Raises:
+        InputError: the runtime is not installed, or cannot run this model.
+    """
+    if runtime.runtime == "torch":
+        return TorchScorer(folder, runtime)
+    try:
+        from models.ranker.openvino_scoring import OpenVinoScorer
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this ranker was exported for OpenVINO, which is not installed ({error}):"
+            " pip install 'llamarec[openvino]', or export with --runtime torch"
+        ) from None
+    return OpenVinoScorer(folder, runtime)
+
+
+class TorchScorer:
+    """The merged model in PyTorch; in fp32 the oracle of every other runtime."""
+
+    def __init__(self, folder: Path, runtime: Runtime) -> None:
+        """Args: see :func:`load_scorer`."""
         torch.set_num_threads(runtime.threads)
-        model = LlamaForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
         device = torch.device(runtime.device)
-        # Taken before the layers are rounded to the runtime's precision.
-        self._rows = model.lm_head.weight[list(letter_ids)].detach().to(device, torch.float32)  # [letters, hidden]
-        self._layers = model.model.to(device, DTYPES[runtime.dtype])
+        # As stored, before the layers, with which it may be tied, are rounded to the runtime's precision.
+        self._head = model.get_output_embeddings().weight.detach().to(device)  # [vocabulary, hidden]
+        self._layers = model.get_decoder().to(device, DTYPES[runtime.dtype])
 
     @torch.inference_mode()
-    def __call__(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of the letters [letters] behind one prompt."""
-        tokens = torch.tensor([list(token_ids)], device=self._rows.device)  # [1, length]
-        hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
-        logits: NDArray[np.float32] = (self._rows @ hidden.float()).cpu().numpy()
-        return logits
+    def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """See :class:`Scorer`."""
+        rows = self._head[list(label_ids)].float()  # [letters, hidden]
+        logits = []
+        for prompt in token_ids:
+            tokens = torch.tensor([list(prompt)], device=rows.device)  # [1, length]
+            hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
+            logits.append((rows @ hidden.float()).cpu().numpy())
+        return np.stack(logits)

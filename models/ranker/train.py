@@ -1,7 +1,9 @@
 """Trains a ranker and writes it, merged and ready to export: the second stage of LlamaRec (paper, section 3.2.2)."""
 
+import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,20 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from client.contract import MAX_CANDIDATES
 from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
-from models.ranker.examples import Example, Items, sample_examples
-from models.ranker.fusion import choose_weight, fused_ranks, log_softmax
+from models.ranker.checkpoint import CHECKPOINT_FILE, CURVES_FILE
+from models.ranker.examples import Example, Items, RandomPools, RetrievedPools, sample_examples
+from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.serving import FUSION_FILE, LETTERS_FILE, MODEL_FOLDER, PROBES_FILE
 from models.ranker.verbalizer import LETTERS, letter_ids
-from models.retriever.candidates import CandidateTable
+from models.retriever.candidates import Candidates, CandidateTable
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
-from preprocessing.data import load_data
+from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 KIND = "ranker"
+TRAINING_FOLDER = "ranker-training"
+"""Checkpoint and TensorBoard events of the latest training; the checkpoint goes when the artifact stands."""
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
 PROBES = 4
@@ -35,8 +41,8 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     """Tunes the base on this data, chooses the retriever's weight, and writes ``artifacts/ranker``.
 
     The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``letters.json``,
-    ``fusion.json``, ``probes.json`` and ``metrics.json``. A folder that these options and inputs made already is left
-    as it is.
+    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder that these options and inputs made
+    already is left as it is; a training of theirs that was interrupted goes on from its last checkpoint.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -73,39 +79,50 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     # optional package by way of a warning while it is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from models.ranker.merge import save_merged
-    from models.ranker.tuning import letter_ranks, tune
+    from models.ranker.tuning import letter_ranks, score_examples, tune
 
     data = load_data(artifacts)
     tokenizer = Tokenizer.from_file(str(base_folder / TOKENIZER_FILE))
     settings = PromptSettings(
-        max_history=options.max_history, title_tokens=options.title_tokens, max_tokens=options.max_tokens
+        max_history=options.max_history,
+        title_tokens=options.title_tokens,
+        max_tokens=options.max_tokens,
+        candidates=options.candidates,
     )
     prompts = PromptBuilder(data.catalogue, tokenizer, settings)
-    letters = letter_ids(tokenizer, RESPONSE)
-    table = CandidateTable.read(artifacts / "retriever" / "candidates-validation.parquet")
-    histories = dict(zip(data.users, data.training, strict=True))
-    validation, scores = validation_examples(table, histories, count=options.validation_users, seed=options.seed)
-    pool = (
-        np.arange(1, data.catalogue.trained + 1, dtype=np.int32)
-        if options.negatives == "random"
-        else np.concatenate([row.items for row in table.candidates])
-    )
-    examples = sample_examples(data.training, pool, count=options.max_prompts, seed=options.seed)
+    letters = letter_ids(tokenizer, RESPONSE, options.candidates)
+    everyone = validation_examples(validation_table(artifacts, data, options.candidates), data)
+    order = np.random.default_rng(options.seed).permutation(len(everyone))
+    everyone = [everyone[place] for place in order]
+    sample = [example for example, _ in everyone[: options.validation_users]]
+    examples = training_examples(options, artifacts, data)
 
     facts: dict[str, Any] = {"dataset": data.name, "prompts": len(examples)}
+    training = artifacts / TRAINING_FOLDER
+    key = hashlib.sha256(json.dumps([made_with, made_from], sort_keys=True).encode()).hexdigest()
     with new_artifact(folder, KIND, options=made_with, inputs=made_from, facts=facts) as new:
-        tuned = tune(options, base_folder, prompts, letters, examples, validation)
-        truths = [example.truth for example in validation]
-        weight, ndcg_by_weight = choose_weight(tuned.letters, scores, truths)
+        tuned = tune(options, base_folder, prompts, letters, examples, sample, training, key)
+        validated = everyone if options.full_validation else everyone[: len(sample)]
+        rest = [example for example, _ in validated[len(sample) :]]
+        scored = [*tuned.letters, *score_examples(tuned.model, prompts, letters, rest)]
+        truths = [example.truth for example, _ in validated]
+        scores = [row for _, row in validated]
+        weight, ndcg_by_weight = choose_weight(scored, scores, truths)
+        temperature = choose_temperature(scored, scores, truths, weight)
         metrics = {
             "validation": {
-                "users": len(validation),
+                "users": len(validated),
                 "retriever": summary(np.asarray(truths) + 1),
-                "untuned_letters": summary(letter_ranks(tuned.untuned, validation)),
-                "letters": summary(letter_ranks(tuned.letters, validation)),
-                "fused": summary(fused_ranks(tuned.letters, scores, truths, weight)),
+                "letters": summary(letter_ranks(scored, [example for example, _ in validated])),
+                "fused": summary(fused_ranks(scored, scores, truths, weight)),
+            },
+            "sample": {
+                "users": len(sample),
+                "untuned_letters": summary(letter_ranks(tuned.untuned, sample)),
+                "letters": summary(letter_ranks(tuned.letters, sample)),
             },
             "weight": weight,
+            "temperature": temperature,
             "NDCG@10_by_weight": {str(key): value for key, value in ndcg_by_weight.items()},
             "best_step": tuned.best_step,
             "training": tuned.log,
@@ -114,53 +131,84 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         _save_adapter(tuned.model, base, new / ADAPTER_FOLDER)
         save_merged(tuned.model, base_folder, new / MODEL_FOLDER)
         prompts.save_settings(new)
-        _write(new / LETTERS_FILE, dict(zip(LETTERS, letters, strict=True)))
-        _write(new / FUSION_FILE, {"weight": weight})
-        _write(new / PROBES_FILE, probes(new / MODEL_FOLDER, prompts, letters, validation[:PROBES]))
+        _write(new / LETTERS_FILE, dict(zip(LETTERS, letters, strict=False)))
+        _write(new / FUSION_FILE, {"weight": weight, "temperature": temperature})
+        _write(new / PROBES_FILE, probes(new / MODEL_FOLDER, prompts, letters, sample[:PROBES]))
         _write(new / METRICS_FILE, metrics)
+        shutil.copyfile(training / CURVES_FILE, new / CURVES_FILE)
+    (training / CHECKPOINT_FILE).unlink()
     return metrics
 
 
-def validation_examples(
-    table: CandidateTable, histories: Mapping[str, Items], *, count: int | None, seed: int
-) -> tuple[list[Example], list[NDArray[np.float32]]]:
-    """Users whose true item is among their candidates: examples in the retriever's order, and its scores of each.
+def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> list[Example]:
+    """The examples that the options ask for; the retriever is cross-fitted where they are its lists.
+
+    Args:
+        options: see :class:`RankerTraining`.
+        artifacts: holds ``data`` and ``retriever``.
+        data: what ``artifacts/data`` holds.
+    """
+    pools: RandomPools | RetrievedPools
+    if options.negatives == "random":
+        pools = RandomPools(data.catalogue.trained, options.candidates, options.pools)
+    else:
+        from models.ranker.crossfit import cross_fit
+
+        fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
+        pools = RetrievedPools(fitted.lists, options.order, options.pools)
+    return sample_examples(
+        data.training, pools, count=options.max_prompts, per_user=options.max_user_prompts, seed=options.seed
+    )
+
+
+def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:
+    """The retriever's candidates for every user's validation item: those it stored, or as many as are asked for."""
+    table = CandidateTable.read(artifacts / "retriever" / "candidates-validation.parquet")
+    if candidates == MAX_CANDIDATES:
+        return table
+    from models.ranker.crossfit import retrieve
+    from models.retriever.training import load_retriever
+
+    model, options = load_retriever(artifacts / "retriever")
+    rows: list[Candidates] = retrieve(model, options.max_length, data.training, candidates)
+    return CandidateTable(data.users, rows, data.validation, table.ranks)
+
+
+def validation_examples(table: CandidateTable, data: Data) -> list[tuple[Example, NDArray[np.float32]]]:
+    """Users whose true item is among their candidates: examples in the retriever's order, with its scores of each.
 
     Args:
         table: the retriever's candidates for validation.
-        histories: training part of each user's sequence.
-        count: users to sample; all of them if absent.
-        seed: of the sample.
+        data: gives the histories.
 
     Raises:
         InputError: the retriever found the true item of no user.
     """
-    found = [row for row, item in enumerate(table.truth) if item in table.candidates[row].items]
-    if not found:
+    histories: Mapping[str, Items] = dict(zip(data.users, data.training, strict=True))
+    examples = []
+    for user, row, item in zip(table.users, table.candidates, table.truth, strict=True):
+        found = np.flatnonzero(row.items == item)
+        if len(found):
+            examples.append((Example(histories[user], row.items, int(found[0])), row.scores))
+    if not examples:
         raise InputError(
             f"the retriever has the next item of none of {len(table.users)} users among its candidates, so the ranker"
             " has nothing to validate on: train the retriever longer"
         )
-    rows = np.random.default_rng(seed).permutation(found)[:count]
-    examples = []
-    for row in rows:
-        items = table.candidates[row].items
-        truth = int(np.flatnonzero(items == table.truth[row])[0])
-        examples.append(Example(histories[table.users[row]], items, truth))
-    return examples, [table.candidates[row].scores for row in rows]
+    return examples
 
 
 def probes(
     model: Path, prompts: PromptBuilder, letters: Sequence[int], examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
     """Token ids of a few prompts and the merged model's fp32 letter log-probabilities, which every runtime replays."""
-    from models.ranker.scoring import LetterScorer, Runtime, choose_runtime
+    from models.ranker.scoring import Runtime, TorchScorer, choose_runtime
 
-    scorer = LetterScorer(model, letters, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
+    scorer = TorchScorer(model, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
     stored = []
     for example in examples:
         tokens = prompts.build(example.history, example.candidates)
-        logprobs = log_softmax(scorer(tokens)[: len(example.candidates)])
+        logprobs = log_softmax(scorer.score([tokens], letters[: len(example.candidates)])[0])
         stored.append({"tokens": tokens, "logprobs": np.round(logprobs, 6).tolist()})
     return stored
 

@@ -1,26 +1,31 @@
 """Tunes the language model on ranking prompts and keeps the adapters of the best validation (paper, section 4.0.4)."""
 
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import get_linear_schedule_with_warmup
+from torch import Tensor
 
 from models.metrics import ndcg
+from models.ranker.checkpoint import CURVES_FILE, Progress, load_checkpoint, plot_curves, save_checkpoint
 from models.ranker.examples import Example
 from models.ranker.fusion import fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
-from models.ranker.qlora import add_adapters, answer_loss, evaluating, letter_logits, load_base
+from models.ranker.qlora import add_adapters, answer_loss, check_architecture, evaluating, letter_logits, load_base
+from models.ranker.scoring import DTYPES, has_native_bf16
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
 
 Letters = list[NDArray[np.float64]]
+EVENTS_FOLDER = "tensorboard"
 
 
 @dataclass
@@ -34,9 +39,9 @@ class Tuned:
     untuned: Letters
     """The same before the first step."""
     best_step: int
-    log: list[dict[str, float]] = field(default_factory=list)
+    log: list[dict[str, float]]
     """Per validation: step, mean training loss per token since the last, NDCG@10."""
-    prompts_per_second: float = 0.0
+    prompts_per_second: float
     """Training alone, without validation."""
 
 
@@ -47,6 +52,8 @@ def tune(
     letter_ids: Sequence[int],
     examples: Sequence[Example],
     validation: Sequence[Example],
+    folder: Path,
+    key: str,
 ) -> Tuned:
     """Trains adapters on ``examples`` and returns the model at its best NDCG@10 by letters on ``validation``.
 
@@ -57,6 +64,8 @@ def tune(
         letter_ids: token id of each letter.
         examples: to learn from, in this order.
         validation: candidates in the retriever's order.
+        folder: for checkpoints, TensorBoard events and ``curves.png``; a training that was interrupted there goes on.
+        key: of everything that decides the result; a checkpoint of another key is not used.
 
     Raises:
         InputError: the prompts are longer than the base's context, or the loss is no number.
@@ -64,17 +73,9 @@ def tune(
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = load_base(base, quantisation=options.quantisation, dtype=torch.bfloat16, device=options.device)
-    if prompts.settings.max_tokens > (context := model.config.max_position_embeddings):
-        raise InputError(f"max_tokens {prompts.settings.max_tokens} exceeds the base's context of {context}: lower it")
+    model = prepare(options, base, prompts.settings.max_tokens, letter_ids)
     end = model.config.eos_token_id
     end_token = end[0] if isinstance(end, list) else end
-    model = add_adapters(
-        model, rank=options.rank, alpha=options.alpha, dropout=options.dropout, targets=options.targets
-    )
-    if options.gradient_checkpointing:
-        model.enable_input_require_grads()
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
     batches = [
@@ -82,48 +83,98 @@ def tune(
         for _ in range(options.epochs)
         for start in range(0, len(examples), options.batch_size)
     ]
-    schedule = get_linear_schedule_with_warmup(optimizer, min(options.warmup_steps, len(batches) // 10), len(batches))
-    validations = 2 + (len(batches) - 1) // options.validate_every
-    tuned, best, best_state, waited, seconds = None, -1.0, [], 0, 0.0
-    losses: list[float] = []
-    with progress_bar() as bar:
-        total = len(examples) * options.epochs + validations * len(validation)
-        task = bar.add_task("tuning", total=total, note="")
-        for step in range(len(batches) + 1):
-            if step % options.validate_every == 0 or step == len(batches):
-                letters = _validate(model, prompts, letter_ids, validation, lambda: bar.advance(task))
-                reached = ndcg(letter_ranks(letters, validation), 10)
-                tuned = tuned or Tuned(model, letters, untuned=letters, best_step=0)
-                trained_so_far = {"loss": float(np.mean(losses))} if losses else {}
-                tuned.log.append({"step": step, **trained_so_far, "NDCG@10": reached})
-                waited += 1
-                if reached > best:
-                    best, waited = reached, 0
-                    tuned.letters, tuned.best_step = letters, step
-                    best_state = [parameter.detach().clone() for parameter in trained]
-                losses = []
-                bar.update(task, note=f"validation NDCG@10 {reached:.4f}, best {best:.4f}")
-                if waited >= options.patience or step == len(batches):
-                    break
+    progress = load_checkpoint(folder, key, trained, optimizer)
+    if progress is None:
+        progress = Progress()
+        shutil.rmtree(folder / EVENTS_FOLDER, ignore_errors=True)  # of another training
+    with _events(folder / EVENTS_FOLDER, progress.step) as record, progress_bar() as bar:
+        validations = 2 + (len(batches) - 1) // options.validate_every
+        task = bar.add_task("tuning", total=len(examples) * options.epochs + validations * len(validation), note="")
+        bar.advance(task, sum(map(len, batches[: progress.step])) + len(progress.log) * len(validation))
+        for step in range(progress.step, len(batches) + 1):
+            last = step == len(batches)
+            due = step % options.checkpoint_every == 0
+            if (step % options.validate_every == 0 or last) and step > progress.validated:
+                letters = score_examples(model, prompts, letter_ids, validation, lambda: bar.advance(task))
+                _note_validation(progress, letters, validation, trained)
+                record("validation/NDCG_10", progress.log[-1]["NDCG@10"], step)
+                plot_curves(progress.log, folder / CURVES_FILE)
+                bar.update(task, note=f"validation NDCG@10 {progress.log[-1]['NDCG@10']:.4f}, best {progress.best:.4f}")
+                due = True
+            if due:
+                save_checkpoint(folder, key, progress, trained, optimizer)
+            if progress.waited >= options.patience or last:
+                break
             started = time.perf_counter()
+            rate = options.learning_rate * learning_rate_share(step, options.warmup_steps, len(batches))
+            optimizer.param_groups[0]["lr"] = rate
             loss = _accumulate(model, prompts, letter_ids, end_token, batches[step], options.micro_batch_size)
             if not np.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss} at step {step + 1}, learning rate {schedule.get_last_lr()[0]:.2g}: lower it"
-                )
+                raise InputError(f"the loss is {loss} at step {step + 1}, learning rate {rate:.2g}: lower it")
             torch.nn.utils.clip_grad_norm_(trained, options.clip)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss)
-            seconds += time.perf_counter() - started
+            progress.losses.append(loss)
+            progress.seconds += time.perf_counter() - started
+            progress.step = step + 1
+            record("training/loss", loss, step + 1)
+            record("training/learning_rate", rate, step + 1)
             bar.advance(task, len(batches[step]))
-    assert tuned is not None
     with torch.no_grad():
-        for parameter, value in zip(trained, best_state, strict=True):
+        for parameter, value in zip(trained, progress.best_adapters, strict=True):
             parameter.copy_(value)
-    tuned.prompts_per_second = sum(map(len, batches[:step])) / seconds
-    return tuned
+    return Tuned(
+        model=model,
+        letters=[row.numpy() for row in progress.letters],
+        untuned=[row.numpy() for row in progress.untuned],
+        best_step=progress.best_step,
+        log=progress.log,
+        prompts_per_second=sum(map(len, batches[: progress.step])) / max(progress.seconds, 1e-9),
+    )
+
+
+def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids: Sequence[int]) -> Any:
+    """The base with fresh adapters, in training mode.
+
+    Args:
+        options: see :class:`RankerTraining`.
+        base: folder of the base model.
+        prompt_tokens: of the longest prompt.
+        letter_ids: token id of each letter.
+
+    Raises:
+        InputError: the base's context is too short for a prompt and its letter, or its architecture is not computed
+            rightly here.
+    """
+    native = has_native_bf16(options.device)
+    dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
+    model = load_base(base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=options.device)
+    if prompt_tokens + 1 > (context := model.config.max_position_embeddings):
+        raise InputError(
+            f"max_tokens {prompt_tokens} and the letter exceed the base's context of {context}: lower --max-tokens to"
+            f" {context - 1} or less; the oldest history is left out first"
+        )
+    model = add_adapters(
+        model,
+        rank=options.rank,
+        alpha=options.alpha,
+        dropout=options.dropout,
+        targets=options.targets,
+        layers=options.layers,
+    )
+    check_architecture(model, letter_ids, prompt_tokens)
+    if options.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def learning_rate_share(step: int, warmup_steps: int, steps: int) -> float:
+    """Share of the learning rate at a step: up from 0 over the warm-up (at most a tenth of all), then down to 0."""
+    warmup = min(warmup_steps, steps // 10)
+    if step < warmup:
+        return step / warmup
+    return (steps - step) / (steps - warmup)
 
 
 def letter_ranks(letters: Letters, examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -132,13 +183,14 @@ def letter_ranks(letters: Letters, examples: Sequence[Example]) -> NDArray[np.in
     return fused_ranks(letters, no_scores, [example.truth for example in examples], weight=0.0)
 
 
-def _validate(
+def score_examples(
     model: Any,
     prompts: PromptBuilder,
     letter_ids: Sequence[int],
     examples: Sequence[Example],
-    advance: Any,
+    advance: Callable[[], None] = lambda: None,
 ) -> Letters:
+    """Letter log-probabilities [k] of each example; ``advance`` is called after each."""
     letters = []
     with evaluating(model):
         for example in examples:
@@ -149,6 +201,33 @@ def _validate(
     return letters
 
 
+def _note_validation(
+    progress: Progress, letters: Letters, validation: Sequence[Example], trained: Sequence[Tensor]
+) -> None:
+    reached = ndcg(letter_ranks(letters, validation), 10)
+    rows = [torch.from_numpy(row) for row in letters]
+    if progress.validated < 0:
+        progress.untuned = rows
+    loss = {"loss": float(np.mean(progress.losses))} if progress.losses else {}
+    progress.log.append({"step": progress.step, **loss, "NDCG@10": reached})
+    progress.losses = []
+    progress.validated = progress.step
+    progress.waited += 1
+    if reached > progress.best:
+        progress.best, progress.best_step, progress.waited = reached, progress.step, 0
+        progress.letters = rows
+        progress.best_adapters = [parameter.detach().clone() for parameter in trained]
+
+
+@contextmanager
+def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], None]]:
+    """Writes scalars for TensorBoard; what an interrupted run wrote behind ``step`` is hidden by the new one's."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=step) as writer:
+        yield writer.add_scalar
+
+
 def _accumulate(
     model: Any,
     prompts: PromptBuilder,
@@ -157,12 +236,12 @@ def _accumulate(
     batch: Sequence[Example],
     micro_batch_size: int,
 ) -> float:
-    """Adds the gradient of the mean loss over a batch; prompts of like length are computed together."""
+    """Adds the gradient of the mean loss over a batch; prompts that begin alike are computed together."""
     texts = [
         (prompts.build(example.history, example.candidates), [letter_ids[example.truth], end_token])
         for example in batch
     ]
-    texts.sort(key=lambda text: len(text[0]))
+    texts.sort()
     total = 0.0
     for start in range(0, len(texts), micro_batch_size):
         micro = texts[start : start + micro_batch_size]

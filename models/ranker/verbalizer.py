@@ -5,28 +5,31 @@ it: with Llama 2 the "A" after a line break is 29909, while encoding "A" alone g
 the very text that ends a prompt.
 """
 
+from string import ascii_lowercase, ascii_uppercase
+
 from tokenizers import Tokenizer
 
 from client.contract import MAX_CANDIDATES
 from preprocessing.errors import InputError
 
-LETTERS = "ABCDEFGHIJKLMNOPQRST"
-assert len(LETTERS) == MAX_CANDIDATES
+LETTERS = ascii_uppercase + ascii_lowercase
+"""In the order of the candidates: A to Z, and a to z behind them, which are single tokens like the capitals."""
 
 
-def letter_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token id of each of the index letters A to T behind ``prompt``.
+def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -> list[int]:
+    """Token id of each of the first ``count`` index letters behind ``prompt``.
 
     Args:
         tokenizer: of the language model.
         prompt: text that ends as every prompt ends.
+        count: how many letters, at most 52; the paper's 20 are A to T.
 
     Raises:
         InputError: a letter is not one token of its own there, or two letters share one.
     """
     before = tokenizer.encode(prompt).ids
     ids: dict[int, str] = {}
-    for letter in LETTERS:
+    for letter in LETTERS[:count]:
         after = tokenizer.encode(prompt + letter).ids
         if after[:-1] != before or after[-1] in ids:
             raise InputError(

@@ -118,6 +118,20 @@ def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
     assert f"train-retriever --preset paper --model lrurec --dropout {best['dropout']:g}" in out
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--preset", "quick"), "llama2-7b"),
+        (("--candidates", "60"), "2 to 52"),
+        (("--negatives", "random"), "set negatives to retriever"),
+        (("--layers", "0"), "layers must be at least 1"),
+    ],
+)
+def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, part):
+    """The preset is in the retriever's order, which random negatives have not; the error says what goes together."""
+    refused(run("train-ranker", "--artifacts", tmp_path, *options), part)
+
+
 def test_an_unknown_data_set_is_refused(run, tmp_path):
     """The error lists the data sets there are."""
     refused(run("preprocess", "--dataset", "netflix", "--artifacts", tmp_path), "netflix", "movielens-100k")

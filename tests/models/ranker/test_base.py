@@ -87,12 +87,12 @@ def test_an_incomplete_folder_is_refused(tmp_path: Path, missing: str):
 
 
 def test_another_architecture_is_refused(tmp_path: Path):
-    """The scorer runs Llama's layers: a GPT-2 would load as noise."""
-    folder = tmp_path / "gpt2"
+    """A BERT predicts no next token."""
+    folder = tmp_path / "bert"
     shutil.copytree(tiny_base(tmp_path / "tiny"), folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(InputError, match="GPT2LMHeadModel"):
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(InputError, match="BertForMaskedLM"):
         find_base(str(folder), tmp_path)
 
 

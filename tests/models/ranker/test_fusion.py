@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranker.fusion import choose_weight, fuse, order
+from models.ranker.fusion import choose_temperature, choose_weight, fuse, fused_ranks, order
 
 LOGITS = st.floats(-30, 30, width=32)
 
@@ -34,6 +34,7 @@ def test_ties_go_to_the_better_retriever_rank():
     assert order([0.0, 0.0, 0.0], [2, 0, 1]).tolist() == [2, 0, 1]
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(LOGITS, st.one_of(LOGITS, st.just(-math.inf))), min_size=1, max_size=20),
     weight=st.floats(0, 1),
@@ -54,3 +55,30 @@ def test_weight_is_chosen_by_validation_and_the_smallest_of_equals():
     weight, results = choose_weight(letters, scores, truths, weights=(0.8, 0.3, 0.0, 0.5))
     assert weight == 0.5
     assert results == pytest.approx({0.0: 1 / math.log2(3), 0.3: 1 / math.log2(3), 0.5: 1.0, 0.8: 1.0})
+
+
+def test_temperature_is_that_of_the_truth():
+    """Odds of 81 to 1 that are right 3 times of 4 should be odds of 3 to 1: log 81 / 4 = log 3."""
+    letters, scores = [np.array([math.log(81), 0.0])] * 4, [np.zeros(2)] * 4
+    assert choose_temperature(letters, scores, [0, 0, 0, 1], 0.0, temperatures=(0.5, 1.0, 2.0, 4.0, 8.0)) == 4.0
+
+
+@settings(deadline=None)
+@given(
+    users=st.lists(
+        st.lists(st.tuples(LOGITS, st.one_of(LOGITS, st.just(-math.inf))), min_size=1, max_size=6),
+        min_size=1,
+        max_size=6,
+    ),
+    weight=st.sampled_from((0.0, 0.3, 1.0)),
+)
+def test_ranks_of_many_users_are_those_of_each(users: list[list[tuple[float, float]]], weight: float):
+    """Lists of different lengths, unknown items and ties: the place in the order that serving gives one by one."""
+    letters = [np.array([letter for letter, _ in user]) for user in users]
+    scores = [np.array([score for _, score in user]) for user in users]
+    truths = [len(user) // 2 for user in users]
+    expected = [
+        order(fuse(row, prior, weight), np.arange(1, len(row) + 1)).tolist().index(truth) + 1
+        for row, prior, truth in zip(letters, scores, truths, strict=True)
+    ]
+    assert fused_ranks(letters, scores, truths, weight).tolist() == expected

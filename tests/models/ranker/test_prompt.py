@@ -1,5 +1,6 @@
 """The prompt: its exact bytes, and what is cut when it is too long."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -139,3 +140,32 @@ def test_no_prompt_is_longer_than_allowed(history: list[int], candidates: list[i
     assert len(ids) <= most
     pool = " \n ".join(f"({chr(65 + i)}) {TITLES[item - 1]}" for i, item in enumerate(candidates))
     assert tokenizer().decode(ids).endswith(pool + RESPONSE)
+
+
+def test_fifty_candidates_are_named_by_capital_and_small_letters():
+    """The 27th is (a) and the 50th (x); without the setting the 21st is refused."""
+    many = builder(*[f"Film {number}" for number in range(50)], candidates=50)
+    text = many.text([], list(range(1, 51)))
+    assert "(Z) Film 25 \n (a) Film 26 \n (b) Film 27" in text
+    assert f"(x) Film 49{RESPONSE}" in text
+    with pytest.raises(InputError, match="53 candidates: there are 52 index letters"):
+        PromptSettings(candidates=53)
+
+
+@pytest.mark.parametrize(("name", "other"), [("template", "0" * 64), ("start_tokens", [1])])
+def test_a_ranker_that_learned_from_other_prompts_is_refused(tmp_path: Path, name: str, other: object):
+    """Another template or another start token: the scores would mean something else."""
+    saved = builder(*TITLES)
+    saved.save_settings(tmp_path)
+    catalogue(*TITLES).write(tmp_path / "items.parquet")
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    stored = json.loads((tmp_path / "prompt.json").read_text())
+    (tmp_path / "prompt.json").write_text(json.dumps({**stored, name: other}))
+    with pytest.raises(InputError, match=f"learned from prompts with another {name} than this version builds"):
+        PromptBuilder.load(tmp_path)
+
+
+def test_letter_marks_in_a_title_are_text():
+    """A title that names another letter, or is empty, takes its one place and no other."""
+    text = builder("(B) Not this one", "", "(A) (C)").text([2], [1, 2, 3])
+    assert "history: (1) ; \n Candidate pool: (A) (B) Not this one \n (B)  \n (C) (A) (C)\n\n" in text

@@ -1,6 +1,7 @@
 """The served ranker: letters' logits, order, and the refusal to serve another model than was stored."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tiny import tiny_base
 from transformers import LlamaForCausalLM
 
 from models.ranker import scoring
-from models.ranker.scoring import Runtime, choose_runtime
+from models.ranker.scoring import Runtime, choose_runtime, load_scorer
 from models.ranker.serving import Ranker, write_runtime
 from preprocessing.errors import InputError
 
@@ -106,10 +107,92 @@ def test_an_unknown_runtime_is_refused():
         Runtime(dtype="int3")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_runtime_follows_the_processor(monkeypatch: pytest.MonkeyPatch, flags: bool, dtype: str):
-    """bf16 only where the processor multiplies it itself; emulated it is slower than fp32."""
-    monkeypatch.setattr(scoring, "_processor_has_bf16", lambda: flags)
+@pytest.mark.parametrize(
+    ("native", "installed", "expected"),
+    [
+        (True, True, ("openvino", "bfloat16")),
+        (True, False, ("torch", "bfloat16")),
+        (False, True, ("torch", "float32")),
+    ],
+)
+def test_runtime_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, native: bool, installed: bool, expected: tuple[str, str]
+):
+    """bf16 only where the processor multiplies it itself, emulated it is slow; OpenVINO where it is there."""
+    monkeypatch.setattr(scoring, "_processor_has_bf16", lambda: native)
+    monkeypatch.setattr(scoring.importlib.util, "find_spec", lambda name: object() if installed else None)
     runtime = choose_runtime("cpu")
-    assert (runtime.dtype, runtime.device) == (dtype, "cpu")
+    assert (runtime.runtime, runtime.dtype, runtime.device) == (*expected, "cpu")
     assert runtime.threads >= 1
+
+
+@pytest.mark.parametrize("runtime", [{"runtime": "openvino", "device": "cuda"}, {"dtype": "float16"}])
+def test_runtimes_that_do_not_exist_are_refused(runtime: dict[str, str]):
+    """OpenVINO runs on the processor here, and fp16 on a GPU only."""
+    with pytest.raises(InputError, match="no runtime of this version"):
+        Runtime(**runtime)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_every_runtime_gives_the_full_models_logits(tmp_path: Path, name: str, tied: bool):
+    """Rows of transformers' full fp32 logits, for prompts of 1 to 61 tokens, in the order asked for."""
+    folder = tiny_base(tmp_path, tie_word_embeddings=tied)
+    model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    prompts = [list(range(100, 100 + length)) for length in (61, 1, 17)]
+    with torch.inference_mode():
+        expected = [model(input_ids=torch.tensor([prompt])).logits[0, -1, [60, 49, 50]].numpy() for prompt in prompts]
+    scored = load_scorer(folder, Runtime(runtime=name)).score(prompts, [60, 49, 50])  # type: ignore[arg-type]
+    assert (scored.shape, scored.dtype) == ((3, 3), np.float32)
+    assert scored == pytest.approx(np.stack(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_scores_do_not_depend_on_the_batch(tmp_path: Path, name: str):
+    """Alone or between others of other lengths: the same to the bit."""
+    scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime=name))  # type: ignore[arg-type]
+    batch = [PROMPT[:40], PROMPT, PROMPT[:7]]
+    together = scorer.score(batch, [49, 50])
+    assert all((scorer.score([prompt], [49, 50])[0] == row).all() for prompt, row in zip(batch, together, strict=True))
+
+
+def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
+    """Accepted when it agrees with the stored fp32 scores, refused when the model is another."""
+    runtime = Runtime(runtime="openvino")
+    expected = Ranker.load(exported).letter_logits(PROMPT, 20)
+    assert Ranker.load(exported, runtime).letter_logits(PROMPT, 20) == pytest.approx(expected, abs=1e-4)
+    model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    model.save_pretrained(exported / "merged")
+    with pytest.raises(InputError, match=r"moved by .* openvino in float32"):
+        Ranker.load(exported, runtime)
+
+
+def test_openvino_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An artifact exported elsewhere may ask for it."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "models.ranker.openvino_scoring", raising=False)
+    with pytest.raises(InputError, match=r"pip install 'llamarec\[openvino\]'"):
+        load_scorer(tmp_path, Runtime(runtime="openvino"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"attention_bias": True}, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0}}]
+)
+def test_openvino_refuses_what_its_graph_has_not(tmp_path: Path, change: dict[str, object]):
+    """Biases and scaled positions would be left out silently."""
+    folder = tiny_base(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError, match="without biases and rope scaling only: export with --runtime torch"):
+        load_scorer(folder, Runtime(runtime="openvino"))
+
+
+def test_the_temperature_changes_probabilities_and_no_order(exported: Path):
+    """Stored temperature 2: softmax of half the logits."""
+    logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
+    before, _ = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    (exported / "fusion.json").write_text('{"weight": 0.0, "temperature": 2.0}')
+    places, probabilities = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    assert places.tolist() == before.tolist()
+    assert probabilities == pytest.approx((logits / 2).softmax(0).sort(descending=True).values.numpy(), abs=1e-4)

@@ -1,27 +1,33 @@
 """The ranker's stage on a tiny base and made-up data: what it writes, when it refuses, and that it learns."""
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from tiny import tiny_base
+from transformers import get_linear_schedule_with_warmup
 
 from models.ranker import train, tuning
+from models.ranker.checkpoint import Progress, load_checkpoint, save_checkpoint
 from models.ranker.examples import Example
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import PromptSettings
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker, write_runtime
-from models.ranker.train import train_ranker, validation_examples
+from models.ranker.train import TRAINING_FOLDER, train_ranker, validation_examples
 from models.retriever.candidates import Candidates, CandidateTable
 from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
 ITEMS = 30
+LETTERS = list(range(49, 69))
 BRIEF = RankerTraining(max_prompts=8, batch_size=4, micro_batch_size=2, validation_users=3, validate_every=1, threads=1)
 
 
@@ -52,14 +58,15 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fingerprint = read_manifest(tmp_path / "data", "data", "").fingerprint
     with new_artifact(tmp_path / "retriever", "retriever", options={}, inputs={"data": fingerprint}) as folder:
         candidate_table(truths).write(folder / "candidates-validation.parquet")
-    data = SimpleNamespace(
-        name="made-up",
-        catalogue=CATALOGUE,
-        users=[f"u{place}" for place in range(4)],
-        training=[np.arange(20, 30, dtype=np.int32)] * 4,
-    )
-    monkeypatch.setattr(train, "load_data", lambda artifacts: data)
+    histories = [np.arange(20, 30, dtype=np.int32)] * 4
+    monkeypatch.setattr(train, "load_data", lambda artifacts: made_up(histories))
     return tmp_path
+
+
+def made_up(histories: list[np.ndarray]) -> SimpleNamespace:
+    """Data of users u0, u1, ... with these training sequences."""
+    users = [f"u{place}" for place in range(len(histories))]
+    return SimpleNamespace(name="made-up", catalogue=CATALOGUE, users=users, training=histories)
 
 
 def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
@@ -67,10 +74,11 @@ def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
     metrics = train_ranker(BRIEF, artifacts, base)
     folder = artifacts / "ranker"
     files = {f"{name}.json" for name in ("fusion", "letters", "manifest", "metrics", "probes", "prompt")}
-    assert {path.name for path in folder.iterdir()} == {"adapter", "merged", *files}
+    assert {path.name for path in folder.iterdir()} == {"adapter", "curves.png", "merged", *files}
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert [row["step"] for row in metrics["training"]] == [0, 1, 2]
-    assert metrics["validation"]["users"] == 2
+    assert metrics["validation"]["users"] == metrics["sample"]["users"] == 2
+    assert [path.name for path in (artifacts / TRAINING_FOLDER).iterdir()] == ["tensorboard", "curves.png"]
     assert json.loads((folder / "prompt.json").read_text())["max_history"] == 20
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as adapter:
         assert len(list(adapter.keys())) == 2 * 2 * 2  # two matrices for each of two projections in each of two layers
@@ -117,53 +125,145 @@ def test_missing_stages_name_their_command(tmp_path: Path):
 
 def test_validation_keeps_users_whose_item_was_found_in_retriever_order():
     """Items 3 and 20 are among candidates 1 to 20, item 25 is not: places 2 and 19 (from 0), nothing shuffled."""
-    histories = {f"u{place}": np.array([29, place], np.int32) for place in range(3)}
-    examples, scores = validation_examples(candidate_table([3, 25, 20]), histories, count=None, seed=0)
-    assert sorted((example.truth, example.history.tolist()) for example in examples) == [(2, [29, 0]), (19, [29, 2])]
-    assert all(example.candidates.tolist() == list(range(1, 21)) for example in examples)
-    assert len(scores) == 2
-    assert len(validation_examples(candidate_table([3, 25, 20]), histories, count=1, seed=0)[0]) == 1
+    data = made_up([np.array([29, place], np.int32) for place in range(3)])
+    found = validation_examples(candidate_table([3, 25, 20]), data)
+    assert [(example.truth, example.history.tolist()) for example, _ in found] == [(2, [29, 0]), (19, [29, 2])]
+    assert all(example.candidates.tolist() == list(range(1, 21)) for example, _ in found)
+    assert all(len(scores) == 20 for _, scores in found)
+
+
+def test_the_best_adapters_are_validated_on_everyone_once(artifacts: Path, base: str):
+    """One user in the sample that stops the training, both users whose item was found at the end."""
+    metrics = train_ranker(replace(BRIEF, validation_users=1), artifacts, base)
+    assert (metrics["sample"]["users"], metrics["validation"]["users"]) == (1, 2)
+    metrics = train_ranker(replace(BRIEF, validation_users=1, full_validation=False), artifacts, base)
+    assert (metrics["sample"]["users"], metrics["validation"]["users"]) == (1, 1)
 
 
 def test_a_retriever_that_found_nobody_is_refused():
     """No user to validate on: an early stop and a weight would be arbitrary."""
     with pytest.raises(InputError, match="none of 1 users"):
-        validation_examples(candidate_table([25]), {}, count=None, seed=0)
+        validation_examples(candidate_table([25]), made_up([np.array([29], np.int32)]))
 
 
-def test_tuning_learns_a_letter(base: str):
+def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int) -> tuning.Tuned:
+    """Tunes on ``examples``, validating on the first one."""
+    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
+    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], folder, key="these")
+
+
+def test_tuning_learns_a_letter(base: str, tmp_path: Path):
     """The same answer "C" everywhere, learned within 30 steps: its place among 20 letters rises to the first."""
-    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
     examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 60
+    options = RankerTraining(batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, threads=1)
+    found = tuned(base, tmp_path, options, examples)
+    assert tuning.letter_ranks(found.untuned, examples[:1]).tolist() != [1]
+    assert tuning.letter_ranks(found.letters, examples[:1]).tolist() == [1]
+    assert found.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_an_interrupted_training_ends_where_the_whole_one_does(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+):
+    """Killed between and at checkpoints, with dropout: the same adapters, validations and losses to the bit."""
+    examples = [Example(np.array([1]), np.roll(np.arange(1, 21), turn), turn) for turn in range(12)]
     options = RankerTraining(
-        batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, targets=("q_proj", "v_proj"), threads=1
+        quantisation="none",
+        batch_size=2,
+        dropout=0.3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        validate_every=2,
+        checkpoint_every=3,
+        threads=1,
     )
-    tuned = tuning.tune(options, Path(base), prompts, list(range(49, 69)), examples, examples[:1])
-    assert tuning.letter_ranks(tuned.untuned, examples[:1]).tolist() != [1]
-    assert tuning.letter_ranks(tuned.letters, examples[:1]).tolist() == [1]
-    assert tuned.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
+    whole = tuned(base, tmp_path / "whole", options, examples)
+    taken = tuning._accumulate
+    steps = []
+
+    def killed(*args: object) -> float:
+        if len(steps) == killed_at:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return taken(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_accumulate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(base, tmp_path / "resumed", options, examples)
+    monkeypatch.setattr(tuning, "_accumulate", lambda *args: steps.append(1) or taken(*args))
+    resumed = tuned(base, tmp_path / "resumed", options, examples)
+    assert len(steps) < killed_at + 6  # it did not begin again
+    assert resumed.log == whole.log
+    assert (resumed.letters[0] == whole.letters[0]).all()
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str):
+def test_a_checkpoint_of_other_options_is_not_used(base: str, tmp_path: Path):
+    """Its key is of everything that decides the result: another one starts from the beginning."""
+    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    model = tuning.prepare(BRIEF, Path(base), 100, LETTERS)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    save_checkpoint(tmp_path, "others", Progress(step=2, best=1.0), trained, optimizer)
+    assert load_checkpoint(tmp_path, "others", trained, optimizer) == Progress(step=2, best=1.0)
+    assert tuned(base, tmp_path, BRIEF, examples).log[0]["step"] == 0
+
+
+def test_a_checkpoint_is_data_and_not_a_program(tmp_path: Path):
+    """A pickle that would run code on loading is refused: checkpoints are loaded with weights_only."""
+
+    class Program:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
+
+    torch.save({"key": "these", "progress": Program()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(tmp_path, "these", [], None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_training_leaves_events_and_curves(base: str, tmp_path: Path):
+    """TensorBoard's events hold the loss of both steps (read back as raw records), and the curves are a PNG."""
+    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    tuned(base, tmp_path, RankerTraining(batch_size=2, threads=1), examples)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"training/loss") == 2
+    assert events.read_bytes().count(b"validation/NDCG_10") == 2
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.5), (10, 1.0), (55, 0.5), (99, 1 / 90)])
+def test_the_learning_rate_rises_and_falls(step: int, share: float):
+    """100 steps, 10 of them warm-up: as transformers' linear schedule has it."""
+    assert tuning.learning_rate_share(step, warmup_steps=10, steps=100) == pytest.approx(share)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 10, 100)
+    assert schedule.lr_lambdas[0](step) == pytest.approx(share)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: Path):
     """A step size of 1e37 throws the adapters to infinity: the second step says so instead of saving them."""
-    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
     examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
     options = RankerTraining(batch_size=1, learning_rate=1e37, warmup_steps=0, threads=1, targets=("down_proj",))
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step [23], learning rate [\d.e+]+: lower it"):
-        tuning.tune(options, Path(base), prompts, list(range(49, 69)), examples, examples[:1])
+        tuned(base, tmp_path, options, examples)
 
 
-def test_a_prompt_longer_than_the_bases_context_is_refused(base: str):
-    """The tiny base reads 2,048 tokens: positions beyond were never trained."""
-    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(max_tokens=4096))
-    with pytest.raises(InputError, match="max_tokens 4096 exceeds the base's context of 2048"):
-        tuning.tune(RankerTraining(), Path(base), prompts, [], [], [])
+def test_a_prompt_longer_than_the_bases_context_is_refused(base: str, tmp_path: Path):
+    """The tiny base reads 2,048 tokens, one of them the letter: positions beyond were never trained."""
+    examples = [Example(np.array([1]), np.arange(1, 21), 2)]
+    with pytest.raises(InputError, match=r"max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
+        tuned(base, tmp_path, RankerTraining(), examples, max_tokens=2048)
 
 
 def test_presets_are_valid_options():
     """Each preset builds, and the paper's is the default."""
     built = {name: RankerTraining(**preset) for name, preset in PRESETS.items()}
-    assert built["paper"] == RankerTraining()
+    assert built["paper"] == built["llama2-7b"] == RankerTraining()
+    assert built["smollm2-135m"].validate_every * built["smollm2-135m"].batch_size == 500
     assert (built["demo"].learning_rate, built["demo"].rank, built["demo"].targets) == (1e-4, 8, ("q_proj", "v_proj"))
 
 
@@ -174,6 +274,12 @@ def test_presets_are_valid_options():
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
         ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
         ({"negatives": "easy"}, "no negatives 'easy'"),
+        ({"order": "alphabetical"}, "no order 'alphabetical'"),
+        ({"order": "retriever"}, "set negatives to retriever and pools to 1"),
+        ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"candidates": 53}, "candidates must be 2 to 52, not 53"),
+        ({"folds": 1}, "folds must be at least 2"),
+        ({"layers": 0}, "layers must be at least 1"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"learning_rate": float("nan")}, "learning_rate and clip must be above 0"),
     ],

@@ -13,7 +13,7 @@ def test_letters_of_smollm2_are_single_tokens():
     """SmolLM2's vocabulary lists the capital letters A.. from id 49 on (its own file)."""
     tokenizer = Tokenizer.from_file(str(embedded_base() / "tokenizer.json"))
     assert letter_ids(tokenizer, RESPONSE) == list(range(49, 69))
-    assert "".join(map(tokenizer.id_to_token, range(49, 69))) == LETTERS
+    assert "".join(map(tokenizer.id_to_token, range(49, 69))) == LETTERS[:20]
 
 
 def test_a_letter_that_merges_with_the_text_before_is_refused():
@@ -32,3 +32,10 @@ def test_letters_that_share_an_id_are_refused():
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(InputError, match="index letter 'B'"):
         letter_ids(tokenizer, RESPONSE)
+
+
+def test_beyond_z_come_single_small_letters():
+    """50 candidates: A to Z, then a to x, each one token of SmolLM2 behind a line break, all different."""
+    tokenizer = Tokenizer.from_file(str(embedded_base() / "tokenizer.json"))
+    ids = letter_ids(tokenizer, RESPONSE, 50)
+    assert "".join(map(tokenizer.id_to_token, ids)) == "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx"

@@ -1,0 +1,143 @@
+"""Seconds of one ranking request: the authors' way, every runtime here, and what the hardware's matrix products allow.
+
+    python -m benchmarks.ranker --json
+    python -m benchmarks.ranker --runs 2 --batches 1 --busy    # a minute or two on a slow and busy machine
+
+The authors' way is fp32 with logits of the whole vocabulary at every position, a batch padded to its longest prompt.
+All run in one process, in turn, on prompts of 20 + 20 MovieLens titles; medians. The floor of a request is its
+floating-point operations over the best rate of large matrix products measured here, in bf16 where the processor has it.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmarks.clock import add_clock, chosen_clock
+from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
+from models.ranker.scoring import DTYPES, Runtime, has_native_bf16, load_scorer
+
+FLOORS = {1: 2.5, 8: 3.2}
+"""Least speed-up over the authors' way, by batch."""
+SHARE = 0.70
+"""Least share of the matrix products' rate."""
+Way = Callable[[list[list[int]]], Any]
+Clock = Callable[[], float]
+
+
+def authors_way() -> Way:
+    """Full logits of a padded batch in fp32."""
+    model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def score(prompts: list[list[int]]) -> Any:
+        length = max(map(len, prompts))
+        tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])  # as they do, on the left
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1, letters()]
+
+    return score
+
+
+def ways(threads: int) -> dict[str, Way]:
+    """Every runtime that this machine has, by name."""
+    dtypes = ("float32", "bfloat16") if has_native_bf16("cpu") else ("float32",)
+    found = {"authors": authors_way()}
+    for runtime in ("torch", "openvino"):
+        for dtype in dtypes:
+            scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads))  # type: ignore[arg-type]
+            found[f"{runtime} {dtype}"] = lambda prompts, scorer=scorer: scorer.score(prompts, letters())
+    return found
+
+
+def peak_rate(dtype: torch.dtype, clock: Clock, repeats: int = 7) -> float:
+    """Floating-point operations a second of the best of several large matrix products."""
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), (640, 576, 1536), (4096, 1024, 1024)):
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        seconds = []
+        for _ in range(repeats):
+            started = clock()
+            torch.mm(a, b)
+            seconds.append(clock() - started)
+        best = max(best, 2 * rows * inner * columns / min(seconds))
+    return best
+
+
+def operations(prompt: Sequence[int]) -> float:
+    """Floating-point operations of a pass over the layers, causal attention at half."""
+    config = json.loads((embedded_base() / "config.json").read_text(encoding="utf-8"))
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    length = len(prompt)
+    return float(layers * (2 * weights * length + 2 * hidden * length * length))
+
+
+def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock) -> dict[str, Any]:
+    """Medians of interleaved runs for each batch size."""
+    contenders = ways(threads)
+    best_dtype = "bfloat16" if has_native_bf16("cpu") else "float32"
+    rate = peak_rate(DTYPES[best_dtype], clock)
+    result: dict[str, Any] = {
+        "threads": threads,
+        "runs": runs,
+        "bf16": has_native_bf16("cpu"),
+        "peak_gflops": {best_dtype: round(rate / 1e9, 1)},
+    }
+    for batch in batches:
+        prompts = movie_prompts(batch)
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for way in contenders.values():
+            way(prompts[:1])
+        for _ in range(runs):
+            for name, way in contenders.items():
+                started = clock()
+                way(prompts)
+                seconds[name].append((clock() - started) / batch)
+        rate = max(rate, peak_rate(DTYPES[best_dtype], clock))
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        floor = statistics.mean(map(operations, prompts)) / rate
+        best = min(medians, key=lambda name: medians[name])
+        ratio, share = medians["authors"] / medians[best], floor / medians[best]
+        result[f"batch_{batch}"] = {
+            "tokens": [len(prompt) for prompt in prompts],
+            "seconds_a_request": {name: round(value, 3) for name, value in medians.items()},
+            "seconds_at_peak": round(floor, 3),
+            "best": best,
+            "times_authors": round(ratio, 2),
+            "share_of_peak": round(share, 2),
+            "floor_met": ratio >= FLOORS.get(batch, 1.0) and share >= SHARE,
+        }
+    result["peak_gflops"] = {best_dtype: round(rate / 1e9, 1)}
+    result["floor_met"] = all(result[f"batch_{batch}"]["floor_met"] for batch in batches)
+    return result
+
+
+def main() -> None:
+    """Parses the command line and prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="interleaved runs, of which the median is printed")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="requests at a time")
+    add_clock(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    given = parser.parse_args()
+    clock = chosen_clock(given)
+    result = {**measure(given.runs, given.batches, given.threads, clock), "processor_seconds": given.busy}
+    if given.json:
+        print(json.dumps(result, indent=1))
+        return
+    for batch in given.batches:
+        row = result[f"batch_{batch}"]
+        for name, value in row["seconds_a_request"].items():
+            print(f"batch {batch}  {name:20} {value:8.3f} s a request")
+        print(f"batch {batch}  best: {row['times_authors']}x the authors' way, {row['share_of_peak']} of the peak rate")
+    print(f"floor met: {result['floor_met']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Seconds to rank 20 candidates by the verbalizer and by generating their titles in order: the paper's Figure 3.
+
+    python -m benchmarks.verbalizer_vs_generation --json --plot docs/results/verbalizer_vs_generation.png
+
+Both ways read the same prompt with the same model in the same precision. The verbalizer takes one pass and 20 logits.
+Generation decodes greedily, with a key-value cache, as many tokens as the 20 titles have, one a line: the paper's
+limit, and what a complete list takes. Titles are random words cut to the given number of tokens.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmarks.clock import add_clock, chosen_clock
+from benchmarks.movie_prompts import embedded_base, letters, movie_titles, tokenizer
+from models.ranker.prompt import PromptBuilder, PromptSettings
+from models.ranker.scoring import DTYPES, Runtime, TorchScorer, has_native_bf16
+from preprocessing.catalogue import Catalogue
+
+ITEMS = 40
+
+
+def titles_of(tokens: int, seed: int = 0) -> list[str]:
+    """40 titles of exactly so many tokens, made of words of film titles."""
+    encode = tokenizer()
+    words = " ".join(movie_titles()).split()
+    rng = np.random.default_rng(seed)
+    titles = []
+    while len(titles) < ITEMS:
+        text = " ".join(rng.choice(words, tokens))
+        offsets = encode.encode(text).offsets
+        title = text[: offsets[tokens - 1][1]]
+        if len(encode.encode(title).ids) == tokens:
+            titles.append(title)
+    return titles
+
+
+def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """A row for each average title length: seconds of both ways, medians of ``runs``."""
+    dtype = "bfloat16" if has_native_bf16("cpu") else "float32"
+    scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))  # type: ignore[arg-type]
+    model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=DTYPES[dtype]).eval()
+    scorer.score([[1, 2, 3]], letters())
+    rows = []
+    for length in lengths:
+        titles = titles_of(length)
+        catalogue = Catalogue([b""] * ITEMS, titles, [])
+        prompt = PromptBuilder(catalogue, tokenizer(), PromptSettings()).build(range(1, 21), range(21, 41))
+        wanted = 20 * (length + 1)  # a line break behind each title
+        seconds: dict[str, list[float]] = {"verbalizer": [], "generation": []}
+        for _ in range(runs):
+            started = clock()
+            scorer.score([prompt], letters())
+            seconds["verbalizer"].append(clock() - started)
+            started = clock()
+            model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt)),
+                max_new_tokens=wanted,
+                min_new_tokens=wanted,
+                do_sample=False,
+                pad_token_id=2,
+            )
+            seconds["generation"].append(clock() - started)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        rows.append(
+            {
+                "title_tokens": length,
+                "prompt_tokens": len(prompt),
+                "generated_tokens": wanted,
+                **{f"{name}_seconds": round(value, 3) for name, value in medians.items()},
+                "times_faster": round(medians["generation"] / medians["verbalizer"], 1),
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Both lines over the title length, as in the paper's figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    lengths = [row["title_tokens"] for row in rows]
+    for name in ("generation", "verbalizer"):
+        axes.plot(lengths, [row[f"{name}_seconds"] for row in rows], marker="o", label=name)
+    axes.set(xlabel="average title length [tokens]", ylabel="seconds to rank 20 candidates", xticks=lengths)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def main() -> None:
+    """Parses the command line and prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 15, 20], help="average title lengths, tokens")
+    parser.add_argument("--runs", type=int, default=3, help="runs, of which the median is printed")
+    add_clock(parser)
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    given = parser.parse_args()
+    clock = chosen_clock(given)
+    rows = measure(given.lengths, given.runs, given.threads, clock)
+    if given.plot:
+        plot(rows, given.plot)
+    if given.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("| title tokens | prompt tokens | verbalizer [s] | generation [s] | times faster |\n|---|---|---|---|---|")
+    for row in rows:
+        print("| {title_tokens} | {prompt_tokens} | {verbalizer_seconds} |".format(**row), end="")
+        print(" {generation_seconds} | {times_faster} |".format(**row))
+
+
+if __name__ == "__main__":
+    main()

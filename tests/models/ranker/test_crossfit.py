@@ -1,0 +1,107 @@
+"""Cross-fitting: lists for a user come from a retriever that never saw them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_base
+
+from models.ranker import crossfit
+from models.ranker.crossfit import cross_fit, retrieve
+from models.ranker.examples import Position, RetrievedPools, sample_examples
+from models.ranker.options import RankerTraining
+from models.ranker.scoring import Runtime
+from models.ranker.serving import Ranker
+from models.ranker.train import train_ranker, training_examples, validation_table
+from models.retriever.candidates import CandidateTable
+from models.retriever.training import load_retriever
+from preprocessing.data import load_data
+
+
+@pytest.fixture
+def copied(artifacts: Path, tmp_path: Path) -> Path:
+    """Data and retriever of MovieLens-100K, to cross-fit beside."""
+    for stage in ("data", "retriever"):
+        (tmp_path / stage).symlink_to(artifacts / stage)
+    return tmp_path
+
+
+def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two folds of 943 users: what each retriever was given holds none of its fold, all items, and the same options."""
+    data = load_data(copied)
+    _, whole = load_retriever(copied / "retriever")
+    fitted = cross_fit(copied, data, folds=2, candidates=20)
+    folders = sorted((copied / "crossfit").iterdir())
+    assert [folder.name for folder in folders] == ["fold1of2", "fold2of2"]
+    for fold, folder in enumerate(folders):
+        seen, (_, options) = load_data(folder), load_retriever(folder / "retriever")
+        assert set(seen.users) == {user for user, its in zip(data.users, fitted.fold, strict=True) if its != fold}
+        assert seen.catalogue.trained == data.catalogue.trained
+        place = data.users.index(seen.users[7])
+        assert seen.training[7].tolist() == data.training[place].tolist()
+        assert options == whole
+
+    positions = [Position(user, data.training[user][:9], int(data.training[user][9])) for user in range(6)]
+    for position, items in zip(positions, fitted.lists(positions), strict=True):
+        model, length = fitted.retrievers[fitted.fold[position.user]]
+        assert items.tolist() == retrieve(model, length, [position.history], 20)[0].items.tolist()
+        assert not set(items.tolist()) & set(position.history.tolist())
+
+    def trained_again(*args: object) -> None:
+        raise AssertionError("a finished fold is not trained again")
+
+    monkeypatch.setattr("models.retriever.training._fit", trained_again)
+    assert (cross_fit(copied, data, folds=2, candidates=20).fold == fitted.fold).all()
+
+
+def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the retriever's negatives in its order, each example is a list as given, of positions where it was right."""
+    data = load_data(copied)
+    lists = [np.arange(1, 21, dtype=np.int32)]
+    asked: list[dict[str, int]] = []
+
+    class Fitted:
+        def lists(self, positions: list[Position]) -> list[np.ndarray]:
+            return lists * len(positions)
+
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: asked.append(options) or Fitted())
+    options = RankerTraining(negatives="retriever", order="retriever", max_prompts=50, folds=3, seed=5)
+    examples = training_examples(options, copied, data)
+    assert asked == [{"folds": 3, "candidates": 20}]
+    assert len(examples) == 50
+    assert all((example.candidates == lists[0]).all() for example in examples)
+    expected = sample_examples(data.training, RetrievedPools(Fitted().lists), count=50, seed=5)
+    assert [example.truth for example in examples] == [example.truth for example in expected]
+
+
+def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
+    """50 for everybody: the first 20 are those of the stored table, no item of the history is among them."""
+    data = load_data(copied)
+    stored = CandidateTable.read(copied / "retriever" / "candidates-validation.parquet")
+    table = validation_table(copied, data, 50)
+    assert table.truth.tolist() == stored.truth.tolist()
+    for history, row, twenty in list(zip(data.training, table.candidates, stored.candidates, strict=True))[:20]:
+        assert len(row.items) == 50
+        assert row.items[:20].tolist() == twenty.items.tolist()
+        assert not set(row.items.tolist()) & set(history.tolist())
+    assert validation_table(copied, data, 20).candidates[0].items.tolist() == stored.candidates[0].items.tolist()
+
+
+def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
+    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty items ordered."""
+    brief = RankerTraining(
+        max_prompts=4, batch_size=4, validation_users=2, full_validation=False, max_history=3, candidates=50
+    )
+    metrics = train_ranker(brief, copied, str(tiny_base(tmp_path / "base")))
+    assert metrics["validation"]["users"] == 2
+    letters = json.loads((copied / "ranker" / "letters.json").read_text())
+    assert (len(letters), list(letters)[-1]) == (50, "x")
+    probe = json.loads((copied / "ranker" / "probes.json").read_text())[0]
+    assert len(probe["logprobs"]) == 50
+    ranker = Ranker.load(copied / "ranker", Runtime())
+    order, _ = ranker.rank(probe["tokens"], np.zeros(50, np.float32), np.arange(1, 51))
+    assert sorted(order.tolist()) == list(range(50))
+    assert order.tolist() == np.argsort(-np.array(probe["logprobs"]), kind="stable").tolist()
