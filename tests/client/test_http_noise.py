@@ -18,11 +18,13 @@ def send(url: str, noise: bytes, *, read: bool = True) -> bytes:
     """What the port answers; empty where it closes the connection."""
     host, port = url.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(noise)
-        connection.shutdown(socket.SHUT_WR)
-        try:
+        try:  # a server that has seen enough closes while the rest is still being sent
+            connection.sendall(noise)
+            connection.shutdown(socket.SHUT_WR)
             return connection.recv(4096) if read else b""
-        except ConnectionResetError:
+        except TimeoutError:
+            raise
+        except OSError:
             return b""
 
 

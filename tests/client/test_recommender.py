@@ -132,7 +132,7 @@ def test_requests_of_different_lengths_are_batched(echo_server):
     with grpc.InferenceServerClient(echo_server.url) as client:
         before = executions(client)
         asyncio.run(ask())
-        assert executions(client) - before < 10
+        assert executions(client) - before < 20  # of 33 requests
 
 
 def test_the_deadline_is_kept(recommender):

@@ -62,6 +62,9 @@ def test_what_is_not_run_is_known():
         ("client.md", "python"),
         ("robustness.md", "bash"),
         ("robustness.md", "bash"),
+        ("serving.md", "bash"),
+        ("serving.md", "bash"),
+        ("serving.md", "bash"),
     ]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pytest
+from frames import dataset, frame_of
 from merlin.io import Dataset
 from nvtabular.ops import Categorify, Groupby, LambdaOp, ListSlice
-from test_workflows import dataset, frame_of
 
 from preprocessing.data import read_sequences
 from preprocessing.preprocess import Preprocessing, preprocess

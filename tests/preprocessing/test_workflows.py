@@ -2,32 +2,14 @@
 
 from collections import Counter
 
-import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pytest
+from frames import dataset, frame_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merlin.io import Dataset
 from nvtabular import Workflow
 
 from preprocessing import workflows
-
-
-def frame_of(pairs, times=None):
-    """Interactions of (user, item) number pairs; ids are letters with a number, time is the row unless given."""
-    frame = pd.DataFrame(pairs, columns=["u", "i"]).astype(int)
-    return pd.DataFrame(
-        {
-            "user": "u" + frame["u"].astype(str),
-            "item": "i" + frame["i"].astype(str),
-            "timestamp": np.asarray(range(len(frame)) if times is None else times, np.int64),
-        }
-    )
-
-
-def dataset(frame, partitions=1):
-    return Dataset(dd.from_pandas(frame.reset_index(drop=True), npartitions=partitions, sort=False))
 
 
 def rows(dataset_):

@@ -51,7 +51,7 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
     def trained_again(*args: object) -> None:
         raise AssertionError("a finished fold is not trained again")
 
-    monkeypatch.setattr("models.retriever.training._fit", trained_again)
+    monkeypatch.setattr("models.retriever.training.fit", trained_again)
     assert (cross_fit(copied, data, folds=2, candidates=20).fold == fitted.fold).all()
 
 
