@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.repository import step_artifact
-from models.ranker.fusion import fuse, order
 from models.ranker.prompt import PromptBuilder
 from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates
@@ -74,13 +73,10 @@ class ExportedSteps:
         found = self.candidates(request)
         if not len(found.items):
             return []
-        logprobs = fuse(self.letter_logits(request.history, found), found.scores, self.ranker.weight)
-        places = order(logprobs, found.ranks)[: request.limit or None]
+        tokens = self.prompts.build(request.history, found.items)
+        places, probabilities = self.ranker.rank(tokens, found.scores, found.ranks)
+        answer = zip(found.items[places], probabilities, found.ranks[places], strict=True)
         return [
-            (
-                self.catalogue.raw(int(found.items[place])).decode(),
-                float(np.float32(np.exp(logprobs[place]))),
-                int(found.ranks[place]),
-            )
-            for place in places
-        ]
+            (self.catalogue.raw(int(item)).decode(), float(probability), int(rank))
+            for item, probability, rank in answer
+        ][: request.limit or None]

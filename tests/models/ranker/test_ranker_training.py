@@ -21,7 +21,7 @@ from models.ranker.prompt import PromptSettings
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker, write_runtime
 from models.ranker.train import TRAINING_FOLDER, train_ranker, validation_examples
-from models.retriever.candidates import CandidateWriter
+from models.retriever.candidates import Candidates, CandidateTable, CandidateWriter
 from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
@@ -36,13 +36,18 @@ CATALOGUE = Catalogue(
 )
 
 
-def write_candidates(path: Path, truths: list[int]) -> None:
+def candidate_table(truths: list[int]) -> CandidateTable:
     """Items 1 to 20 for every user, in that order."""
-    items = np.tile(np.arange(1, 21, dtype=np.int32), (len(truths), 1))
-    scores = np.tile(np.linspace(2, 0, 20, dtype=np.float32), (len(truths), 1))
-    users, places = [f"u{place}" for place in range(len(truths))], np.array(truths, np.int32)
+    scores = np.linspace(2, 0, 20, dtype=np.float32)
+    row = Candidates(np.arange(1, 21, dtype=np.int32), scores, np.arange(1, 21, dtype=np.int32))
+    users = [f"u{place}" for place in range(len(truths))]
+    return CandidateTable(users, [row] * len(truths), np.array(truths, np.int32), np.array(truths, np.int32))
+
+
+def write_candidates(path: Path, table: CandidateTable) -> None:
+    items, scores = (np.stack([getattr(row, name) for row in table.candidates]) for name in ("items", "scores"))
     with CandidateWriter(path) as writer:
-        writer.write(users, items, scores, places, places)
+        writer.write(table.users, items, scores, table.truth, table.ranks)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "made-up").write_text("")
     fingerprint = read_manifest(tmp_path / "data", "data", "").fingerprint
     with new_artifact(tmp_path / "retriever", "retriever", options={}, inputs={"data": fingerprint}) as folder:
-        write_candidates(folder / "candidates-validation.parquet", truths)
+        write_candidates(folder / "candidates-validation.parquet", candidate_table(truths))
     histories = [np.arange(20, 30, dtype=np.int32)] * 4
     monkeypatch.setattr(train, "load_data", lambda artifacts: made_up(histories))
     return tmp_path
