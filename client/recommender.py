@@ -34,7 +34,7 @@ CHANNEL_OPTIONS = {
     # Without these a client finds a restarted server only after a second or more.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 2000,
+    "grpc.max_reconnect_backoff_ms": 500,
 }
 
 Fallback = Literal["retriever"]

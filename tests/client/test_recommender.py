@@ -106,7 +106,7 @@ def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
     async def ask() -> list[list[Recommendation] | BaseException]:
         async with AsyncRecommenderClient(echo_server.url) as client:
             histories = [["bad"] if n % 10 == 0 else [chr(65 + n)] * (n % 25) for n in range(200)]
-            return await asyncio.gather(*(client.recommend(h) for h in histories), return_exceptions=True)
+            return await asyncio.gather(*(client.recommend(h, timeout=60) for h in histories), return_exceptions=True)
 
     for n, answer in enumerate(asyncio.run(ask())):
         if n % 10 == 0:

@@ -45,9 +45,8 @@ def candidate_table(truths: list[int]) -> CandidateTable:
 
 
 def write_candidates(path: Path, table: CandidateTable) -> None:
-    items, scores = (np.stack([getattr(row, name) for row in table.candidates]) for name in ("items", "scores"))
     with CandidateWriter(path) as writer:
-        writer.write(table.users, items, scores, table.truth, table.ranks)
+        writer.write(table.users, table.candidates, table.truth, table.ranks)
 
 
 @pytest.fixture(scope="module")
