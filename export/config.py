@@ -116,9 +116,6 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
             # sleeps up to half a second before each of the next ones. The number only guards the memory.
             "default_queue_policy": _queue(LONGEST_QUEUE, serving.queue_timeout),
         }
-        if serving.device == "cpu" and not serving.queue_delay_us:
-            # A request handed over has left the queue: neither its deadline nor its timeout would count any longer.
-            config["dynamic_batching"]["preferred_batch_size"] = [1]
         if serving.rank_cache:
             config["response_cache"] = {"enable": True}
     step = ModelConfig(
