@@ -39,16 +39,20 @@ SHORT = {"validate_every": 200, "patience": 8}
 ML = {"max_length": 200, "batch_size": 16, **SHORT}
 RUNS: dict[str, list[dict[str, Any]]] = {
     "ml-latest-small": [
-        *({**ML, "dropout": dropout} for dropout in (0.2, 0.3, 0.4, 0.5, 0.1)),
-        *({**ML, "model": "sasrec", "dropout": dropout} for dropout in (0.4, 0.2, 0.6)),
-        *({**ML, "model": "narm", "blocks": 1, "max_length": 50, "dropout": dropout} for dropout in (0.25, 0.1, 0.5)),
-        *({**ML, "model": "bert4rec", "heads": 2, "dropout": dropout} for dropout in (0.2, 0.1, 0.4)),
-        *({**ML, "model": "sasrec", "loss": "binary", "dropout": dropout} for dropout in (0.2, 0.5)),
+        *({**ML, "dropout": dropout} for dropout in (0.2, 0.3, 0.4, 0.5)),
+        *({**ML, "model": "sasrec", "dropout": dropout} for dropout in (0.4, 0.2)),
+        {**ML, "model": "narm", "blocks": 1, "max_length": 50, "dropout": 0.25},
+        {**ML, "model": "bert4rec", "heads": 2, "dropout": 0.2},
+        {**ML, "model": "sasrec", "loss": "binary", "dropout": 0.2},
+        {**ML, "dropout": 0.1},
+        {**ML, "model": "sasrec", "dropout": 0.6},
+        *({**ML, "model": "narm", "blocks": 1, "max_length": 50, "dropout": dropout} for dropout in (0.1, 0.5)),
+        *({**ML, "model": "bert4rec", "heads": 2, "dropout": dropout} for dropout in (0.1, 0.4)),
+        *({**ML, "model": "sasrec", "loss": "binary", "dropout": dropout} for dropout in (0.5, 0.4)),
     ],
     "amazon-2014-beauty": [
         {**SHORT, "dropout": 0.5},
         {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 1e-3},
-        {**SHORT, "dropout": 0.3},
         {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.25},
         {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256},
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.5},
@@ -103,7 +107,8 @@ def _planned(dataset: str) -> Iterator[RetrieverTraining]:
         yield RetrieverTraining(**changed)
     kept = [run for run in load_runs(RANKS) if run.dataset == dataset]
     ended = [run for run in kept if run.model == "lrurec" and not run.pruned and run.options["weight_decay"] > 0]
-    for run in sorted(ended, key=lambda run: -recall(run.validation, 10))[:2]:
+    without_decay = 2 if dataset == "ml-latest-small" else 0
+    for run in sorted(ended, key=lambda run: -recall(run.validation, 10))[:without_decay]:
         yield replace(RetrieverTraining(**run.options), seed=42, weight_decay=0.0)
     chosen = choose([run for run in load_runs(RANKS) if run.dataset == dataset])
     best = max(chosen, key=lambda model: recall(chosen[model][0].validation, 10))
