@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.retriever.index import build_index
 from models.retriever.objectives import Retriever
-from models.retriever.serving import INDEX, MODEL, SETTINGS
+from models.retriever.serving import INDEX, MODEL, SETTINGS, STATE_MODEL
 
 
 class _Last(nn.Module):
@@ -43,6 +43,8 @@ def export_retriever(model: Retriever, length: int, folder: Path, *, index: bool
     if index:
         build_index(*scoring_vectors(model), folder / INDEX)
     export_onnx(model, length, folder / MODEL)
+    if index:
+        _write_state_graph(folder)
     # One thread: a pass takes about a millisecond, and the ranker wants the cores.
     (folder / SETTINGS).write_text(
         json.dumps({"length": length, "threads": 1, "index": index}) + "\n", encoding="utf-8"
@@ -75,6 +77,14 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
         node.doc_string = ""
     onnx.save(graph, path)
     onnx.checker.check_model(path)
+
+
+def _write_state_graph(folder: Path) -> None:
+    """The same graph on the same weights, ending at the state: a session computes every output of its graph."""
+    graph = onnx.load(folder / MODEL, load_external_data=False)
+    (scores,) = (output for output in graph.graph.output if output.name == "scores")
+    graph.graph.output.remove(scores)
+    onnx.save(graph, folder / STATE_MODEL)
 
 
 def scoring_vectors(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

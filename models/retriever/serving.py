@@ -18,20 +18,26 @@ if TYPE_CHECKING:
 MODEL = "retriever.onnx"
 SETTINGS = "retriever.json"
 INDEX = "retriever.faiss"
+STATE_MODEL = "retriever-state.onnx"
+"""Beside an index: the graph without the scores."""
 
 
 class OnnxRetriever:
     """Scores the catalogue for one history at a time, so that an answer never depends on who shares its batch."""
 
-    def __init__(self, session: Any, length: int, index: "ApproximateIndex | None" = None) -> None:
+    def __init__(
+        self, session: Any, length: int, index: "ApproximateIndex | None" = None, state_session: Any = None
+    ) -> None:
         """Args:
         session: has the ``run`` of an ``onnxruntime.InferenceSession``.
         length: of the padded history.
         index: searches approximately; by default all items are scored.
+        state_session: computes what the index searches for.
         """
         self._session = session
         self._length = length
         self._index = index
+        self._state_session = state_session
 
     @classmethod
     def load(cls, folder: Path, served: Any = None) -> "OnnxRetriever":
@@ -47,18 +53,13 @@ class OnnxRetriever:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if served is not None:
             return cls(served, settings["length"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings["threads"]
-        options.inter_op_num_threads = 1
-        # Packed weights would be a second copy of the embeddings; without them the file is mapped and shared.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
-        index = None
-        if settings["index"]:
-            from models.retriever.index import ApproximateIndex
+        session = _open(folder / MODEL, settings["threads"])
+        if not settings["index"]:
+            return cls(session, settings["length"])
+        from models.retriever.index import ApproximateIndex
 
-            index = ApproximateIndex(folder / INDEX, settings["threads"])
-        return cls(session, settings["length"], index)
+        index = ApproximateIndex(folder / INDEX, settings["threads"])
+        return cls(session, settings["length"], index, _open(folder / STATE_MODEL, settings["threads"]))
 
     def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         """Logits [items + 1] of what follows a history of item numbers, oldest first; it may be empty."""
@@ -66,10 +67,8 @@ class OnnxRetriever:
         return row
 
     def _state(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
         inputs = {"items": pad_left([history], self._length)}
-        row: NDArray[np.float32] = self._session.run(["state"], inputs, options)[0][0]
+        row: NDArray[np.float32] = self._state_session.run(["state"], inputs)[0][0]
         return row
 
     def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32]) -> Candidates:
@@ -88,3 +87,12 @@ class OnnxRetriever:
     def given(self, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:
         """The caller's own candidates, in the retriever's order."""
         return given_candidates(self.scores(history), items)
+
+
+def _open(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Packed weights would be a second copy of the embeddings; without them the file is mapped and shared.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,5 @@
 """What every retriever must keep: padding changes nothing, the future is unseen, what is served equals PyTorch."""
 
-import json
 import shutil
 import sys
 
@@ -16,10 +15,9 @@ from export.steps import Retrieval
 from models.retriever.batches import pad_left
 from models.retriever.candidates import top_candidates
 from models.retriever.fitting import MODELS, build_model
-from models.retriever.index import build_index
-from models.retriever.onnx_export import export_retriever, scoring_vectors
+from models.retriever.onnx_export import export_retriever
 from models.retriever.options import RetrieverTraining
-from models.retriever.serving import INDEX, MODEL, SETTINGS, OnnxRetriever
+from models.retriever.serving import MODEL, OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 
@@ -137,14 +135,12 @@ def test_given_candidates_are_ranked_by_every_architecture(model, exported):
     assert OnnxRetriever.load(exported).given(history, items).items.tolist() == sorted(items, key=lambda i: -row[i])
 
 
-@pytest.fixture
-def indexed(model, exported, tmp_path):
+@pytest.fixture(scope="module")
+def indexed(model, exported, tmp_path_factory):
     """The same with an index. Of 50 items it has 7 lists and reads all of them, so that it must be exact."""
-    folder = tmp_path / "indexed"
-    shutil.copytree(exported, folder)
-    build_index(*scoring_vectors(model), folder / INDEX)
-    settings = json.loads((folder / SETTINGS).read_text())
-    (folder / SETTINGS).write_text(json.dumps({**settings, "index": True}))
+    folder = tmp_path_factory.mktemp("indexed")
+    export_retriever(model, LENGTH, folder, index=True)
+    shutil.copy(exported / ITEMS_FILE, folder)
     return folder
 
 
