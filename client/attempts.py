@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from client.contract import DEGRADED
 from client.errors import ClientError, Overloaded, RequestTimeout, ServerError, ServerUnavailable, StepDied
 from client.messages import client_error
 
@@ -66,7 +67,8 @@ class Call:
     fallback: str | None
     """The model to ask when the first one is refused, dead or too slow."""
     budget: RetryBudget
-    degraded: bool = False
+    degraded: str = ""
+    """Why the fallback is asked: the name of the first model's error."""
     _attempts: int = field(default=0, init=False)
     _end: float = field(init=False)
 
@@ -94,7 +96,7 @@ class Call:
         if self._attempts < self._allowed(error) and pause < self.timeout() and self.budget.spend():
             return pause
         if self.fallback and isinstance(error, (ServerUnavailable, ServerError, RequestTimeout)):
-            self.model, self.fallback, self.degraded = self.fallback, None, True
+            self.model, self.fallback, self.degraded = self.fallback, None, type(error).__name__
             return 0.0
         raise error from failure
 
@@ -108,4 +110,9 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """What tritonclient's ``infer`` needs for the next attempt, beside the tensors."""
-        return {"model_name": self.model, "request_id": self.request_id, "client_timeout": self.timeout()}
+        return {
+            "model_name": self.model,
+            "request_id": self.request_id,
+            "client_timeout": self.timeout(),
+            "parameters": {DEGRADED: self.degraded} if self.degraded else None,
+        }

@@ -21,6 +21,8 @@ MAX_CANDIDATES = 20
 
 DEGRADED = "degraded"
 """Request parameter of a client that falls back on ``llamarec_retrieval``: says why, and is counted by the server."""
+DEGRADED_REASONS = ("Overloaded", "ServerUnavailable", "RequestTimeout", "StepDied", "ServerError")
+"""What it may say: the error of :mod:`client.errors` that the ranker's ensemble ended with."""
 
 PROBE = "llamarec-probe"
 """Request id of whoever only asks whether a step lives; such requests are not counted."""

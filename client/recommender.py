@@ -90,7 +90,9 @@ class _Connection:
 
 
 def _answer(call: Call, result: grpc.InferResult) -> Recommendations:
-    return Recommendations(read_result(result), model=call.model, degraded=call.degraded, request_id=call.request_id)
+    return Recommendations(
+        read_result(result), model=call.model, degraded=bool(call.degraded), request_id=call.request_id
+    )
 
 
 class RecommenderClient:

@@ -23,6 +23,7 @@ from client.contract import (
     CANDIDATE_SCORE,
     CANDIDATES,
     DEGRADED,
+    DEGRADED_REASONS,
     EXCLUDE,
     EXCLUDED_ITEM,
     GIVEN_ITEM,
@@ -180,6 +181,8 @@ def _facts(step: str, request: Any, asked: Tensors, answered: Answer) -> dict[st
     if step == "retriever":
         parameters = request.parameters()
         degraded = json.loads(parameters).get(DEGRADED) if parameters else None
+        if degraded is not None and degraded not in DEGRADED_REASONS:
+            degraded = "other"  # each value of a label is a series of its own, and the caller chose this one
         return {"candidates": len(np.asarray(answered[CANDIDATE_ITEM])), "degraded": degraded}
     if step == "prompt_builder":
         return {"prompt_tokens": len(np.asarray(answered[TOKEN]))}

@@ -2,12 +2,15 @@
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER
+from tiny import tiny_base
 
-from client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
+from client.contract import ENSEMBLE, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
 from client.errors import InvalidRequest
 from client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from client.server import LocalServer
@@ -18,7 +21,10 @@ from llamarec.served import ask_server
 from models.ranker.base import EMBEDDED
 from models.ranker.options import RankerTraining
 from models.ranker.train import train_ranker
+from models.retriever.training import train_retriever
 from preprocessing.data import load_data
+
+OTHERS = ("sasrec", "bert4rec", "narm", "index")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +170,31 @@ def test_any_request_within_the_limits_equals_offline(steps, recommender, data):
         options["top_k"] = data.draw(st.integers(1, MAX_CANDIDATES))
     history = data.draw(some_ids)
     assert recommender.recommend(history, **options) == offline(steps, history, **options)
+
+
+@pytest.fixture(scope="module")
+def other_architectures(artifacts, tmp_path_factory):
+    """A repository with the baselines as retrievers, each under its name as the models' suffix, and LRURec's index."""
+    repository = tmp_path_factory.mktemp("architectures")
+    for name in OTHERS:
+        folder = tmp_path_factory.mktemp(name) / "movielens-100k"
+        shutil.copytree(artifacts / "data", folder / "data")
+        model = "lrurec" if name == "index" else name
+        train_retriever(replace(BRIEF_RETRIEVER, model=model), folder)
+        train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+        export(Export(threads=1, index=name == "index"), folder, repository, suffix=f"_{name}")
+    return repository
+
+
+def test_every_architecture_is_served(other_architectures):
+    """SASRec, BERT4Rec, NARM and LRURec by its index behind one server: each answers what its exported files do."""
+    with LocalServer(other_architectures) as server, RecommenderClient(server.url) as recommender:
+        for name in OTHERS:
+            steps = ExportedSteps.load(other_architectures, f"_{name}")
+            for history in ([], ["50"], ["no such item", "50", "181"], known_ids(steps)[:70]):
+                assert recommender.recommend(history, model=f"{ENSEMBLE}_{name}") == offline(steps, history)
+                alone = recommender.recommend(history, model=f"{RETRIEVAL_ENSEMBLE}_{name}")
+                assert [row.retriever_rank for row in alone] == list(range(1, MAX_CANDIDATES + 1))
 
 
 def test_evaluation_finds_every_served_list_identical(artifacts, repository, server):

@@ -121,9 +121,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
         "batch_size": 4,
         "max_prompts": 112,
+        "pools": 4,
+        "layers": 12,
         "max_history": 10,
         "validation_users": 64,
-        "validate_every": 14,
+        "validate_every": 28,
         "full_validation": False,
     },
     "paper": {},

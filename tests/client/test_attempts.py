@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client.attempts import MAX_ATTEMPTS, RETRY_BURST, RetryBudget
-from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from client.contract import DEGRADED, DEGRADED_REASONS, ENSEMBLE, RETRIEVAL_ENSEMBLE
 from client.errors import (
     ClientError,
     InvalidRequest,
@@ -41,15 +41,19 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self) -> None:
         self.script: Callable[[str, int], object] = lambda model, place: GOOD
         self.asked: list[str] = []
+        self.reasons: list[str] = []
+        """The parameter of each request that says why a fallback is asked."""
         self.lock = threading.Lock()
 
     def says(self, **lines: list) -> None:
         self.asked.clear()
+        self.reasons.clear()
         self.script = lambda model, place: lines[model][min(place, len(lines[model]) - 1)]
 
     def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
         with self.lock:
             self.asked.append(request.model_name)
+            self.reasons.append(request.parameters[DEGRADED].string_param)
             line = self.script(request.model_name, self.asked.count(request.model_name) - 1)
         if isinstance(line, float):
             time.sleep(line)
@@ -133,16 +137,23 @@ def test_what_would_fail_again_is_not_sent_again(running, ask, status, raised):
 
 
 @pytest.mark.parametrize(
-    ("status", "ranker_asked"), [(FULL, 1), (DEAD, 2), ((grpc.StatusCode.INTERNAL, "ranker: x"), 1)]
+    ("status", "ranker_asked", "reason"),
+    [
+        (FULL, 1, "Overloaded"),
+        (DEAD, 2, "StepDied"),
+        ((grpc.StatusCode.INTERNAL, "ranker: x"), 1, "ServerError"),
+    ],
 )
-def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ranker_asked):
-    """``fallback``: a marked answer of the retrieval ensemble. A full queue is not asked again before it."""
+def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ranker_asked, reason):
+    """``fallback``: a marked answer of the retrieval ensemble, which is told why; a full queue is not asked again."""
     scripted, _ = running
     scripted.says(llamarec=[status], llamarec_retrieval=[GOOD])
     answer = ask(["a"], fallback="retriever")
     assert answer.degraded
     assert answer.model == RETRIEVAL_ENSEMBLE
     assert scripted.asked == [ENSEMBLE] * ranker_asked + [RETRIEVAL_ENSEMBLE]
+    assert scripted.reasons == [""] * ranker_asked + [reason]
+    assert reason in DEGRADED_REASONS
 
 
 def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):

@@ -49,7 +49,7 @@ def served(repository, collector, tmp_path_factory):
     with serving(repository, log, *flags, environment={"LLAMAREC_REQUEST_LOG": "1"}) as running:
         with grpc.InferenceServerClient(running.url) as client:
             client.infer("llamarec", inputs_of(["50", "181", "nope"]), request_id="example-1")
-            client.infer(RETRIEVAL_ENSEMBLE, inputs_of(["50"]), request_id="example-2", parameters={DEGRADED: "full"})
+            client.infer(RETRIEVAL_ENSEMBLE, inputs_of(["50"]), request_id="example-2", parameters={DEGRADED: "x"})
             with pytest.raises(InferenceServerException):
                 client.infer("llamarec", inputs_of(["x" * 600]), request_id="example-3")
         yield running
@@ -63,7 +63,7 @@ def served(repository, collector, tmp_path_factory):
         ("llamarec_answers_total", {"step": "ranker"}, 1),
         ("llamarec_unknown_items_total", {"step": "features"}, 1),
         ("llamarec_errors_total", {"step": "features", "kind": "invalid"}, 1),
-        ("llamarec_degraded_answers_total", {"reason": "full"}, 1),
+        ("llamarec_degraded_answers_total", {"reason": "other"}, 1),
         ("llamarec_candidates_sum", {}, 40),
         ("llamarec_prompt_tokens_count", {}, 1),
         ("llamarec_step_seconds_bucket", {"step": "ranker", "le": "+Inf"}, 1),
