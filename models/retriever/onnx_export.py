@@ -80,11 +80,23 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
 
 
 def _write_state_graph(folder: Path) -> None:
-    """The same graph on the same weights, ending at the state: a session computes every output of its graph."""
-    graph = onnx.load(folder / MODEL, load_external_data=False)
-    (scores,) = (output for output in graph.graph.output if output.name == "scores")
-    graph.graph.output.remove(scores)
-    onnx.save(graph, folder / STATE_MODEL)
+    """The same graph on the same weights, ending at the state: a session computes every node of its graph."""
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    graph = model.graph
+    wanted, nodes = {"state"}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    kept = {
+        "node": nodes[::-1],
+        "output": [output for output in graph.output if output.name == "state"],
+        "initializer": [weights for weights in graph.initializer if weights.name in wanted],
+    }
+    for field, values in kept.items():
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    onnx.save(model, folder / STATE_MODEL)
 
 
 def scoring_vectors(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -55,15 +55,16 @@ def send(
 ) -> None:
     """Sends questions at random moments for some time, ``rate`` a second (open loop), every second one with a fallback.
 
-    Puts ``(counts, failures)`` on ``results``; a failure is its time and its text.
+    Puts ``(counts, failures)`` on ``results``; a failure is when it began, when it ended, and its text.
     """
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
-    failures: list[tuple[float, str]] = []
+    failures: list[tuple[float, float, str]] = []
 
     async def ask(client: AsyncRecommenderClient, place: int, fallback: Any) -> None:
         question, expected = questions[place]
         outcome: Recommendations | ClientError
+        began = time.time()
         try:
             outcome = await client.recommend(**question, fallback=fallback, timeout=DEADLINE)
         except ClientError as error:
@@ -71,7 +72,7 @@ def send(
         became = kind(expected, outcome)
         counts[became] += 1
         if became in ("failed", "wrong"):
-            failures.append((time.time(), f"{became} {type(outcome).__name__}: {outcome!s:.300}"))
+            failures.append((began, time.time(), f"{became} {type(outcome).__name__}: {outcome!s:.300}"))
 
     async def main() -> None:
         under_way: set[asyncio.Task[None]] = set()

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,7 +18,7 @@ from models.retriever.candidates import top_candidates
 from models.retriever.fitting import MODELS, build_model
 from models.retriever.onnx_export import export_retriever
 from models.retriever.options import RetrieverTraining
-from models.retriever.serving import MODEL, OnnxRetriever
+from models.retriever.serving import MODEL, STATE_MODEL, OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 
@@ -158,6 +159,14 @@ def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
     assert not np.intersect1d(found.items, np.append(history, excluded)).size
     assert found.ranks.tolist() == exact.ranks.tolist()
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
+
+
+def test_the_state_is_computed_without_the_scores(indexed):
+    """The index would gain nothing: a session computes every node, so each must lead to the state."""
+    graph = onnx.load(indexed / STATE_MODEL, load_external_data=False).graph
+    read = {name for node in graph.node for name in node.input} | {"state"}
+    assert not [node.op_type for node in graph.node if not read.intersection(node.output)]
+    assert [output.name for output in graph.output] == ["state"]
 
 
 def test_without_faiss_the_index_is_refused(model, exported, indexed, tmp_path, monkeypatch):
