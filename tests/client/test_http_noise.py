@@ -65,6 +65,19 @@ def test_noise_on_the_http_port_leaves_the_server_alive(echo_server, noise):
         assert [row.item_id for row in client.recommend(["a"])] == ["a"]
 
 
+@pytest.mark.xfail(strict=True, reason="24.10, the newest wheel, dies of it: CVE-2025-23310, mended in 25.07")
+def test_a_body_of_many_chunks_leaves_the_server_alive(echo_repository):
+    """4 MB in 700,000 chunks: the bare server keeps a vector of them on its stack. docs/robustness.md has the way out.
+
+    When this passes the server has been mended: then the finding and the advice can go from the docs.
+    """
+    with LocalServer(echo_repository) as server:
+        chunked = b"POST " + PATH + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        send(server.http_url, chunked + 700_000 * b"1\r\n{\r\n" + b"0\r\n\r\n")
+        with RecommenderClient(server.url) as client:
+            assert [row.item_id for row in client.recommend(["a"])] == ["a"]
+
+
 def test_the_port_can_be_closed(echo_repository):
     """``--allow-http=false``: nothing listens there, and gRPC answers as before."""
     with LocalServer(echo_repository, arguments=["--allow-http=false"]) as server:
