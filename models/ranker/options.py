@@ -120,12 +120,12 @@ class RankerTraining:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
         "batch_size": 4,
-        "max_prompts": 112,
+        "max_prompts": 64,
         "pools": 4,
         "layers": 12,
         "max_history": 10,
-        "validation_users": 64,
-        "validate_every": 28,
+        "validation_users": 48,
+        "validate_every": 16,
         "full_validation": False,
     },
     "paper": {},
