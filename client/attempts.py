@@ -108,4 +108,7 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """What tritonclient's ``infer`` needs for the next attempt, beside the tensors."""
-        return {"model_name": self.model, "request_id": self.request_id, "client_timeout": self.timeout()}
+        seconds = self.timeout()
+        # Sent along too: the ranker cannot see gRPC's deadline of a request that waits in its queue.
+        own = {"client_timeout": seconds, "timeout": round(seconds * 1e6)}
+        return {"model_name": self.model, "request_id": self.request_id, **own}

@@ -23,6 +23,7 @@ from client.contract import (
     HISTORY_ITEM,
     ITEM_ID,
     LIMIT,
+    QUEUED,
     RETRIEVE,
     RETRIEVER_RANK,
     SCORE,
@@ -159,7 +160,7 @@ def test_each_request_gets_its_own_answer_or_error(logged):
             raise InputError("HISTORY_ITEM is 1")
         if item == 2:
             raise KeyError("lost")
-        return {TOKEN: [int(item)] * 3}
+        return {TOKEN: [int(item)] * 3, QUEUED: [0]}
 
     numbers = [0, 1, 2, 3]
     requests = [request(HISTORY_ITEM=np.array([[n]]), CANDIDATE_ITEM=np.array([[1]])) for n in numbers]
