@@ -1,6 +1,7 @@
 """More requests than the ranker can answer: what is accepted is answered in time, the rest is refused in time."""
 
 import asyncio
+import json
 import statistics
 import time
 from pathlib import Path
@@ -98,7 +99,18 @@ def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
     after = statistics.median(single() for _ in range(5))
     accepted = [seconds for seconds, error in ranked if not error]
     refused = [(seconds, error) for seconds, error in ranked if error]
-    bound = QUEUE_SECONDS + 2 * PASS_SECONDS + 0.05 * contention()
+    figures = {
+        "accepted": len(accepted),
+        "accepted_p99": p99(accepted),
+        "refused": len(refused),
+        "refused_p99": p99([seconds for seconds, _ in refused]),
+        "retrieval_p99": p99([seconds for seconds, _ in retrieved]),
+        "before": calm,
+        "after": after,
+        "contention": contention(),
+    }
+    print(json.dumps(figures))  # `pytest -s` shows it: docs/results/serving.md
+    bound = QUEUE_SECONDS + 2 * PASS_SECONDS * contention()
     assert len(ranked) > 300
     assert 0.7 * 8 * SUSTAINABLE / contention() < len(accepted) <= lasted * SUSTAINABLE + 1
     assert p99(accepted) < bound
