@@ -6,6 +6,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+SERVED := -p client -m export.steps -m llamarec.operations
 CHECKED := client examples export llamarec models preprocessing tests benchmarks model_repository
 
 .PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
@@ -43,7 +44,7 @@ soak: setup
 
 # The serving contract, faults, overload, releases and security against the real server.
 test-serving: setup
-	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_served.py tests/test_security.py tests/export/test_config.py tests/client/test_canary.py
+	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_served.py tests/test_security.py tests/test_deploy.py tests/export/test_config.py tests/client/test_canary.py
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -52,6 +53,8 @@ lint: setup
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
+# What is served runs on 3.12 in NVIDIA's container, and on 3.10 in its older ones.
+	for version in 3.10 3.12; do $(BIN)/mypy --python-version $$version $(SERVED) || exit 1; done
 	$(BIN)/lint-imports
 
 format: setup

@@ -131,7 +131,9 @@ def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> di
     alone = in_process_rate(repository, histories)
     with tempfile.TemporaryDirectory() as folder:
         constant = Path(folder) / "repository"
-        shutil.copytree(repository, constant, ignore=shutil.ignore_patterns("merged"))
+        shutil.copytree(repository, constant, ignore=shutil.ignore_patterns("ranker"))
+        (constant / "ranker" / "1").mkdir(parents=True)
+        shutil.copy(repository / "ranker" / "config.pbtxt", constant / "ranker")
         (constant / "ranker" / "1" / "model.py").write_text(CONSTANT_RANKER, encoding="utf-8")
         with LocalServer(constant) as server:
             short = overheads(server.url, histories * 4)

@@ -110,9 +110,12 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """What tritonclient's ``infer`` needs for the next attempt, beside the tensors."""
+        seconds = self.timeout()
         return {
             "model_name": self.model,
             "request_id": self.request_id,
-            "client_timeout": self.timeout(),
+            "client_timeout": seconds,
+            # Sent along too: the ranker cannot see gRPC's deadline of a request that waits in its queue.
+            "timeout": round(seconds * 1e6),
             "parameters": {DEGRADED: self.degraded} if self.degraded else None,
         }

@@ -33,7 +33,7 @@ class TensorSpec(NamedTuple):
 
     name: str
     data_type: str
-    """Triton's name of the type: ``STRING``, ``INT32`` or ``FP32``."""
+    """Triton's name of the type: ``STRING``, ``INT32``, ``INT64`` or ``FP32``."""
     shape: tuple[int, ...]
     """-1 where the length varies from request to request."""
     optional: bool = False
@@ -68,6 +68,8 @@ CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
 CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
 TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, ending where the index letter is to follow."""
+QUEUED = TensorSpec("QUEUED", "INT64", (1,))
+"""When the prompt joined the ranker's queue: microseconds of this machine's monotonic clock; 0: wait for ever."""
 
 
 class ModelSpec(NamedTuple):
@@ -85,6 +87,6 @@ STEP_SPECS = {
         (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT),
         (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
     ),
-    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN,)),
-    "ranker": ModelSpec((TOKEN, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
+    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, QUEUED)),
+    "ranker": ModelSpec((TOKEN, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
 }

@@ -21,7 +21,7 @@ KEY_HEADER = "llamarec-key"
 CONTROL_FILE = ".serve.json"
 LOCK_FILE = ".lock"
 RESTRICTED = "model-repository,shared-memory,trace,logging"
-DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "FP32": "FP32"}
+DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP32"}
 
 
 def step_of(model: str) -> str | None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -134,6 +134,7 @@ class Watch:
 
     def _revive(self, model: str, state: StepState) -> None:
         started, pause = time.monotonic(), 0.5
+        replaced = [stub for stub in self.server.stubs() if stub.model == model]
         while not self._stopped.is_set():
             try:
                 with repository_lock(self.repository, exclusive=False):
@@ -151,6 +152,9 @@ class Watch:
         state.revived += 1
         state.healing = False
         log("step is back", model=model, seconds=round(time.monotonic() - started, 3))
+        # A request that died with its process can keep the model that was replaced, and its other instances, loaded.
+        if not self._stopped.wait(self.hang_seconds):
+            self._end(stub for stub in self.server.stubs() if stub in replaced)
 
     def _probe_regularly(self, model: str) -> None:
         step = step_of(model)
@@ -191,12 +195,15 @@ class Watch:
         with self._healing:
             if state.healing or self._stopped.is_set():
                 return
-            for stub in self.server.stubs():
-                if stub.model == model:
-                    self._stubs.pop(stub.pid, None)  # this death is ours
-                    with suppress(ProcessLookupError):
-                        os.kill(stub.pid, signal.SIGKILL)
+            self._end(stub for stub in self.server.stubs() if stub.model == model)
             self._heal(model, reason)
+
+    def _end(self, stubs: Iterable[Stub]) -> None:
+        """Kills processes; their deaths are ours, and no reason to heal anything."""
+        for stub in stubs:
+            self._stubs.pop(stub.pid, None)
+            with suppress(ProcessLookupError):
+                os.kill(stub.pid, signal.SIGKILL)
 
 
 class Supervisor:

@@ -22,7 +22,7 @@ from client.contract import (
     ModelSpec,
     TensorSpec,
 )
-from export.steps import SCORES_PARAMETER
+from export.steps import CACHE_PARAMETER, QUEUE_PARAMETER, SCORES_PARAMETER
 from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -31,8 +31,6 @@ ENSEMBLE_STEPS = {ENSEMBLE: STEPS, RETRIEVAL_ENSEMBLE: STEPS[:2]}
 HEADER = "# Generated from client/contract.py by `python -m export.config`: change it there.\n"
 RETRIEVER_SCORES = "retriever_scores"
 """With ``--retriever-runtime onnxruntime``: the retriever's graph as a model of its own, in Triton's ONNX backend."""
-LONGEST_QUEUE = 1024
-"""Requests that any step may hold waiting, whatever the arithmetic says: about 100 MB of the longest histories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +51,8 @@ class Serving:
     """What one ranking pass takes; the wait for the ranker is limited by it. `llamarec export` measures it."""
     queue_seconds: float | None = None
     """Longest that a request may wait for the ranker before it is refused; by default eight passes, at least 5 s."""
-    rank_cache: bool = False
-    """Let Triton's response cache (``--cache-config local,size=..``) answer a prompt it has ranked before. At the
-    ranker only: its input tensors determine its answer."""
+    rank_cache: int = 0
+    """How many prompts' answers the ranker remembers. At the ranker only: its inputs determine its answer."""
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch_size"):
@@ -63,6 +60,8 @@ class Serving:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.queue_delay_us < 0:
             raise InputError(f"queue_delay_us is {self.queue_delay_us}: give microseconds, 0 for none")
+        if self.rank_cache < 0:
+            raise InputError(f"rank_cache is {self.rank_cache}: give a number of prompts, 0 for none")
         for name in ("pass_seconds", "queue_seconds"):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise InputError(f"{name} is {seconds:g}: give more than 0")
@@ -92,32 +91,19 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, An
     ]
 
 
-def _queue(requests: int, seconds: float | None = None) -> dict[str, Any]:
-    """Refuses with UNAVAILABLE: at once what finds the queue full, and what has waited too long."""
-    policy: dict[str, Any] = {"max_queue_size": requests}
-    if seconds is not None:
-        # A caller's own shorter timeout counts, a longer one does not.
-        policy |= {"timeout_action": "REJECT", "default_timeout_microseconds": round(seconds * 1e6)}
-        policy |= {"allow_timeout_override": True}
-    return policy
-
-
 def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
-    """One Python model. Requests that queue while it works are handed to it together; by default none waits."""
-    config: dict[str, Any] = {
-        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
-        "dynamic_batching": {"default_queue_policy": _queue(LONGEST_QUEUE)},
-    }
+    """One Python model. Requests that queue while it works are handed to it together; by default none waits.
+
+    No step has a queue policy: see :func:`export.steps.answer_each` for what limits the wait for the ranker, and why.
+    """
+    config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": 1}], "dynamic_batching": {}}
     if name == "ranker":
         config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
-        config["dynamic_batching"] = {
-            "max_queue_delay_microseconds": serving.queue_delay_us,
-            # By time, not by number: once a small max_queue_size has refused a request, the batcher of core 2.51
-            # sleeps up to half a second before each of the next ones. The number only guards the memory.
-            "default_queue_policy": _queue(LONGEST_QUEUE, serving.queue_timeout),
-        }
-        if serving.rank_cache:
-            config["response_cache"] = {"enable": True}
+        if serving.queue_delay_us:
+            config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
+        elif serving.device == "cpu":
+            # One at a time: what is handed over together is answered together, after the last one's pass.
+            del config["dynamic_batching"]
     step = ModelConfig(
         name=name,
         backend="python",
@@ -126,6 +112,10 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         output=_tensors(spec.outputs),
         **config,
     )
+    if name == "ranker":
+        step.parameters[QUEUE_PARAMETER].string_value = f"{serving.queue_timeout:g}"
+        if serving.rank_cache:
+            step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
         step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
     return step

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,7 @@ from client.contract import (
     HISTORY_ITEM,
     ITEM_ID,
     LIMIT,
+    QUEUED,
     RETRIEVE,
     RETRIEVER_RANK,
     SCORE,
@@ -57,7 +59,11 @@ ARTIFACT_KIND = "step"
 REMEDY = "llamarec export"
 SCORES_PARAMETER = "RETRIEVER_SCORES"
 """In the retriever's configuration: the model of this server that it has its scores from, instead of its own."""
-DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "FP32": np.float32}
+QUEUE_PARAMETER = "QUEUE_SECONDS"
+"""In the ranker's configuration: the longest that a prompt may have waited when its turn comes."""
+CACHE_PARAMETER = "RANK_CACHE"
+"""In the ranker's configuration: how many prompts' answers it remembers."""
+DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 Tensors = Mapping[TensorSpec, NDArray[Any]]
 """Arrays [n] of one request, without the batch dimension; an optional tensor that was not sent is not in it."""
@@ -119,10 +125,11 @@ class Worker:
         self._loaded = load(folder)
         release = arguments["model_name"].removeprefix(step).removeprefix("_") or _release(folder)
         self._telemetry = Telemetry(step, release)
+        self._queue_seconds = float(parameter(arguments, QUEUE_PARAMETER) or 0)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Triton's ``execute``."""
-        return answer_each(self._step, self._loaded.answer, requests, self._telemetry)
+        return answer_each(self._step, self._loaded.answer, requests, self._telemetry, self._queue_seconds)
 
     def finalize(self) -> None:
         """Triton's ``finalize``."""
@@ -130,17 +137,35 @@ class Worker:
 
 
 def answer_each(
-    step: str, answer: Callable[[Tensors], Answer], requests: Sequence[Any], telemetry: Telemetry | None = None
+    step: str,
+    answer: Callable[[Tensors], Answer],
+    requests: Sequence[Any],
+    telemetry: Telemetry | None = None,
+    queue_seconds: float = 0.0,
 ) -> list[Any]:
     """Triton's ``execute``: one response for each request, in order.
 
-    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step. The ranker does not begin
-    a request that its caller gave up.
+    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step. The ranker spends no pass
+    on a request that its caller gave up, or that waited too long (UNAVAILABLE).
+
+    Args:
+        step: the step's name.
+        answer: what it does with one request.
+        requests: Triton's.
+        telemetry: where answers and failures are counted.
+        queue_seconds: longest that a request may have waited, where the step is told when it was queued; 0: for ever.
+            A shorter timeout of the request's own counts instead.
     """
-    return [_answer_one(step, answer, request, telemetry) for request in requests]
+    return [_answer_one(step, answer, request, telemetry, queue_seconds) for request in requests]
 
 
-def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, telemetry: Telemetry | None) -> Any:
+def _answer_one(
+    step: str,
+    answer: Callable[[Tensors], Answer],
+    request: Any,
+    telemetry: Telemetry | None,
+    queue_seconds: float,
+) -> Any:
     import triton_python_backend_utils as pb_utils  # exists only inside the server
 
     started = time.perf_counter()
@@ -148,6 +173,8 @@ def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, te
         if step == "ranker" and request.is_cancelled():
             raise GivenUpError
         asked = _read(request, STEP_SPECS[step].inputs)
+        if QUEUED in asked:
+            _check_wait(int(asked[QUEUED][0]), [queue_seconds, request.timeout() / 1e6])
         answered = answer(asked)
         tensors = [
             pb_utils.Tensor(spec.name, np.asarray(answered[spec], DTYPES[spec.data_type])[np.newaxis])
@@ -160,6 +187,8 @@ def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, te
         kind, code, message = "invalid", pb_utils.TritonError.INVALID_ARG, f"{step}: {error}"
     except GivenUpError:
         kind, code, message = "cancelled", pb_utils.TritonError.CANCELLED, f"{step}: the caller gave up"
+    except LateError as error:
+        kind, code, message = "late", pb_utils.TritonError.UNAVAILABLE, f"{step}: {error}"
     except Exception as error:
         pb_utils.Logger.log_error(traceback.format_exc())
         kind, code, message = "internal", pb_utils.TritonError.INTERNAL, f"{step}: {type(error).__name__}: {error}"
@@ -170,6 +199,22 @@ def _answer_one(step: str, answer: Callable[[Tensors], Answer], request: Any, te
 
 class GivenUpError(Exception):
     """The caller cancelled the request or its deadline passed."""
+
+
+class LateError(Exception):
+    """More requests arrive than can be ranked: this one waited too long to be of use."""
+
+
+def _check_wait(queued: int, limits: Sequence[float]) -> None:
+    """Raises LateError where the time since ``queued`` is beyond one of the limits, in seconds; a 0 is none.
+
+    Triton's own queue policies would do: but with any of them, the batcher of core 2.51 prepares no request ahead, and
+    sleeps up to half a second before it hands over the next one.
+    """
+    waited = time.monotonic() - queued / 1e6
+    limit = min(filter(None, limits), default=0.0)
+    if queued and limit and waited > limit:
+        raise LateError(f"queue timeout: waited {waited:.2f} s of at most {limit:g} s, more arrives than can be ranked")
 
 
 def _facts(step: str, request: Any, asked: Tensors, answered: Answer) -> dict[str, Any]:
@@ -337,7 +382,8 @@ class Prompting:
     def answer(self, request: Tensors) -> Answer:
         """The prompt; no tokens when there is no candidate to rank."""
         candidates = request[CANDIDATE_ITEM].tolist()
-        return {TOKEN: self.prompts.build(request[HISTORY_ITEM].tolist(), candidates) if candidates else []}
+        tokens = self.prompts.build(request[HISTORY_ITEM].tolist(), candidates) if candidates else []
+        return {TOKEN: tokens, QUEUED: [time.monotonic_ns() // 1000]}
 
 
 @dataclass(frozen=True)
@@ -345,17 +391,28 @@ class Ranking:
     """A prompt to the order of its candidates."""
 
     ranker: "Ranker"
+    remembered: int = 0
+    """How many prompts' answers are kept, those asked last: prompt, scores and ranks determine the answer."""
 
     @classmethod
-    def load(cls, folder: Path) -> "Ranking":
+    def load(cls, folder: Path, remembered: int = 0) -> "Ranking":
         """Opens the merged model with its letters, fusion weight, runtime and probe prompts."""
         from models.ranker.serving import Ranker
 
-        return cls(Ranker.load(folder))
+        return cls(Ranker.load(folder), remembered)
+
+    @cached_property
+    def _rank(self) -> Callable[[bytes, bytes, bytes], tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        @lru_cache(maxsize=self.remembered)
+        def rank(tokens: bytes, scores: bytes, ranks: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            prompt = np.frombuffer(tokens, np.int32).tolist()
+            return self.ranker.rank(prompt, np.frombuffer(scores, np.float32), np.frombuffer(ranks, np.int32))
+
+        return rank
 
     def answer(self, request: Tensors) -> Answer:
         """The candidates, best first, cut to LIMIT."""
         ranks = request[CANDIDATE_RANK]
-        order, probabilities = self.ranker.rank(request[TOKEN].tolist(), request[CANDIDATE_SCORE], ranks)
+        order, probabilities = self._rank(request[TOKEN].tobytes(), request[CANDIDATE_SCORE].tobytes(), ranks.tobytes())
         ids, scores, ranks = _cut(request[LIMIT], request[CANDIDATE_ID][order], probabilities, ranks[order])
         return {ITEM_ID: ids, SCORE: scores, RETRIEVER_RANK: ranks}

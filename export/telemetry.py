@@ -38,6 +38,11 @@ RELEASE = "llamarec_release_info"
 Labels = tuple[tuple[str, str], ...]
 
 
+def nothing_observed() -> dict[str, list[int]]:
+    """Empty buckets of every histogram."""
+    return {name: [0] * (len(bounds) + 1) for name, (_, bounds) in HISTOGRAMS.items()}
+
+
 class Metrics:
     """Counters and histograms of one step, gathered here and handed to the server by a thread."""
 
@@ -50,9 +55,7 @@ class Metrics:
         self._labels = dict(labels)
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, Labels], float] = {}
-        self._observed: dict[str, list[int]] = {
-            name: [0] * (len(bounds) + 1) for name, (_, bounds) in HISTOGRAMS.items()
-        }
+        self._observed = nothing_observed()
         counter = pb_utils.MetricFamily.COUNTER
         self._families = {
             name: pb_utils.MetricFamily(name=name, description=text, kind=counter) for name, text in COUNTERS.items()
@@ -92,10 +95,7 @@ class Metrics:
         """Hands over what was gathered since the last time."""
         with self._lock:
             pending, self._pending = self._pending, {}
-            observed, self._observed = (
-                self._observed,
-                {name: [0] * len(counts) for name, counts in self._observed.items()},
-            )
+            observed, self._observed = self._observed, nothing_observed()
         for name, counts in observed.items():
             if any(counts):
                 total = 0
@@ -111,10 +111,6 @@ class Metrics:
         self._ended.set()
         self._thread.join()
         self.flush()
-
-    @staticmethod
-    def _nothing_observed() -> dict[str, list[int]]:
-        return {name: [0] * (len(bounds) + 1) for name, (_, bounds) in HISTOGRAMS.items()}
 
     def _metric(self, name: str, labels: Labels) -> Any:
         key = (name, labels)
@@ -166,7 +162,7 @@ class Telemetry:
 
         Args:
             request: Triton's.
-            kind: ``invalid``, ``cancelled`` or ``internal``.
+            kind: ``invalid``, ``cancelled``, ``late`` or ``internal``.
             message: what the caller is told.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

@@ -164,7 +164,7 @@ def train_ranker(
         str | None, typer.Option(help="A Hugging Face folder or hub name of a Llama; default: the preset's.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="`smollm2-135m` (the embedded base), `llama2-7b`, `paper` or `demo`.")
+        str, typer.Option(help="`smollm2-135m` (the embedded base), `llama2-7b`, `paper`, `demo` or `quick`.")
     ] = "smollm2-135m",
     max_prompts: Annotated[int | None, typer.Option(help="Training prompts, sampled; default: the preset's.")] = None,
     negatives: Annotated[

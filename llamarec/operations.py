@@ -1,9 +1,12 @@
 """Commands of those who run the service: export, serve, release."""
 
+import functools
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +16,7 @@ from preprocessing.errors import InputError
 
 if TYPE_CHECKING:
     from client.releases import State
+    from export.repository import Export
 
 Runtime = Annotated[str | None, typer.Option(help="`torch` or `openvino`; default: what suits.")]
 Dtype = Annotated[str | None, typer.Option(help="`float32` or `bfloat16`; default: what suits.")]
@@ -26,14 +30,12 @@ QueueSeconds = Annotated[
 ]
 RetrieverRuntime = Annotated[str, typer.Option(help="`python`, or `onnxruntime`: Triton's own ONNX backend.")]
 Index = Annotated[bool, typer.Option("--index", help="Search the items approximately, by faiss; for millions of them.")]
-RankCache = Annotated[bool, typer.Option("--rank-cache", help="Let Triton's response cache answer repeated prompts.")]
+RankCache = Annotated[int, typer.Option(help="How many prompts' answers the ranker remembers.")]
 ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
 """Environment variable with the key of the restricted APIs, where a random one will not do."""
 
 
-def export(
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
-    repository: Repository = DEFAULT_REPOSITORY,
+def export_options(
     runtime: Runtime = None,
     dtype: Dtype = None,
     threads: Threads = None,
@@ -44,13 +46,11 @@ def export(
     queue_delay_us: QueueDelay = 0,
     queue_seconds: QueueSeconds = None,
     retriever_runtime: RetrieverRuntime = "python",
-    rank_cache: RankCache = False,
-    as_json: Json = False,
-) -> None:
-    """Fill the Triton model repository from the trained retriever and ranker."""
+    rank_cache: RankCache = 0,
+) -> "Export":
+    """What `export` and `release build` both take."""
     from export.config import Serving
     from export.repository import Export
-    from export.repository import export as run
 
     serving = Serving(
         instances=instances,
@@ -60,7 +60,34 @@ def export(
         retriever_runtime=retriever_runtime,
         rank_cache=rank_cache,
     )
-    options = Export(backend=runtime, dtype=dtype, threads=threads, device=device, index=index, serving=serving)
+    return Export(backend=runtime, dtype=dtype, threads=threads, device=device, index=index, serving=serving)
+
+
+def takes_export_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of :func:`export_options` instead of its first parameter, which is what they make."""
+    shared = inspect.signature(export_options).parameters
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = export_options(**{name: given.pop(name) for name in shared})
+        command(options, **given)
+
+    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared.values())}
+    return run
+
+
+@takes_export_options
+def export(
+    options: "Export",
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Fill the Triton model repository from the trained retriever and ranker."""
+    from export.repository import export as run
+
     release = run(options, artifacts, repository)
     _print_row("exported", {"release": release, "repository": str(repository)}, as_json)
 
@@ -96,40 +123,18 @@ DEFAULT_RELEASES = Path("releases")
 
 
 @release.command()
+@takes_export_options
 def build(
+    options: "Export",
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Releases = DEFAULT_RELEASES,
     name: Annotated[str | None, typer.Option(help="By default r1, r2 and so on.")] = None,
-    runtime: Runtime = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    device: Device = None,
-    index: Index = False,
-    instances: Instances = 1,
-    max_batch_size: BatchSize = 64,
-    queue_delay_us: QueueDelay = 0,
-    queue_seconds: QueueSeconds = None,
-    rank_cache: RankCache = False,
     as_json: Json = False,
 ) -> None:
     """Write the trained retriever and ranker, with vocabulary, catalogue and configurations, as a release."""
-    from export.config import Serving
     from export.release import build_release
-    from export.repository import Export
 
-    serving = Serving(
-        instances=instances,
-        max_batch_size=max_batch_size,
-        queue_delay_us=queue_delay_us,
-        queue_seconds=queue_seconds,
-        rank_cache=rank_cache,
-    )
-    built = build_release(
-        Export(backend=runtime, dtype=dtype, threads=threads, device=device, index=index, serving=serving),
-        artifacts,
-        repository,
-        name,
-    )
+    built = build_release(options, artifacts, repository, name)
     _print_row("built", {key: built[key] for key in ("name", "release", "dataset", "built")}, as_json)
 
 

@@ -36,7 +36,7 @@ ECHO_STEPS = {
 """,
     "prompt_builder": """
     def answer(self, request):
-        return {TOKEN: request[CANDIDATE_ITEM]}
+        return {TOKEN: request[CANDIDATE_ITEM], QUEUED: [time.monotonic_ns() // 1000]}
 """,
     "ranker": """
     def answer(self, request):
@@ -50,7 +50,7 @@ ADAPTER = """
 import time
 
 from client.contract import *
-from export.steps import answer_each
+from export.steps import QUEUE_PARAMETER, answer_each, parameter
 from export.telemetry import Telemetry
 from preprocessing.errors import InputError
 
@@ -58,9 +58,10 @@ from preprocessing.errors import InputError
 class TritonPythonModel:
     def initialize(self, args):
         self.telemetry = Telemetry({step!r}, "echo")
+        self.queue_seconds = float(parameter(args, QUEUE_PARAMETER) or 0)
 
     def execute(self, requests):
-        return answer_each({step!r}, self.answer, requests, self.telemetry)
+        return answer_each({step!r}, self.answer, requests, self.telemetry, self.queue_seconds)
 """
 
 

@@ -46,11 +46,11 @@ def test_a_killed_ranker_is_named_and_the_retriever_answers_instead(echo_reposit
 
 @pytest.fixture(scope="module")
 def narrow(echo_repository, tmp_path_factory) -> Iterator[LocalServer]:
-    """A ranker that takes half a second for each request, and lets two wait."""
+    """A ranker that takes half a second for each request, and lets none wait longer than 1.2 s."""
     repository = tmp_path_factory.mktemp("narrow") / "repository"
     shutil.copytree(echo_repository, repository)
     config = repository / "ranker" / "config.pbtxt"
-    config.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 2", config.read_text()))
+    config.write_text(re.sub(r'string_value: "[\d.]+"', 'string_value: "1.2"', config.read_text()))
     model = repository / "ranker" / "1" / "model.py"
     model.write_text(model.read_text().replace("cut = slice", "time.sleep(0.5)\n        cut = slice"))
     with LocalServer(repository) as server:

@@ -8,7 +8,6 @@ from client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, STE
 from export.config import (
     CONFIG,
     DEFAULTS,
-    LONGEST_QUEUE,
     REPOSITORY,
     RETRIEVER_SCORES,
     Serving,
@@ -16,6 +15,7 @@ from export.config import (
     model_configs,
     write_configs,
 )
+from export.steps import QUEUE_PARAMETER
 from preprocessing.errors import InputError
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
@@ -87,11 +87,13 @@ def test_optional_inputs_enter_the_first_step_only():
 
 @pytest.mark.parametrize("step", STEPS)
 def test_requests_of_different_lengths_may_share_a_batch(step):
-    """Every input of variable length is ragged, and no request waits for company; CPU instances run anywhere."""
+    """Every input of variable length is ragged, and no request waits for company; CPU instances run anywhere. The
+    ranker gets one request at a time: it would answer all that it gets together after the last one's pass.
+    """
     config = model_configs()[step]
     assert config.max_batch_size == DEFAULTS.max_batch_size == 64
     assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
-    assert config.HasField("dynamic_batching")
+    assert config.HasField("dynamic_batching") == (step != "ranker")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
 
@@ -104,7 +106,7 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
         (Serving(max_batch_size=8), ENSEMBLE, "max_batch_size: 8"),
         (Serving(queue_delay_us=500), "ranker", "max_queue_delay_microseconds: 500"),
         (Serving(device="gpu"), "ranker", "kind: KIND_GPU"),
-        (Serving(rank_cache=True), "ranker", "response_cache {\n  enable: true"),
+        (Serving(rank_cache=500), "ranker", 'string_value: "500"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever_scores", 'backend: "onnxruntime"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever", 'string_value: "retriever_scores"'),
     ],
@@ -117,10 +119,11 @@ def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
         assert (text in written) or name != step
 
 
-def test_no_ensemble_is_cached():
-    """The cache's key ignores parameters and requested outputs; only the ranker's inputs determine its answer."""
-    configs = model_configs(Serving(rank_cache=True))
-    assert [name for name, config in configs.items() if config.response_cache.enable] == ["ranker"]
+def test_triton_caches_nothing_and_queues_without_a_policy():
+    """Its cache's key ignores parameters and requested outputs, and its batcher stalls under any queue policy."""
+    for config in model_configs(Serving(rank_cache=500)).values():
+        assert not config.HasField("response_cache")
+        assert not config.dynamic_batching.HasField("default_queue_policy")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +136,7 @@ def test_no_ensemble_is_cached():
 )
 def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
     """Eight passes and at least 5 s, or what the option says; a caller may shorten it."""
-    policy = model_configs(serving)["ranker"].dynamic_batching.default_queue_policy
-    assert policy.default_timeout_microseconds == seconds * 1_000_000
-    assert policy.max_queue_size == LONGEST_QUEUE
-    assert policy.timeout_action == policy.REJECT
-    assert policy.allow_timeout_override
+    assert float(model_configs(serving)["ranker"].parameters[QUEUE_PARAMETER].string_value) == seconds
 
 
 def test_a_suffix_names_every_model_of_a_release():

@@ -23,6 +23,7 @@ from client.contract import (
     HISTORY_ITEM,
     ITEM_ID,
     LIMIT,
+    QUEUED,
     RETRIEVE,
     RETRIEVER_RANK,
     SCORE,
@@ -159,7 +160,7 @@ def test_each_request_gets_its_own_answer_or_error(logged):
             raise InputError("HISTORY_ITEM is 1")
         if item == 2:
             raise KeyError("lost")
-        return {TOKEN: [int(item)] * 3}
+        return {TOKEN: [int(item)] * 3, QUEUED: [0]}
 
     numbers = [0, 1, 2, 3]
     requests = [request(HISTORY_ITEM=np.array([[n]]), CANDIDATE_ITEM=np.array([[1]])) for n in numbers]
@@ -281,6 +282,36 @@ def test_ranking_keeps_each_candidates_columns_together(count, limit):
     assert answer[ITEM_ID].tolist() == [b"raw%d" % item for item in expected]
     assert answer[RETRIEVER_RANK].tolist() == [item + 1 for item in expected]
     assert len(answer[SCORE]) == len(expected)
+
+
+def test_a_remembered_prompt_is_ranked_once():
+    """The same prompt and candidates, cut otherwise: one pass. Another prompt, or other scores: a pass each."""
+    asked = []
+
+    class CountingRanker(BackwardsRanker):
+        def rank(self, tokens, scores, ranks):
+            asked.append(tokens)
+            return super().rank(tokens, scores, ranks)
+
+    step = Ranking(CountingRanker(), remembered=10)
+
+    def answer(token, score, limit):
+        return step.answer(
+            {
+                TOKEN: ints(token),
+                CANDIDATE_ID: texts(b"x", b"y"),
+                CANDIDATE_SCORE: np.full(2, score, np.float32),
+                CANDIDATE_RANK: ints(1, 2),
+                LIMIT: ints(limit),
+            }
+        )[ITEM_ID].tolist()
+
+    assert answer(1, 0.0, 0) == [b"y", b"x"]
+    assert answer(1, 0.0, 1) == [b"y"]
+    assert asked == [[1]]
+    answer(2, 0.0, 0)
+    answer(1, 0.5, 0)
+    assert asked == [[1], [2], [1]]
 
 
 class Encoder:

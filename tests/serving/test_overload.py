@@ -1,6 +1,7 @@
-"""More requests than the ranker can answer: what is accepted is answered in time, the rest is refused at once."""
+"""More requests than the ranker can answer: what is accepted is answered in time, the rest is refused in time."""
 
 import asyncio
+import json
 import statistics
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from client.errors import ClientError
+from client.recommender import AsyncRecommenderClient, Request
 from client.server import LocalServer
 from export.config import Serving, write_configs
 
@@ -61,9 +64,9 @@ async def asked(client, results, model=ENSEMBLE):
 
 async def storm(url, rate, seconds, retrieval_rate):
     """An open loop: requests begin at their times, whatever became of those before."""
-    ranked, retrieved = [], []
+    ranked, retrieved, began = [], [], time.monotonic()
     async with aio.InferenceServerClient(url) as client:
-        tasks, began = [], time.monotonic()
+        tasks = []
         while (now := time.monotonic() - began) < seconds:
             while len(tasks) < now * (rate + retrieval_rate):
                 every = round(1 + rate / retrieval_rate)
@@ -73,7 +76,7 @@ async def storm(url, rate, seconds, retrieval_rate):
                     tasks.append(asyncio.create_task(asked(client, retrieved, RETRIEVAL_ENSEMBLE)))
             await asyncio.sleep(0.002)
         await asyncio.gather(*tasks)
-    return ranked, retrieved
+    return ranked, retrieved, time.monotonic() - began
 
 
 def p99(seconds):
@@ -91,14 +94,25 @@ def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
         return time.monotonic() - began
 
     calm = statistics.median(single() for _ in range(5))
-    ranked, retrieved = asyncio.run(storm(slow_server.url, 10 * SUSTAINABLE, 8, 10))
+    ranked, retrieved, lasted = asyncio.run(storm(slow_server.url, 10 * SUSTAINABLE, 8, 10))
     time.sleep(5)
     after = statistics.median(single() for _ in range(5))
     accepted = [seconds for seconds, error in ranked if not error]
     refused = [(seconds, error) for seconds, error in ranked if error]
-    bound = QUEUE_SECONDS + 2 * PASS_SECONDS + 0.05 * contention()
+    figures = {
+        "accepted": len(accepted),
+        "accepted_p99": p99(accepted),
+        "refused": len(refused),
+        "refused_p99": p99([seconds for seconds, _ in refused]),
+        "retrieval_p99": p99([seconds for seconds, _ in retrieved]),
+        "before": calm,
+        "after": after,
+        "contention": contention(),
+    }
+    print(json.dumps(figures))  # `pytest -s` shows it: docs/results/serving.md
+    bound = QUEUE_SECONDS + 2 * PASS_SECONDS * contention()
     assert len(ranked) > 300
-    assert 0.7 * 8 * SUSTAINABLE / contention() < len(accepted) < 1.3 * (8 + QUEUE_SECONDS) * SUSTAINABLE
+    assert 0.7 * 8 * SUSTAINABLE / contention() < len(accepted) <= lasted * SUSTAINABLE + 1
     assert p99(accepted) < bound
     assert all("StatusCode.UNAVAILABLE" in error for _, error in refused)
     assert p99([seconds for seconds, _ in refused]) < bound
@@ -112,20 +126,33 @@ def count(path):
 
 
 def test_requests_given_up_cost_no_pass(slow_server, passes):
-    """Ten requests wait when their callers give up after 0.15 s: those that had not begun are never ranked."""
+    """Eight requests wait when their callers' 0.35 s are over: those that had not begun are never ranked."""
     before = count(passes)
-    wait_for(lambda: False, 0.3)
 
     async def give_up():
-        async with aio.InferenceServerClient(slow_server.url) as client:
-            tasks = [client.infer(ENSEMBLE, inputs_of(["a"]), client_timeout=0.15) for _ in range(8)]
-            return await asyncio.gather(*tasks, return_exceptions=True)
+        async with AsyncRecommenderClient(slow_server.url) as client:
+            return await client.recommend_many([Request(["a"])] * 8, timeout=0.35)
 
-    results = asyncio.run(give_up())
+    late = sum(isinstance(result, ClientError) for result in asyncio.run(give_up()))
     ask(slow_server.url, ["a"])  # behind whatever is left in the queue
-    late = sum(isinstance(result, Exception) for result in results)
-    assert late >= 6
-    assert count(passes) - before <= 8 - late + 2 + 1, "one under way at the deadline, one taken up, and the last one"
+    assert late >= 4, "four passes take longer than the deadline"
+    assert count(passes) - before <= 8 - late + 2, "the answered, one under way at the deadline, and the last one"
+
+
+def test_no_pause_between_passes(slow_server):
+    """Eight at once are ranked one right after another: the last has its answer after eight passes of 0.1 s, and not
+    after the half seconds that Triton's batcher sleeps under a queue policy.
+    """
+
+    async def burst():
+        results = []
+        async with aio.InferenceServerClient(slow_server.url) as client:
+            await client.is_server_live()
+            await asyncio.gather(*(asked(client, results) for _ in range(8)))
+        return results
+
+    seconds = sorted(seconds for seconds, _ in asyncio.run(burst()))
+    assert seconds[-1] < 8 * PASS_SECONDS + 0.2 * contention()
 
 
 def test_a_caller_may_shorten_the_wait(slow_server):

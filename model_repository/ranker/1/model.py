@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from export.steps import Ranking, Worker
+from export.steps import CACHE_PARAMETER, Ranking, Worker, parameter
 
 
 class TritonPythonModel:
     """See :class:`export.steps.Ranking`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.worker = Worker("ranker", args, Ranking.load)
+        remembered = int(parameter(args, CACHE_PARAMETER) or 0)
+        self.worker = Worker("ranker", args, lambda folder: Ranking.load(folder, remembered))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

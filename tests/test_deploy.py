@@ -1,0 +1,139 @@
+"""What deploys the service, as far as it can be checked without a container engine and a cluster."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jinja2
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "chart"
+DOCKERFILES = [ROOT / "Dockerfile", DEPLOY / "cpu.Dockerfile"]
+HEALTH_PORT, METRICS_PORT = 8080, 8002
+EVERYTHING_ON = {
+    "tls": {"secretName": "certificates", "mutual": True},
+    "adminKeySecret": "key",
+    "gpus": 1,
+    "extraArguments": ["--log-verbose=1"],
+}
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_accepts_the_dockerfiles(path):
+    """Its default rules, at every severity."""
+    program = Path(sys.executable).parent / "hadolint"
+    run = subprocess.run([program, path], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_holds_what_it_runs(path):
+    """Each COPY finds its sources in the build's context, and the probe asks the port that the program opens."""
+    text = path.read_text()
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists()
+            assert source in allowed
+    packages = {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert packages <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+    (entry,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+    assert json.loads(entry) == ["llamarec", "serve", "--health-port", str(HEALTH_PORT)]
+    assert f"http://127.0.0.1:{HEALTH_PORT}/ready" in text
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "not as root"
+
+
+def test_the_image_for_production_is_newer_than_the_fixes_of_http():
+    """25.07 is the first tag with NVIDIA's fixes of August 2025."""
+    (tag,) = re.findall(r"tritonserver:([\d.]+)-py3$", DOCKERFILES[0].read_text(), re.MULTILINE)
+    assert tuple(map(int, tag.split("."))) >= (25, 7)
+
+
+def test_compose_binds_to_loopback_and_mounts_what_exists():
+    """Pinned images, files that are there, and Prometheus asks the ports that the service opens."""
+    services = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]
+    assert set(services) == {"llamarec", "prometheus", "grafana"}
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        if "image" in service:
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} is pinned"
+        for volume in service["volumes"]:
+            assert (DEPLOY / volume.split(":")[0]).exists()
+    build = services["llamarec"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DOCKERFILES[1]
+    jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    targets = {target for job in jobs for config in job["static_configs"] for target in config["targets"]}
+    assert targets == {f"llamarec:{METRICS_PORT}", f"llamarec:{HEALTH_PORT}"}
+
+
+def render(values: dict) -> list[dict]:
+    """The chart's manifests. Its templates use few of Go's constructs, and each of those has one in Jinja; one that
+    has none here is an error. Helm's own linter was run by hand: docs/serving.md.
+    """
+    chart = yaml.safe_load((CHART / "values.yaml").read_text()) | values
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["toYaml"] = lambda value: yaml.safe_dump(value).strip()
+    environment.filters["nindent"] = lambda text, width: "\n" + "\n".join(" " * width + x for x in text.splitlines())
+    environment.filters["quote"] = json.dumps
+    manifests = []
+    for path in sorted((CHART / "templates").glob("*.yaml")):
+        blocks: list[str] = []
+
+        def translated(match: re.Match, blocks: list[str] = blocks) -> str:
+            dash, code = match[1], re.sub(r"(?<![\w.])\.(?=[A-Z])", "", match[2].strip())
+            word, _, rest = code.partition(" ")
+            if word in ("if", "range"):
+                blocks.append("if" if word == "if" else "for")
+                return f"{{%{dash} {'if' if word == 'if' else 'for item in'} {rest} %}}"
+            if word == "end":
+                return f"{{%{dash} end{blocks.pop()} %}}"
+            code = re.sub(r"^\. ", "item ", code)
+            code = re.sub(r"^toYaml (\S+)", r"\1 | toYaml", code)
+            code = re.sub(r"nindent (\d+)", r"nindent(\1)", code)
+            return f"{{{{{dash} {code} }}}}"
+
+        text = re.sub(r"\{\{(-?)(.*?)\}\}", translated, path.read_text())
+        rendered = environment.from_string(text).render(Values=chart, Release={"Name": "shop"})
+        manifests += list(yaml.safe_load_all(rendered))
+    return manifests
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING_ON], ids=["defaults", "everything on"])
+def test_kubernetes_accepts_the_chart(values):
+    """Each manifest against the strict schemas of Kubernetes' latest version."""
+    manifests = render(values)
+    kinds = [manifest["kind"] for manifest in manifests]
+    assert sorted(kinds) == ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_charts_probes_ask_the_supervisor():
+    """Ready while every step answers; alive while the supervisor, which heals the steps, is."""
+    (deployment,) = (manifest for manifest in render({}) if manifest["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (ports["health"], ports["metrics"]) == (HEALTH_PORT, METRICS_PORT)
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {probe["port"] for probe in probes.values()} == {"health"}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/ready",
+        "readiness": "/ready",
+        "liveness": "/live",
+    }
+
+
+@pytest.mark.skipif(not shutil.which("helm"), reason="helm is not on PATH")
+def test_helm_renders_the_same():
+    """Where Helm is installed: its own rendering of the defaults."""
+    run = subprocess.run(["helm", "template", "shop", CHART], capture_output=True, text=True, check=True)
+    rendered = [manifest for manifest in yaml.safe_load_all(run.stdout) if manifest]
+    key = json.JSONEncoder(sort_keys=True).encode
+    assert sorted(map(key, rendered)) == sorted(map(key, render({})))
