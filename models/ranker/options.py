@@ -130,10 +130,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "quick": {
         "batch_size": 4,
-        "max_prompts": 24,
+        "max_prompts": 16,
+        "pools": 4,
+        "layers": 12,
         "max_history": 10,
-        "validation_users": 16,
-        "validate_every": 6,
+        "validation_users": 8,
+        "validate_every": 4,
         "full_validation": False,
     },
     "paper": {},
@@ -157,7 +159,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
 base on two cores, which is at most 5 prompts of a user, about 3,000 on ml-latest-small and 6,000 on Beauty, validated
-every 500; ``demo``, which ends within about five minutes on two cores; and ``quick``, with a fifth of its prompts and a
-quarter of its validation users, for trying what comes after: its answers are hardly better than the untuned base's."""
+every 500; ``demo``, bounded to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its
+validation users, for trying what comes after: its answers are hardly better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""
