@@ -99,6 +99,28 @@ class LinearRecurrence(nn.Module):
         output: Tensor = self.project_out(torch.cat((real, imaginary), dim=-1))
         return output
 
+    def last(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """The last place alone: one weighted sum of the drives, h_T = sum over t of lambda^(T - t) u_t.
+
+        Args:
+            x: as in :meth:`forward`, as ``is_item``.
+            is_item: see there.
+
+        Returns:
+            [batch, width].
+        """
+        scale = torch.exp(self.scale_log).repeat(2)
+        real, imaginary = (self.project_in(x) * scale * is_item).chunk(2, dim=-1)  # each [batch, length, state]
+        ago = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=x.dtype).unsqueeze(-1)  # [length, 1]
+        modulus, phase = torch.exp(-torch.exp(self.decay_log) * ago), torch.exp(self.phase_log) * ago
+        power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)  # each [length, state]
+        last = (
+            (power_real * real - power_imaginary * imaginary).sum(dim=1),
+            (power_real * imaginary + power_imaginary * real).sum(dim=1),
+        )
+        output: Tensor = self.project_out(torch.cat(last, dim=-1))
+        return output
+
     def packed(self, x: Tensor, is_item: Tensor, sizes: list[int]) -> Tensor:
         """The same over packed sequences.
 
@@ -138,6 +160,14 @@ class LRUBlock(nn.Module):
     def forward(self, x: Tensor, is_item: Tensor, sizes: list[int] | None = None) -> Tensor:
         """X [batch, length, width], or with ``sizes`` packed [positions, width] -> the same shape."""
         recurrent = self.recurrence(x, is_item) if sizes is None else self.recurrence.packed(x, is_item, sizes)
+        return self._rest(x, recurrent)
+
+    def last(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """X [batch, length, width] -> the last place alone [batch, width]."""
+        return self._rest(x[:, -1], self.recurrence.last(x, is_item))
+
+    def _rest(self, x: Tensor, recurrent: Tensor) -> Tensor:
+        """What follows the recurrence: each place by itself."""
         x = self.recurrence_norm(x + self.dropout(recurrent))
         output: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
@@ -166,19 +196,32 @@ class LRURec(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
-        return self._states(items)
+        is_item, x = self._embed(items)
+        for block in self.blocks:
+            x = block(x, is_item)
+        return x
+
+    def last_state(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
+        is_item, x = self._embed(items)
+        for block in self.blocks[:-1]:
+            x = block(x, is_item)
+        final: Any = self.blocks[-1]
+        state: Tensor = final.last(x, is_item)
+        return state
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
         packing = Packing.of(kept)
-        return packing.unpack(self._states(packing.pack(items), packing.sizes))
-
-    def _states(self, items: Tensor, sizes: list[int] | None = None) -> Tensor:
-        is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)  # [batch, length, 1] or [positions, 1]
-        x: Tensor = self.embedding_norm(self.dropout(self.embedding(items)))
+        is_item, x = self._embed(packing.pack(items))
         for block in self.blocks:
-            x = block(x, is_item, sizes)
-        return x
+            x = block(x, is_item, packing.sizes)
+        return packing.unpack(x)
+
+    def _embed(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Item numbers [...] -> what marks the items [..., 1], and their embeddings [..., width]."""
+        is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)
+        return is_item, self.embedding_norm(self.dropout(self.embedding(items)))
 
     def head(self) -> tuple[Tensor, Tensor]:
         """Vectors [items + 1, width] and biases [items + 1] of the items."""

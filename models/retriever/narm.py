@@ -54,6 +54,10 @@ class NARM(nn.Module):
         output: Tensor = self.project(self.dropout(torch.cat((states, local), dim=-1)))  # equation 9
         return output
 
+    def last_state(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
+        return self.forward(items)[:, -1]
+
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
         return in_groups(self, items, kept)

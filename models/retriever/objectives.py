@@ -24,6 +24,10 @@ class Retriever(Protocol):
         """Left-padded item numbers [batch, length] -> states [batch, length, width], the last one of what follows."""
         ...
 
+    def last_state(self, items: Tensor) -> Tensor:
+        """The last of the states [batch, width], without what only the others need."""
+        ...
+
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """The states of some places only, without the work of the padding before them.
 

@@ -24,7 +24,7 @@ class _Last(nn.Module):
         self.model = model
 
     def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.model(items)[:, -1]
+        state = self.model.last_state(items)
         return self.model.score(state), state
 
 

@@ -35,7 +35,7 @@ def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iter
         # No more padding than the batch needs; one place more, for BERT4Rec's mask.
         places = min(length, max(map(len, some)) + 1)
         items = torch.from_numpy(pad_left(some, places)).to(weight.device)
-        yield from model.score(model(items)[:, -1]).cpu().numpy()
+        yield from model.score(model.last_state(items)).cpu().numpy()
 
 
 def rank_users(model: Any, length: int, histories: Sequence[Items], truth: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -86,6 +86,10 @@ class SASRec(nn.Module):
         states: Tensor = self.last_norm(x)
         return states
 
+    def last_state(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
+        return self.forward(items)[:, -1]
+
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
         return in_groups(self, items, kept)
