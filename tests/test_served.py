@@ -101,6 +101,17 @@ def test_top_k_cuts_the_same_list(recommender):
     assert recommender.recommend(["50"], top_k=3) == recommender.recommend(["50"])[:3]
 
 
+def test_top_k_beyond_what_is_left_returns_what_is_left(recommender):
+    """Two candidates and TOP_K 20: both, and no error."""
+    answer = recommender.recommend(["50"], candidates=["181", "121"], top_k=MAX_CANDIDATES)
+    assert {r.item_id for r in answer} == {"181", "121"}
+
+
+def test_no_model_sees_the_user_id(recommender):
+    """USER_ID is for logs: any id, or none, gets the same answer bit for bit."""
+    assert recommender.recommend(["50"], user_id="ünknown 17") == recommender.recommend(["50"])
+
+
 def test_excluded_items_make_room_for_others(recommender):
     """EXCLUDE acts before the top 20, so 20 others remain."""
     excluded = [r.item_id for r in recommender.recommend(["50"])][:5]
