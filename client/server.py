@@ -255,7 +255,7 @@ class LocalServer:
 
     def __enter__(self) -> "LocalServer":
         own = [f"--exit-timeout-secs={EXIT_SECONDS}"]
-        for endpoint, url in (("grpc", self.url), ("http", self.http_url), ("metrics", self.metrics_url)):
+        for endpoint, url in self._endpoints().items():
             address, port = url.split(":")
             own += [f"--{endpoint}-address={address}", f"--{endpoint}-port={port}"]
         check_ports(own)
@@ -274,6 +274,10 @@ class LocalServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+    def _endpoints(self) -> dict[str, str]:
+        """Addresses by Triton's names."""
+        return {"grpc": self.url, "http": self.http_url, "metrics": self.metrics_url}
 
     def log(self) -> str:
         """Everything the server has logged so far."""
@@ -294,11 +298,14 @@ class LocalServer:
         from tritonclient.grpc import InferenceServerClient
         from tritonclient.utils import InferenceServerException
 
-        host, port = self.url.split(":")
-        try:  # a refused gRPC connection would be tried again only after a second
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            return False
+        # The HTTP endpoints open after gRPC's. A refused gRPC connection would be tried again only after a second.
+        for endpoint, url in self._endpoints().items():
+            if f"--allow-{endpoint}=false" not in self._arguments:
+                host, port = url.split(":")
+                try:
+                    socket.create_connection((host, int(port)), timeout=1).close()
+                except OSError:
+                    return False
         try:
             with InferenceServerClient(self.url) as client:
                 return bool(client.is_server_ready(client_timeout=1))
