@@ -220,7 +220,9 @@ def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts):
     folder = tmp_path / "movielens-100k"
     for stage in ("data", "retriever"):
         shutil.copytree(artifacts / stage, folder / stage)
-    brief = RankerTraining(max_prompts=4, batch_size=4, validation_users=2, validate_every=1, max_history=5)
+    brief = RankerTraining(
+        max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
+    )
     train_ranker(brief, folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
