@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import LlamaForCausalLM
@@ -45,11 +45,13 @@ def authors_way() -> Way:
 
 def ways(threads: int) -> dict[str, Way]:
     """Every runtime that this machine has, by name."""
+    runtimes: tuple[Literal["torch", "openvino"], ...] = ("torch", "openvino")
+    dtypes: tuple[Literal["float32", "bfloat16"], ...]
     dtypes = ("float32", "bfloat16") if has_native_bf16("cpu") else ("float32",)
     found = {"authors": authors_way()}
-    for runtime in ("torch", "openvino"):
+    for runtime in runtimes:
         for dtype in dtypes:
-            scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads))  # type: ignore[arg-type]
+            scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads))
             found[f"{runtime} {dtype}"] = lambda prompts, scorer=scorer: scorer.score(prompts, letters())
     return found
 

@@ -12,7 +12,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ def titles_of(tokens: int, seed: int = 0) -> list[str]:
 
 def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """A row for each average title length: seconds of both ways, medians of ``runs``."""
-    dtype = "bfloat16" if has_native_bf16("cpu") else "float32"
-    scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))  # type: ignore[arg-type]
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if has_native_bf16("cpu") else "float32"
+    scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))
     model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=DTYPES[dtype]).eval()
     scorer.score([[1, 2, 3]], letters())
     rows = []

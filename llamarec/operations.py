@@ -73,7 +73,7 @@ def takes_export_options(command: Callable[..., None]) -> Callable[..., None]:
         options = export_options(**{name: given.pop(name) for name in shared})
         command(options, **given)
 
-    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]  # functions have it, mypy does not know
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared.values())}
     return run
 

@@ -34,7 +34,7 @@ MANY_ROWS = 25_000_000
 COLUMNS = ["user", "item", "timestamp"]
 
 
-class KeepItems(BaseOperator):  # type: ignore[misc]
+class KeepItems(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
     """Drops the interactions of items that are not in a list: those without a title."""
 
     def __init__(self, items: Iterable[Any]) -> None:
@@ -46,7 +46,7 @@ class KeepItems(BaseOperator):  # type: ignore[misc]
         return df[df["item"].isin(self.items)]
 
 
-class KCore(StatOperator):  # type: ignore[misc]
+class KCore(StatOperator):  # type: ignore[misc]  # NVTabular has no types
     """Drops users and items with fewer than ``minimum`` interactions until every one that is left has enough.
 
     The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core). Once fitted,
@@ -147,7 +147,7 @@ def _sorted(df: Any) -> Any:
     return df.assign(packed=packed).sort_values("packed")
 
 
-class UserBucket(BaseOperator):  # type: ignore[misc]
+class UserBucket(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
     """Numbers users in a row alike while their interactions fill a bucket, so that they are written together."""
 
     def __init__(self, counts: Sequence[int]) -> None:
@@ -167,7 +167,7 @@ class UserBucket(BaseOperator):  # type: ignore[misc]
         return {"bucket": ["user"]}
 
 
-class Sequences(BaseOperator):  # type: ignore[misc]
+class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
     """One row a user: interactions in chronological order, the last for test, the one before for validation.
 
     Categorify's ids become raw ids of users and item numbers, which begin at 1. Each user must have three interactions

@@ -59,7 +59,12 @@ def weights_of(folder: Path) -> Weight:
     for path in sorted(folder.glob("*.safetensors")):
         file: Any = safe_open(path, "numpy")
         files.update(dict.fromkeys(file.keys(), file))
-    return lambda name: files[name].get_tensor(name)  # type: ignore[no-any-return]
+
+    def weight(name: str) -> NDArray[Any]:
+        tensor: NDArray[Any] = files[name].get_tensor(name)
+        return tensor
+
+    return weight
 
 
 def last_hidden_state(config: dict[str, Any], weight: Weight) -> openvino.Model:

@@ -139,7 +139,9 @@ def tree_attention(
     if kwargs.get("softcap") is not None:
         raise InputError(f"{type(module).__name__} caps its attention scores: choose a base such as Llama 2")
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
+        whole: tuple[Tensor, None]
+        whole = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return whole
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attended = []

@@ -36,7 +36,7 @@ class _Scan(torch.autograd.Function):
         return states
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # torch declares the arguments open
         """The same recurrence from the last step to the first, with the conjugate decay."""
         states, decay = ctx.saved_tensors
         grad, conjugates = grad.clone(), states.conj().resolve_conj()
@@ -81,8 +81,7 @@ class LinearRecurrence(nn.Module):
         Returns:
             [batch, length, width].
         """
-        scale = torch.exp(self.scale_log).repeat(2)
-        real, imaginary = (self.project_in(x) * scale * is_item).chunk(2, dim=-1)  # each [batch, length, state]
+        real, imaginary = self._drive(x, is_item)
         modulus, phase = torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log)
         power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)
         # Recursive doubling: after the step of reach s, h_t holds the last 2 s drives.
@@ -109,8 +108,7 @@ class LinearRecurrence(nn.Module):
         Returns:
             [batch, width].
         """
-        scale = torch.exp(self.scale_log).repeat(2)
-        real, imaginary = (self.project_in(x) * scale * is_item).chunk(2, dim=-1)  # each [batch, length, state]
+        real, imaginary = self._drive(x, is_item)
         ago = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=x.dtype).unsqueeze(-1)  # [length, 1]
         modulus, phase = torch.exp(-torch.exp(self.decay_log) * ago), torch.exp(self.phase_log) * ago
         power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)  # each [length, state]
@@ -120,6 +118,12 @@ class LinearRecurrence(nn.Module):
         )
         output: Tensor = self.project_out(torch.cat(last, dim=-1))
         return output
+
+    def _drive(self, x: Tensor, is_item: Tensor) -> tuple[Tensor, ...]:
+        """Real and imaginary part of what enters the recurrence, each [batch, length, state]."""
+        scale = torch.exp(self.scale_log).repeat(2)
+        both: Tensor = self.project_in(x) * scale * is_item
+        return both.chunk(2, dim=-1)
 
     def packed(self, x: Tensor, is_item: Tensor, sizes: list[int]) -> Tensor:
         """The same over packed sequences.

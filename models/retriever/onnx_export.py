@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from models.retriever.index import build_index
@@ -81,22 +82,8 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
 
 def _write_state_graph(folder: Path) -> None:
     """The same graph on the same weights, ending at the state: a session computes every node of its graph."""
-    model = onnx.load(folder / MODEL, load_external_data=False)
-    graph = model.graph
-    wanted, nodes = {"state"}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    kept = {
-        "node": nodes[::-1],
-        "output": [output for output in graph.output if output.name == "state"],
-        "initializer": [weights for weights in graph.initializer if weights.name in wanted],
-    }
-    for field, values in kept.items():
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
-    onnx.save(model, folder / STATE_MODEL)
+    whole = onnx.load(folder / MODEL, load_external_data=False)
+    onnx.save(Extractor(whole).extract_model(["items"], ["state"]), folder / STATE_MODEL)
 
 
 def scoring_vectors(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -145,8 +146,8 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
     reader = ranker_runs._reader
     scored = []
 
-    def stopped(*args: object) -> object:
-        score = reader(*args)  # type: ignore[arg-type]
+    def stopped(*args: Any) -> object:
+        score = reader(*args)
 
         def once(history: np.ndarray, items: np.ndarray) -> np.ndarray:
             if len(scored) == 4:
