@@ -119,7 +119,7 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
         return InvalidRequest(message)
     if status == "DEADLINE_EXCEEDED":
         return RequestTimeout(f"no answer from {model} at {url} within {timeout:g} s: allow more time or ask for less")
-    if status == "UNAVAILABLE" and ("maximum queue size" in message or "queue timeout" in message.lower()):
+    if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} refuses, its queue is full: send less or later ({message})")
     if status == "UNAVAILABLE" and "unknown model" not in message:
         return ServerUnavailable(f"no server answers at {url}: start one with `llamarec serve` ({message})")

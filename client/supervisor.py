@@ -180,7 +180,6 @@ class Watch:
                     self._replace(model, state, f"no answer for {self.hang_seconds:g} s")
         except ServerError as error:
             reason = str(error)
-            answered = "maximum queue size" in reason  # a full queue is a sign of life
             if "is not healthy" in reason:
                 self._replace(model, state, reason)
         except ServerUnavailable as error:  # the server itself is silent

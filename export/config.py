@@ -22,7 +22,7 @@ from client.contract import (
     ModelSpec,
     TensorSpec,
 )
-from export.steps import CACHE_PARAMETER, QUEUE_PARAMETER, SCORES_PARAMETER
+from export.steps import CACHE_PARAMETER, QUEUE_PARAMETER, SCORES_PARAMETER, SIZE_PARAMETER
 from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -75,6 +75,21 @@ class Serving:
         """Seconds: ``queue_seconds``, or what follows from the time of a pass."""
         return self.queue_seconds or max(8 * self.pass_seconds, 5.0)
 
+    @property
+    def queue_size(self) -> int:
+        """Most prompts that may wait for the ranker: as many as are ranked in time, after those under way."""
+        together = self.max_batch_size if self.batches else 1
+        return max(int(self.queue_timeout / self.pass_seconds - 1) * self.instances * together, 1)
+
+    @property
+    def batches(self) -> bool:
+        """Whether the ranker is handed several requests together.
+
+        Not on a processor that is not told to wait for company: a pass gains nothing there, and what is handed over
+        together is answered together, after the last one's pass.
+        """
+        return self.device == "gpu" or self.queue_delay_us > 0
+
 
 DEFAULTS = Serving()
 
@@ -94,16 +109,15 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, An
 def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
     """One Python model. Requests that queue while it works are handed to it together; by default none waits.
 
-    No step has a queue policy: see :func:`export.steps.answer_each` for what limits the wait for the ranker, and why.
+    No step has a queue policy: see :mod:`export.waiting` for what limits the wait for the ranker, and why.
     """
     config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": 1}], "dynamic_batching": {}}
     if name == "ranker":
         config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
-        if serving.queue_delay_us:
-            config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
-        elif serving.device == "cpu":
-            # One at a time: what is handed over together is answered together, after the last one's pass.
+        if not serving.batches:
             del config["dynamic_batching"]
+        elif serving.queue_delay_us:
+            config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
     step = ModelConfig(
         name=name,
         backend="python",
@@ -112,10 +126,12 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         output=_tensors(spec.outputs),
         **config,
     )
-    if name == "ranker":
+    if name in ("prompt_builder", "ranker"):
         step.parameters[QUEUE_PARAMETER].string_value = f"{serving.queue_timeout:g}"
-        if serving.rank_cache:
-            step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
+    if name == "prompt_builder":
+        step.parameters[SIZE_PARAMETER].string_value = str(serving.queue_size)
+    if name == "ranker" and serving.rank_cache:
+        step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
         step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
     return step

@@ -44,6 +44,7 @@ from client.contract import (
     TensorSpec,
 )
 from export.telemetry import Telemetry
+from export.waiting import Entrance, FullError, GivenUpError, LateError, Turn, meeting_place, now
 from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
 
@@ -60,7 +61,9 @@ REMEDY = "llamarec export"
 SCORES_PARAMETER = "RETRIEVER_SCORES"
 """In the retriever's configuration: the model of this server that it has its scores from, instead of its own."""
 QUEUE_PARAMETER = "QUEUE_SECONDS"
-"""In the ranker's configuration: the longest that a prompt may have waited when its turn comes."""
+"""In prompt_builder's and the ranker's configuration: the longest that a prompt may have waited when its turn comes."""
+SIZE_PARAMETER = "QUEUE_SIZE"
+"""In prompt_builder's configuration: the most prompts that may wait for the ranker."""
 CACHE_PARAMETER = "RANK_CACHE"
 """In the ranker's configuration: how many prompts' answers it remembers."""
 DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
@@ -125,15 +128,28 @@ class Worker:
         self._loaded = load(folder)
         release = arguments["model_name"].removeprefix(step).removeprefix("_") or _release(folder)
         self._telemetry = Telemetry(step, release)
-        self._queue_seconds = float(parameter(arguments, QUEUE_PARAMETER) or 0)
+        self._line = place_in_line(step, arguments)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Triton's ``execute``."""
-        return answer_each(self._step, self._loaded.answer, requests, self._telemetry, self._queue_seconds)
+        return answer_each(self._step, self._loaded.answer, requests, self._telemetry, self._line)
 
     def finalize(self) -> None:
         """Triton's ``finalize``."""
         self._telemetry.close()
+        if self._line:
+            self._line.close()
+
+
+def place_in_line(step: str, arguments: Mapping[str, str]) -> Entrance | Turn | None:
+    """What limits the wait for the ranker at this step, from the arguments of Triton's ``initialize``; else None."""
+    seconds = parameter(arguments, QUEUE_PARAMETER)
+    if seconds is None:
+        return None
+    folder = meeting_place(arguments["model_name"].removeprefix(step))
+    if step == "ranker":
+        return Turn(folder, float(seconds))
+    return Entrance(folder, int(parameter(arguments, SIZE_PARAMETER) or 1), float(seconds))
 
 
 def answer_each(
@@ -141,22 +157,21 @@ def answer_each(
     answer: Callable[[Tensors], Answer],
     requests: Sequence[Any],
     telemetry: Telemetry | None = None,
-    queue_seconds: float = 0.0,
+    line: Entrance | Turn | None = None,
 ) -> list[Any]:
     """Triton's ``execute``: one response for each request, in order.
 
-    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step. The ranker spends no pass
-    on a request that its caller gave up, or that waited too long (UNAVAILABLE).
+    Bad input becomes INVALID_ARGUMENT and any other failure INTERNAL, both naming the step. Whom the line before the
+    ranker does not admit gets UNAVAILABLE, and costs neither a prompt nor a pass.
 
     Args:
         step: the step's name.
         answer: what it does with one request.
         requests: Triton's.
         telemetry: where answers and failures are counted.
-        queue_seconds: longest that a request may have waited, where the step is told when it was queued; 0: for ever.
-            A shorter timeout of the request's own counts instead.
+        line: this step's place in the line before the ranker.
     """
-    return [_answer_one(step, answer, request, telemetry, queue_seconds) for request in requests]
+    return [_answer_one(step, answer, request, telemetry, line) for request in requests]
 
 
 def _answer_one(
@@ -164,17 +179,15 @@ def _answer_one(
     answer: Callable[[Tensors], Answer],
     request: Any,
     telemetry: Telemetry | None,
-    queue_seconds: float,
+    line: Entrance | Turn | None,
 ) -> Any:
     import triton_python_backend_utils as pb_utils  # exists only inside the server
 
     started = time.perf_counter()
     try:
-        if step == "ranker" and request.is_cancelled():
-            raise GivenUpError
         asked = _read(request, STEP_SPECS[step].inputs)
-        if QUEUED in asked:
-            _check_wait(int(asked[QUEUED][0]), [queue_seconds, request.timeout() / 1e6])
+        if line:
+            line.admit(request, asked)
         answered = answer(asked)
         tensors = [
             pb_utils.Tensor(spec.name, np.asarray(answered[spec], DTYPES[spec.data_type])[np.newaxis])
@@ -187,6 +200,8 @@ def _answer_one(
         kind, code, message = "invalid", pb_utils.TritonError.INVALID_ARG, f"{step}: {error}"
     except GivenUpError:
         kind, code, message = "cancelled", pb_utils.TritonError.CANCELLED, f"{step}: the caller gave up"
+    except FullError as error:
+        kind, code, message = "full", pb_utils.TritonError.UNAVAILABLE, f"{step}: {error}"
     except LateError as error:
         kind, code, message = "late", pb_utils.TritonError.UNAVAILABLE, f"{step}: {error}"
     except Exception as error:
@@ -195,26 +210,6 @@ def _answer_one(
     if telemetry:
         telemetry.failed(request, kind, message)
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
-
-
-class GivenUpError(Exception):
-    """The caller cancelled the request or its deadline passed."""
-
-
-class LateError(Exception):
-    """More requests arrive than can be ranked: this one waited too long to be of use."""
-
-
-def _check_wait(queued: int, limits: Sequence[float]) -> None:
-    """Raises LateError where the time since ``queued`` is beyond one of the limits, in seconds; a 0 is none.
-
-    Triton's own queue policies would do: but with any of them, the batcher of core 2.51 prepares no request ahead, and
-    sleeps up to half a second before it hands over the next one.
-    """
-    waited = time.monotonic() - queued / 1e6
-    limit = min(filter(None, limits), default=0.0)
-    if queued and limit and waited > limit:
-        raise LateError(f"queue timeout: waited {waited:.2f} s of at most {limit:g} s, more arrives than can be ranked")
 
 
 def _facts(step: str, request: Any, asked: Tensors, answered: Answer) -> dict[str, Any]:
@@ -383,7 +378,7 @@ class Prompting:
         """The prompt; no tokens when there is no candidate to rank."""
         candidates = request[CANDIDATE_ITEM].tolist()
         tokens = self.prompts.build(request[HISTORY_ITEM].tolist(), candidates) if candidates else []
-        return {TOKEN: tokens, QUEUED: [time.monotonic_ns() // 1000]}
+        return {TOKEN: tokens, QUEUED: [now()]}
 
 
 @dataclass(frozen=True)

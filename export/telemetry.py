@@ -162,7 +162,7 @@ class Telemetry:
 
         Args:
             request: Triton's.
-            kind: ``invalid``, ``cancelled``, ``late`` or ``internal``.
+            kind: ``invalid``, ``cancelled``, ``full``, ``late`` or ``internal``.
             message: what the caller is told.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

@@ -50,7 +50,7 @@ ADAPTER = """
 import time
 
 from client.contract import *
-from export.steps import QUEUE_PARAMETER, answer_each, parameter
+from export.steps import answer_each, place_in_line
 from export.telemetry import Telemetry
 from preprocessing.errors import InputError
 
@@ -58,10 +58,15 @@ from preprocessing.errors import InputError
 class TritonPythonModel:
     def initialize(self, args):
         self.telemetry = Telemetry({step!r}, "echo")
-        self.queue_seconds = float(parameter(args, QUEUE_PARAMETER) or 0)
+        self.line = place_in_line({step!r}, args)
 
     def execute(self, requests):
-        return answer_each({step!r}, self.answer, requests, self.telemetry, self.queue_seconds)
+        return answer_each({step!r}, self.answer, requests, self.telemetry, self.line)
+
+    def finalize(self):
+        self.telemetry.close()
+        if self.line:
+            self.line.close()
 """
 
 

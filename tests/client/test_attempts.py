@@ -25,7 +25,7 @@ from client.errors import (
 from client.recommender import AsyncRecommenderClient, RecommenderClient, Request
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "starting")
-FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'llamarec', Exceeds maximum queue size")
+FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'llamarec', prompt_builder: queue full: 8 wait for the ranker")
 DEAD = (
     grpc.StatusCode.INTERNAL,
     "in ensemble 'llamarec', Failed to process the request(s) for model instance 'ranker_0_0', message: "

@@ -15,7 +15,7 @@ from export.config import (
     model_configs,
     write_configs,
 )
-from export.steps import QUEUE_PARAMETER
+from export.steps import QUEUE_PARAMETER, SIZE_PARAMETER
 from preprocessing.errors import InputError
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
@@ -136,7 +136,23 @@ def test_triton_caches_nothing_and_queues_without_a_policy():
 )
 def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
     """Eight passes and at least 5 s, or what the option says; a caller may shorten it."""
-    assert float(model_configs(serving)["ranker"].parameters[QUEUE_PARAMETER].string_value) == seconds
+    for step in ("prompt_builder", "ranker"):
+        assert float(model_configs(serving)[step].parameters[QUEUE_PARAMETER].string_value) == seconds
+
+
+@pytest.mark.parametrize(
+    ("serving", "size"),
+    [
+        (Serving(pass_seconds=2), 7),
+        (Serving(pass_seconds=2, instances=2), 14),
+        (Serving(pass_seconds=0.01), 499),
+        (Serving(pass_seconds=2, queue_seconds=1), 1),
+        (Serving(pass_seconds=0.125, queue_seconds=1, device="gpu", max_batch_size=16), 112),
+    ],
+)
+def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
+    """The longest wait over the pass, less the one under way; for every instance and place of a batch. By hand."""
+    assert int(model_configs(serving)["prompt_builder"].parameters[SIZE_PARAMETER].string_value) == size
 
 
 def test_a_suffix_names_every_model_of_a_release():

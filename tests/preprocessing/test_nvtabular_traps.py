@@ -18,6 +18,12 @@ from preprocessing.workflows import COLUMNS, KeepItems
 TWO_PARTITIONS = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 5), (3, 6), (4, 7), (5, 8)]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Categorify leaves its vocabularies in the working folder unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+
 def same(column):
     return column
 

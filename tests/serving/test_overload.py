@@ -1,4 +1,4 @@
-"""More requests than the ranker can answer: what is accepted is answered in time, the rest is refused in time."""
+"""More requests than the ranker can answer: what is accepted is answered in time, the rest is refused at once."""
 
 import asyncio
 import json
@@ -84,8 +84,8 @@ def p99(seconds):
 
 
 def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
-    """Accepted requests within the queue timeout and two passes, the others UNAVAILABLE no later than that, retrieval
-    within 50 ms, and 5 s after the storm a single request takes what it took before.
+    """Accepted requests within the queue timeout and two passes, the others UNAVAILABLE in less than one pass,
+    retrieval within 50 ms, and 5 s after the storm a single request takes what it took before.
     """
 
     def single():
@@ -103,6 +103,7 @@ def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
         "accepted": len(accepted),
         "accepted_p99": p99(accepted),
         "refused": len(refused),
+        "refused_late": sum("queue timeout" in error for _, error in refused),
         "refused_p99": p99([seconds for seconds, _ in refused]),
         "retrieval_p99": p99([seconds for seconds, _ in retrieved]),
         "before": calm,
@@ -115,7 +116,7 @@ def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
     assert 0.7 * 8 * SUSTAINABLE / contention() < len(accepted) <= lasted * SUSTAINABLE + 1
     assert p99(accepted) < bound
     assert all("StatusCode.UNAVAILABLE" in error for _, error in refused)
-    assert p99([seconds for seconds, _ in refused]) < bound
+    assert p99([seconds for seconds, _ in refused]) < PASS_SECONDS * contention()
     assert not [error for _, error in retrieved if error]
     assert p99([seconds for seconds, _ in retrieved]) < 0.05 * contention()
     assert after < calm + PASS_SECONDS * contention()

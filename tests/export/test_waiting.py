@@ -1,0 +1,134 @@
+"""The line before the ranker, both ends of it, without a server; the server's side is in tests/serving."""
+
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from client.contract import PROBE, QUEUED
+from export.waiting import Entrance, FullError, GivenUpError, LateError, Turn, now
+
+OTHER_RANKER = """
+import sys, time
+from pathlib import Path
+from export.waiting import Turn
+turn = Turn(Path(sys.argv[1]), 0)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def asking(request_id="", cancelled=False, timeout=0):
+    """A request of Triton's; the timeout is in microseconds."""
+    return SimpleNamespace(request_id=lambda: request_id, is_cancelled=lambda: cancelled, timeout=lambda: timeout)
+
+
+def queued(stamp):
+    return {QUEUED: np.array([stamp])}
+
+
+def crowd(entrance, tries=10):
+    """How many of so many requests, one after another, are let in."""
+    admitted = 0
+    for _ in range(tries):
+        try:
+            entrance.admit(asking(), {})
+            admitted += 1
+        except FullError:
+            pass
+    return admitted
+
+
+def test_as_many_as_may_wait_are_let_in_until_one_is_taken(tmp_path):
+    """Three places: the fourth is refused; whoever is taken frees its place and those of all before it."""
+    turn, entrance = Turn(tmp_path, 60), Entrance(tmp_path, 3, 60)
+    entrance.admit(asking(), {})
+    entrance.admit(asking(), {})
+    second = now()
+    assert crowd(entrance) == 1
+    turn.admit(asking(), queued(second))
+    assert crowd(entrance) == 2
+    turn.admit(asking(), queued(now()))
+    assert crowd(entrance) == 3
+
+
+def test_a_place_is_free_again_when_the_wait_is_over(tmp_path):
+    """Whoever never came to the ranker holds no place for longer than one may wait."""
+    _turn, entrance = Turn(tmp_path, 0.2), Entrance(tmp_path, 2, 0.2)
+    assert crowd(entrance) == 2
+    time.sleep(0.25)
+    assert crowd(entrance) == 2
+
+
+def test_a_probe_takes_no_place(tmp_path):
+    _turn, entrance = Turn(tmp_path, 60), Entrance(tmp_path, 1, 60)
+    for _ in range(3):
+        entrance.admit(asking(PROBE), {})
+    assert crowd(entrance) == 1
+    entrance.admit(asking(PROBE), {})
+
+
+def test_nobody_is_refused_while_a_ranker_is_dead(tmp_path):
+    """The request should be told of the dead step, not of a full line; and what waited for it holds no place."""
+    entrance = Entrance(tmp_path, 2, 60)
+    assert crowd(entrance) == 10, "none has loaded"
+    with subprocess.Popen([sys.executable, "-c", OTHER_RANKER, str(tmp_path)], stdout=subprocess.PIPE) as ranker:
+        assert ranker.stdout.readline() == b"ready\n"
+        crowd(entrance)
+        assert crowd(entrance) == 0
+        ranker.send_signal(signal.SIGKILL)
+        ranker.wait()
+    assert crowd(entrance) == 10
+    _revived = Turn(tmp_path, 60)
+    assert crowd(entrance) == 2
+    assert len(list(tmp_path.iterdir())) == 1, "the dead one's file is gone"
+
+
+def test_the_last_that_any_ranker_took_counts(tmp_path):
+    """Two processes take in turn: who came before the later of the two does not wait."""
+    with subprocess.Popen([sys.executable, "-c", OTHER_RANKER, str(tmp_path)], stdout=subprocess.PIPE) as ranker:
+        assert ranker.stdout.readline() == b"ready\n"
+        turn, entrance = Turn(tmp_path, 60), Entrance(tmp_path, 4, 60)
+        assert crowd(entrance) == 4
+        turn.admit(asking(), queued(now()))
+        assert crowd(entrance) == 4
+        ranker.kill()
+
+
+@pytest.mark.parametrize(
+    ("request_", "waited", "error"),
+    [
+        (asking(), 1.0, None),
+        (asking(), 3.0, LateError),
+        (asking(timeout=500_000), 1.0, LateError),
+        (asking(timeout=500_000), 0.1, None),
+        (asking(cancelled=True), 0.0, GivenUpError),
+    ],
+)
+def test_no_pass_for_whom_nobody_waits(tmp_path, request_, waited, error):
+    """A line of two seconds, and the caller's own half second where it is shorter."""
+    turn = Turn(tmp_path, 2)
+    stamp = queued(now() - int(waited * 1e6))
+    if error is None:
+        turn.admit(request_, stamp)
+    else:
+        with pytest.raises(error):
+            turn.admit(request_, stamp)
+
+
+def test_a_request_without_a_stamp_has_not_waited(tmp_path):
+    """The supervisor's probe goes to the ranker alone: 0."""
+    Turn(tmp_path, 2).admit(asking(PROBE), queued(0))
+
+
+def test_nothing_is_left_when_both_end(tmp_path):
+    folder = tmp_path / "line"
+    folder.mkdir()
+    turn, entrance = Turn(folder, 2), Entrance(folder, 1, 2)
+    entrance.close()
+    turn.close()
+    assert not folder.exists()
