@@ -1,14 +1,17 @@
 """Every test user's served answer beside the offline one: ``python -m benchmarks.served_sweep``.
 
-Items, scores and retriever ranks are compared bit by bit at each concurrency; the server batches.
+Items, scores and retriever ranks are compared bit by bit at each concurrency; the server batches. A request that the
+server refuses, as its line before the ranker is full, is sent again.
 """
 
 import argparse
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from benchmarks.serving import request_of
 from client.contract import ENSEMBLE
@@ -37,7 +40,14 @@ def main() -> None:
 
             def ask(history: list[str]) -> list[tuple[str, float, int]]:
                 with grpc.InferenceServerClient(server.url) as client:
-                    result = client.infer(ENSEMBLE, request_of(history))
+                    result = None
+                    while result is None:
+                        try:
+                            result = client.infer(ENSEMBLE, request_of(history))
+                        except InferenceServerException as error:
+                            if error.status() != "StatusCode.UNAVAILABLE":
+                                raise
+                            time.sleep(0.1)
                 columns = [result.as_numpy(name)[0].tolist() for name in ("ITEM_ID", "SCORE", "RETRIEVER_RANK")]
                 return [(item.decode(), score, rank) for item, score, rank in zip(*columns, strict=True)]
 

@@ -189,9 +189,11 @@ def _answer_one(
         if line:
             line.admit(request, asked)
         answered = answer(asked)
+        wanted = request.requested_output_names()
         tensors = [
             pb_utils.Tensor(spec.name, np.asarray(answered[spec], DTYPES[spec.data_type])[np.newaxis])
             for spec in STEP_SPECS[step].outputs
+            if spec.name in wanted
         ]
         if telemetry:
             telemetry.answered(request, time.perf_counter() - started, _facts(step, request, asked, answered))

@@ -6,6 +6,7 @@ Training, evaluation and serving build their prompts here and nowhere else. Insi
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -36,6 +37,8 @@ RESPONSE = "\n\n### Response:\n"
 SEPARATOR = " \n "
 TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
 """Stored with a ranker: a later version with another template must not serve it."""
+KEPT = 1 << 17
+"""Titles whose tokens are kept, those used last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,11 @@ class PromptBuilder:
         self.settings = settings
         self._catalogue = catalogue
         self._tokenizer = tokenizer
-        self._short_title = lru_cache(maxsize=1 << 17)(self._cut_title)
+        self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
+        self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
+        self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
+        self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
+        self._in_pieces = self._pieces_make_the_whole()
 
     @classmethod
     def load(cls, folder: Path) -> "PromptBuilder":
@@ -114,8 +121,7 @@ class PromptBuilder:
         Raises:
             InputError: no candidate, or more than that.
         """
-        if not 1 <= len(candidate_items) <= self.settings.candidates:
-            raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
+        self._check(candidate_items)
         recent = history_items[max(len(history_items) - self.settings.max_history, 0) :]
         history = SEPARATOR.join(f"({place}) {self._short_title(item)}" for place, item in enumerate(recent, 1))
         candidates = SEPARATOR.join(
@@ -129,7 +135,7 @@ class PromptBuilder:
         Raises:
             InputError: as :meth:`text`; or the candidates alone do not fit.
         """
-        return self.fit(history_items, candidate_items)[1]
+        return self._fit(history_items, candidate_items)[1]
 
     def fit(self, history_items: Items, candidate_items: Items) -> tuple[str, list[int]]:
         """The prompt that :meth:`build` gives, as text and as token ids.
@@ -137,18 +143,66 @@ class PromptBuilder:
         Raises:
             InputError: as :meth:`build`.
         """
+        history, ids = self._fit(history_items, candidate_items)
+        return self.text(history, candidate_items), ids
+
+    def _fit(self, history_items: Items, candidate_items: Items) -> tuple[list[int], list[int]]:
+        """The history items that fit, and the token ids of the prompt with them."""
+        self._check(candidate_items)
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
         while True:
-            text = self.text(history, candidate_items)
-            ids = list(self._tokenizer.encode(text).ids)
+            whole = not (self._in_pieces and history)
+            ids = (self._tokens_of_whole if whole else self._tokens_of_pieces)(history, candidate_items)
             if len(ids) <= self.settings.max_tokens:
-                return text, ids
+                return history, ids
             if not history:
                 raise InputError(
                     f"{len(candidate_items)} candidates take {len(ids)} tokens without any history, more than the"
                     f" {self.settings.max_tokens} of the prompt: allow more tokens, or cut titles shorter"
                 )
             history.pop(0)
+
+    def _check(self, candidate_items: Items) -> None:
+        if not 1 <= len(candidate_items) <= self.settings.candidates:
+            raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
+
+    def _tokens_of_whole(self, history: Items, candidates: Items) -> list[int]:
+        return list(self._tokenizer.encode(self.text(history, candidates)).ids)
+
+    def _tokens_of_pieces(self, history: Items, candidates: Items) -> list[int]:
+        """The same tokens, put together from those of marks and titles, which are encoded once and kept.
+
+        A token never reaches across the end of a mark or a line: a tokenizer of words splits there, and the other
+        kind, Llama 2's, has no token with a line break or with a space behind another character.
+        """
+        ids = list(self._head_tokens)
+        places = [str(place) for place in range(1, len(history) + 1)]
+        for marks, items, end in ((places, history, POOL[:-1]), (LETTERS[: len(candidates)], candidates, RESPONSE)):
+            for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
+                ids.extend(self._mark_tokens(mark))
+                ids.extend(self._title_tokens(item, end if place == len(items) else SEPARATOR[:-1]))
+        return ids
+
+    def _pieces_make_the_whole(self) -> bool:
+        """Whether this tokenizer gives the same tokens in pieces, tried on prompts from all over the catalogue."""
+        history, candidates = self.settings.max_history, self.settings.candidates
+        items = [*range(1, len(self._catalogue) + 1, 1 + len(self._catalogue) // (8 * (history + candidates)))]
+        prompts = [
+            (items[start : start + history], items[start + history : start + history + candidates] or items[:1])
+            for start in range(0, len(items), history + candidates)
+        ]
+        return all(self._tokens_of_pieces(*prompt) == self._tokens_of_whole(*prompt) for prompt in prompts)
+
+    def _encode_mark(self, mark: str) -> "array[int]":
+        return self._tokens_behind("\n", f" ({mark})")
+
+    def _encode_title(self, item: int, end: str) -> "array[int]":
+        return self._tokens_behind("(A)", f" {self._short_title(item)}{end}")
+
+    def _tokens_behind(self, before: str, piece: str) -> "array[int]":
+        """Tokens of a piece of text where other text comes before it: a tokenizer may put a space before the first."""
+        length = len(self._tokenizer.encode(before, add_special_tokens=False).ids)
+        return array("i", self._tokenizer.encode(before + piece, add_special_tokens=False).ids[length:])
 
     def _cut_title(self, item: int) -> str:
         """The title on one line, so that it can't end the prompt's own lines, cut at ``title_tokens`` tokens."""

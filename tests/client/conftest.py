@@ -14,7 +14,7 @@ from export.config import Serving, write_configs
 def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the committed configurations and echoing steps."""
     repository = tmp_path_factory.mktemp("echo")
-    write_configs(repository, Serving(queue_seconds=60))
+    write_configs(repository, Serving(pass_seconds=0.01, queue_seconds=60))
     write_echo(repository)
     return repository
 

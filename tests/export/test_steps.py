@@ -147,8 +147,17 @@ def logged(monkeypatch) -> list[str]:
     return lines
 
 
-def request(**arrays: np.ndarray) -> dict[str, Tensor]:
-    return {name: Tensor(name, array) for name, array in arrays.items()}
+class AskedFor(dict[str, Tensor]):
+    """A request's tensors by name; without names of its own it asks for every output there is."""
+
+    def __init__(self, tensors: dict[str, Tensor], *outputs: str) -> None:
+        super().__init__(tensors)
+        every = {spec.name for model in STEP_SPECS.values() for spec in model.outputs}
+        self.requested_output_names = lambda: outputs or every
+
+
+def request(*outputs: str, **arrays: np.ndarray) -> AskedFor:
+    return AskedFor({name: Tensor(name, array) for name, array in arrays.items()}, *outputs)
 
 
 def test_each_request_gets_its_own_answer_or_error(logged):
@@ -172,6 +181,13 @@ def test_each_request_gets_its_own_answer_or_error(logged):
     assert last.tensors["TOKEN"].tolist() == [[3, 3, 3]]
     assert len(logged) == 1
     assert "KeyError" in logged[0]
+
+
+def test_only_what_was_asked_for_is_made_a_tensor(logged):
+    """The ensemble takes four of the retriever's seven outputs; each one costs a copy between processes."""
+    asked = request("TOKEN", HISTORY_ITEM=np.array([[1]]), CANDIDATE_ITEM=np.array([[1]]))
+    (response,) = answer_each("prompt_builder", lambda tensors: {TOKEN: [1], QUEUED: [0]}, [asked])
+    assert set(response.tensors) == {"TOKEN"}
 
 
 def test_absent_optional_tensors_are_absent(logged):

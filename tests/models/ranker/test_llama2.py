@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llama2 import llama2_tokenizer
 from tiny import tiny_base
 from tokenizers import Tokenizer
@@ -19,9 +22,14 @@ from models.ranker.verbalizer import letter_ids
 from preprocessing.catalogue import Catalogue
 
 
+@cache
+def read_tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(llama2_tokenizer()))
+
+
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(llama2_tokenizer()))
+    return read_tokenizer()
 
 
 def builder(tokenizer: Tokenizer, *titles: str, **limits: int) -> PromptBuilder:
@@ -69,6 +77,17 @@ def test_any_title_is_cut_to_its_tokens(tokenizer: Tokenizer, title: str):
     assert " ".join(title.split()).startswith(shown)
     assert len(tokenizer.encode(shown, add_special_tokens=False).ids) <= 32
     assert prompts.build([1], [1, 2])[-1] == tokenizer.encode(RESPONSE).ids[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=4))
+def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
+    """SentencePiece puts a space before a text's first word and none before a piece's: the ids are the whole text's."""
+    tokenizer = read_tokenizer()
+    prompts = builder(tokenizer, *titles)
+    assert prompts._in_pieces
+    ids = prompts.build([1, 2], range(1, len(titles) + 1))
+    assert ids == tokenizer.encode(prompts.text([1, 2], range(1, len(titles) + 1))).ids
 
 
 def test_forty_long_titles_lose_the_oldest_history(tokenizer: Tokenizer):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import embedded_base
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings
 from preprocessing.catalogue import Catalogue
@@ -62,6 +62,25 @@ def test_ids_are_those_of_the_whole_text():
     prompts = builder(*TITLES)
     ids = prompts.build(np.array([1, 2], np.int32), np.array([3, 4], np.int32))
     assert tokenizer().decode(ids, skip_special_tokens=False) == prompts.text([1, 2], [3, 4])
+
+
+@settings(max_examples=300)
+@given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5))
+def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
+    """Marks and titles are encoded one by one and kept; the whole text in one go gives the same, whatever they hold."""
+    prompts = builder(*titles)
+    assert prompts._in_pieces
+    ids = prompts.build(range(1, len(titles)), range(len(titles), 0, -1))
+    assert ids == tokenizer().encode(prompts.text(range(1, len(titles)), range(len(titles), 0, -1))).ids
+
+
+def test_a_tokenizer_that_joins_lines_encodes_the_whole_text():
+    """One whose tokens reach across line ends gives its own tokens, not those of the pieces."""
+    joining = Tokenizer.from_str(tokenizer().to_str())
+    joining.add_tokens([AddedToken("Story (1995) \n (2) Star", normalized=False)])
+    prompts = PromptBuilder(catalogue(*TITLES), joining, PromptSettings())
+    assert not prompts._in_pieces
+    assert prompts.build([1, 2], [3]) == joining.encode(prompts.text([1, 2], [3])).ids
 
 
 def test_a_start_token_comes_from_the_tokenizers_own_post_processor():
