@@ -3,7 +3,8 @@
 ``python -m benchmarks.serving --artifacts DIR --repository DIR [--json]`` starts the real server on the repository. A
 request's overhead is its time at the client minus the ranker's own: Triton's statistics of the ranker give the time in
 its step, ``compute_infer``, before and after each request. The same with a ranker that answers in exactly 1 ms
-(:data:`CONSTANT_RANKER`), and the throughput of concurrent clients beside the same prompts scored in this process.
+(:data:`CONSTANT_RANKER`), the throughput of concurrent clients beside the same prompts scored in this process, and the
+latency of a request whose answer the ranker remembers (``--rank-cache``) beside its first time.
 """
 
 import argparse
@@ -17,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format
 from tritonclient import grpc
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.contract import ENSEMBLE
 from client.server import LocalServer
+from export.config import CONFIG
 from export.offline import ExportedSteps
+from export.steps import CACHE_PARAMETER
 from preprocessing.data import load_data
 
 OVERHEAD_FLOOR = 0.005
@@ -78,6 +83,25 @@ def overheads(url: str, histories: list[list[str]]) -> list[float]:
     return found
 
 
+def latencies(url: str, histories: list[list[str]]) -> list[float]:
+    """Seconds of each request, one after another."""
+    found = []
+    with grpc.InferenceServerClient(url) as client:
+        for history in histories:
+            inputs, began = request_of(history), time.perf_counter()
+            client.infer(ENSEMBLE, inputs)
+            found.append(time.perf_counter() - began)
+    return found
+
+
+def with_ranker(repository: Path, folder: Path) -> Path:
+    """A copy in ``folder`` of a repository without its ranker's code and files, whose version folder is returned."""
+    shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("ranker"))
+    (folder / "ranker").mkdir()
+    shutil.copy(repository / "ranker" / CONFIG, folder / "ranker")
+    return folder / "ranker" / "1"
+
+
 def served_rate(url: str, histories: list[list[str]], clients: int) -> float:
     """Requests a second of concurrent clients that together send every history once."""
     waiting = list(histories)
@@ -130,18 +154,27 @@ def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> di
     # After the server has ended: the two would share the cores.
     alone = in_process_rate(repository, histories)
     with tempfile.TemporaryDirectory() as folder:
-        constant = Path(folder) / "repository"
-        shutil.copytree(repository, constant, ignore=shutil.ignore_patterns("ranker"))
-        (constant / "ranker" / "1").mkdir(parents=True)
-        shutil.copy(repository / "ranker" / "config.pbtxt", constant / "ranker")
-        (constant / "ranker" / "1" / "model.py").write_text(CONSTANT_RANKER, encoding="utf-8")
+        constant, remembering = Path(folder) / "constant", Path(folder) / "remembering"
+        version = with_ranker(repository, constant)
+        version.mkdir()
+        (version / "model.py").write_text(CONSTANT_RANKER, encoding="utf-8")
         with LocalServer(constant) as server:
             short = overheads(server.url, histories * 4)
+        with_ranker(repository, remembering).symlink_to((repository / "ranker" / "1").resolve())
+        config = text_format.Parse((repository / "ranker" / CONFIG).read_text(encoding="utf-8"), ModelConfig())
+        config.parameters[CACHE_PARAMETER].string_value = str(users)
+        (remembering / "ranker" / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
+        with LocalServer(remembering) as server:
+            first, again = latencies(server.url, histories), latencies(server.url, histories * 4)
     result = {
         "users": users,
         "overhead_ms": {
             "ranker": {"median": 1e3 * statistics.median(real), "p90": 1e3 * float(np.quantile(real, 0.9))},
             "constant 1 ms": {"median": 1e3 * statistics.median(short), "p90": 1e3 * float(np.quantile(short, 0.9))},
+        },
+        "latency_ms": {
+            "first time": {"median": 1e3 * statistics.median(first)},
+            "remembered": {"median": 1e3 * statistics.median(again), "p90": 1e3 * float(np.quantile(again, 0.9))},
         },
         "clients": clients,
         "requests_a_second": {"served": served, "in this process": alone},
@@ -167,6 +200,8 @@ def main() -> None:
         return
     for name, row in result["overhead_ms"].items():
         print(f"overhead, {name}: median {row['median']:.2f} ms, p90 {row['p90']:.2f} ms")
+    first, again = (result["latency_ms"][name]["median"] for name in ("first time", "remembered"))
+    print(f"latency: median {first:.2f} ms the first time, {again:.2f} ms remembered")
     print(f"throughput at {options.clients} clients: {result['throughput_ratio']:.3f} of the ranker in this process")
     print(f"floor met: {result['floor_met']}")
 

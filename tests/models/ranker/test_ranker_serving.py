@@ -1,7 +1,10 @@
 """The served ranker: letters' logits, order, and the refusal to serve another model than was stored."""
 
 import json
+import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +169,19 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
     model.save_pretrained(exported / "merged")
     with pytest.raises(InputError, match=r"moved by .* openvino in float32"):
         Ranker.load(exported, runtime)
+
+
+def test_openvino_leaves_its_threads_to_the_kernel(tmp_path: Path):
+    """Pinned while they score, as they are by default, two instances shared one core: twice the time."""
+    scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime="openvino", threads=1))
+    scored = threading.Event()
+    scoring_thread = threading.Thread(target=lambda: (scorer.score([PROMPT] * 300, [49, 50]), scored.set()))
+    scoring_thread.start()
+    seen = set()
+    while not scored.is_set():
+        with suppress(OSError):  # a thread has ended
+            seen |= {tuple(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
+    assert seen == {tuple(os.sched_getaffinity(0))}
 
 
 def test_openvino_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
