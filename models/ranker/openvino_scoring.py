@@ -43,7 +43,7 @@ class OpenVinoScorer:
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": runtime.threads,
                 "INFERENCE_PRECISION_HINT": PRECISION[runtime.dtype],
-                # Each process would pin its threads to the first cores, and a second instance of the ranker to the same.
+                # Pinned, the threads of every instance of the ranker would share the first cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )
