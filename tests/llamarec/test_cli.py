@@ -121,7 +121,7 @@ def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (("--preset", "fastest"), "llama2-7b, paper, demo, quick"),
+        (("--preset", "fastest"), "demo, quick, paper, llama2-7b, smollm2-135m"),
         (("--candidates", "60"), "2 to 52"),
         (("--negatives", "random"), "set negatives to retriever"),
         (("--layers", "0"), "layers must be at least 1"),
