@@ -170,7 +170,8 @@ def _every_run(runs: Sequence[Run], chosen: dict[str, list[Run]]) -> list[str]:
         settings = " | ".join(f"{run.options[column]:g}" for column in columns)
         reached = max(point[2] for point in run.facts["curve"])
         mark = "pruned" if run.pruned else "chosen" if run in chosen[run.model] else ""
-        facts = f"{run.facts['steps']} | {run.facts['best_step']} | {run.facts['seconds'] / 60:.0f}"
+        ended = " | " if run.pruned else f"{run.facts['best_step']} | {run.facts['seconds'] / 60:.0f}"
+        facts = f"{run.facts['steps']} | {ended}"
         lines.append(f"| {run.model} | {settings} | {facts} | {reached:.4f} | {mark} |")
     return [*lines, ""]
 

@@ -8,15 +8,14 @@ import argparse
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 
-from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
-
-from benchmarks.serving import request_of
-from client.contract import ENSEMBLE
+from client.errors import Overloaded
+from client.recommender import RecommenderClient
 from client.server import LocalServer
 from export.offline import ExportedSteps
+from llamarec.served import PATIENCE
 from preprocessing.data import load_data
 
 
@@ -39,17 +38,14 @@ def main() -> None:
         for concurrency in options.concurrency or [1, 16]:
 
             def ask(history: list[str]) -> list[tuple[str, float, int]]:
-                with grpc.InferenceServerClient(server.url) as client:
-                    result = None
-                    while result is None:
+                with RecommenderClient(server.url) as client:
+                    while True:
                         try:
-                            result = client.infer(ENSEMBLE, request_of(history))
-                        except InferenceServerException as error:
-                            if error.status() != "StatusCode.UNAVAILABLE":
-                                raise
+                            answer = client.recommend(history, timeout=PATIENCE)
+                        except Overloaded:
                             time.sleep(0.1)
-                columns = [result.as_numpy(name)[0].tolist() for name in ("ITEM_ID", "SCORE", "RETRIEVER_RANK")]
-                return [(item.decode(), score, rank) for item, score, rank in zip(*columns, strict=True)]
+                        else:
+                            return [astuple(row) for row in answer]
 
             with ThreadPoolExecutor(concurrency) as pool:
                 answers = list(pool.map(ask, histories))

@@ -94,8 +94,8 @@ def latencies(url: str, histories: list[list[str]]) -> list[float]:
     return found
 
 
-def with_ranker(repository: Path, folder: Path) -> Path:
-    """A copy in ``folder`` of a repository without its ranker's code and files, whose version folder is returned."""
+def without_ranker(repository: Path, folder: Path) -> Path:
+    """Copies a repository to ``folder`` but for its ranker's version folder, whose place is returned."""
     shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("ranker"))
     (folder / "ranker").mkdir()
     shutil.copy(repository / "ranker" / CONFIG, folder / "ranker")
@@ -155,12 +155,12 @@ def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> di
     alone = in_process_rate(repository, histories)
     with tempfile.TemporaryDirectory() as folder:
         constant, remembering = Path(folder) / "constant", Path(folder) / "remembering"
-        version = with_ranker(repository, constant)
+        version = without_ranker(repository, constant)
         version.mkdir()
         (version / "model.py").write_text(CONSTANT_RANKER, encoding="utf-8")
         with LocalServer(constant) as server:
             short = overheads(server.url, histories * 4)
-        with_ranker(repository, remembering).symlink_to((repository / "ranker" / "1").resolve())
+        without_ranker(repository, remembering).symlink_to((repository / "ranker" / "1").resolve())
         config = text_format.Parse((repository / "ranker" / CONFIG).read_text(encoding="utf-8"), ModelConfig())
         config.parameters[CACHE_PARAMETER].string_value = str(users)
         (remembering / "ranker" / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")

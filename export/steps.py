@@ -143,13 +143,11 @@ class Worker:
 
 def place_in_line(step: str, arguments: Mapping[str, str]) -> Entrance | Turn | None:
     """What limits the wait for the ranker at this step, from the arguments of Triton's ``initialize``; else None."""
-    seconds = parameter(arguments, QUEUE_PARAMETER)
+    seconds, size = parameter(arguments, QUEUE_PARAMETER), parameter(arguments, SIZE_PARAMETER)
     if seconds is None:
         return None
     folder = meeting_place(arguments["model_name"].removeprefix(step))
-    if step == "ranker":
-        return Turn(folder, float(seconds))
-    return Entrance(folder, int(parameter(arguments, SIZE_PARAMETER) or 1), float(seconds))
+    return Turn(folder, float(seconds)) if size is None else Entrance(folder, int(size), float(seconds))
 
 
 def answer_each(

@@ -7,6 +7,7 @@ process of the ranker says in a small file whom it took last.
 
 import fcntl
 import os
+import re
 import struct
 import tempfile
 import time
@@ -42,10 +43,17 @@ def now() -> int:
 def meeting_place(suffix: str) -> Path:
     """The folder where the steps of one release in one server, their parent process, find each other's files.
 
+    What servers that were killed left behind is removed.
+
     Raises:
         InputError: another user of this machine made it.
     """
-    folder = Path(tempfile.gettempdir()) / f"llamarec-{os.getppid()}{suffix}"
+    temporary = Path(tempfile.gettempdir())
+    for left in temporary.glob("llamarec-[0-9]*"):
+        server = re.findall("[0-9]+", left.name)[0]
+        if not Path("/proc", server).exists():
+            _tidy(left)
+    folder = temporary / f"llamarec-{os.getppid()}{suffix}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise InputError(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own")
@@ -73,7 +81,7 @@ class Entrance:
         Raises:
             FullError: as many wait already.
         """
-        if request.request_id() == PROBE:  # never reaches the ranker
+        if request.request_id() == PROBE:  # the watch asks this step alone: it never reaches the ranker
             return
         if len(self._entered) >= self._size:
             self._leave()
@@ -83,8 +91,7 @@ class Entrance:
 
     def close(self) -> None:
         """Leaves nothing behind."""
-        with suppress(OSError):  # the ranker is still there
-            self._folder.rmdir()
+        _tidy(self._folder)
 
     def _leave(self) -> None:
         """Forgets whom a ranker took or refused by now; all of them when one of its processes is dead.
@@ -101,16 +108,22 @@ class Entrance:
 
 def _last_taken(path: Path) -> int | None:
     """What a process of the ranker wrote; None, and no file any more, when that process is dead."""
-    try:
-        with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            path.unlink()
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
-        stamp: int = struct.unpack("q", path.read_bytes())[0]
-        return stamp
+        except BlockingIOError:
+            stamp: int = struct.unpack("q", file.read(8))[0]
+            return stamp
+        path.unlink()
     return None
+
+
+def _tidy(folder: Path) -> None:
+    """Removes dead processes' files, and the folder when no other is there."""
+    for path in folder.glob("[0-9]*"):
+        _last_taken(path)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class Turn:
@@ -119,15 +132,15 @@ class Turn:
     def __init__(self, folder: Path, seconds: float) -> None:
         """Args:
         folder: see :func:`meeting_place`.
-        seconds: longest that a request may have waited; 0: for ever.
+        seconds: longest that a request may have waited.
         """
+        self._folder = folder
         self._seconds = seconds
-        self._path = folder / str(os.getpid())
         partial = folder / f".{os.getpid()}"
         self._file = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # for as long as this process lives
         self._take(now())
-        partial.rename(self._path)
+        partial.rename(folder / str(os.getpid()))
 
     def admit(self, request: Any, asked: Mapping[TensorSpec, NDArray[Any]]) -> None:
         """Takes a request of Triton's, with its tensors.
@@ -142,16 +155,14 @@ class Turn:
         if request.is_cancelled():
             raise GivenUpError
         waited = (now() - queued) / 1e6
-        limit = min(filter(None, [self._seconds, request.timeout() / 1e6]), default=0.0)
-        if queued and limit and waited > limit:
+        limit = min(self._seconds, request.timeout() / 1e6 or self._seconds)
+        if queued and waited > limit:
             raise LateError(f"queue timeout: waited {waited:.2f} s of at most {limit:g} s, more arrives than is ranked")
 
     def close(self) -> None:
         """Leaves nothing behind."""
-        self._path.unlink(missing_ok=True)
         os.close(self._file)
-        with suppress(OSError):  # another process of the ranker is there
-            self._path.parent.rmdir()
+        _tidy(self._folder)
 
     def _take(self, stamp: int) -> None:
         os.pwrite(self._file, struct.pack("q", stamp), 0)

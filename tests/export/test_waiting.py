@@ -1,8 +1,10 @@
 """The line before the ranker, both ends of it, without a server; the server's side is in tests/serving."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -10,13 +12,13 @@ import numpy as np
 import pytest
 
 from client.contract import PROBE, QUEUED
-from export.waiting import Entrance, FullError, GivenUpError, LateError, Turn, now
+from export.waiting import Entrance, FullError, GivenUpError, LateError, Turn, meeting_place, now
 
 OTHER_RANKER = """
 import sys, time
 from pathlib import Path
 from export.waiting import Turn
-turn = Turn(Path(sys.argv[1]), 0)
+turn = Turn(Path(sys.argv[1]), 60)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -65,6 +67,7 @@ def test_a_place_is_free_again_when_the_wait_is_over(tmp_path):
 
 
 def test_a_probe_takes_no_place(tmp_path):
+    """The watch asks often, and a busy step must not look dead: probes are let in, and count for nobody."""
     _turn, entrance = Turn(tmp_path, 60), Entrance(tmp_path, 1, 60)
     for _ in range(3):
         entrance.admit(asking(PROBE), {})
@@ -125,9 +128,24 @@ def test_a_request_without_a_stamp_has_not_waited(tmp_path):
     Turn(tmp_path, 2).admit(asking(PROBE), queued(0))
 
 
+def test_what_a_killed_server_left_is_removed(tmp_path, monkeypatch):
+    """The next server's steps remove the folder of a process that is gone, and leave that of one that lives."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    dead, living = tmp_path / f"llamarec-{ended.pid}_r1", tmp_path / f"llamarec-{os.getpid()}"
+    for folder in (dead, living):
+        folder.mkdir()
+        (folder / str(ended.pid)).write_bytes(bytes(8))
+    meeting_place("_r2")
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, f"llamarec-{os.getppid()}_r2"}
+
+
 def test_nothing_is_left_when_both_end(tmp_path):
+    """Not even the file of a ranker's process that died before."""
     folder = tmp_path / "line"
     folder.mkdir()
+    (folder / "1234567").write_bytes(bytes(8))
     turn, entrance = Turn(folder, 2), Entrance(folder, 1, 2)
     entrance.close()
     turn.close()

@@ -174,11 +174,10 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
 def test_openvino_leaves_its_threads_to_the_kernel(tmp_path: Path):
     """Pinned while they score, as they are by default, two instances shared one core: twice the time."""
     scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime="openvino", threads=1))
-    scored = threading.Event()
-    scoring_thread = threading.Thread(target=lambda: (scorer.score([PROMPT] * 300, [49, 50]), scored.set()))
-    scoring_thread.start()
+    thread = threading.Thread(target=scorer.score, args=([PROMPT] * 300, [49, 50]))
+    thread.start()
     seen = set()
-    while not scored.is_set():
+    while thread.is_alive():
         with suppress(OSError):  # a thread has ended
             seen |= {tuple(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
     assert seen == {tuple(os.sched_getaffinity(0))}
