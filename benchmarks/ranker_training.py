@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.options import PRESETS
-from models.ranker.qlora import add_adapters, answer_loss, load_base
+from models.ranker.qlora import add_adapters, answer_loss, load_base, mixed_precision
 from models.ranker.scoring import has_native_bf16
 
 END = 2
@@ -48,7 +48,8 @@ def rungs(native: bool) -> dict[str, tuple[Callable[..., Tensor], dict[str, Any]
     """Name to loss, adapters' layers, precision, and whether four pools share a history."""
 
     def packed(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-        return answer_loss(model, prompts, answers)
+        with mixed_precision(model):
+            return answer_loss(model, prompts, answers)
 
     best = torch.bfloat16 if native else torch.float32
     upper = {"layers": UPPER}

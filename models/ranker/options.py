@@ -143,18 +143,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "smollm2-135m": {
         "quantisation": "none",
         "rank": 16,
+        "dropout": 0.0,
         "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "layers": 12,
         "learning_rate": 5e-4,
         "warmup_steps": 30,
-        "batch_size": 20,
+        "batch_size": 10,
         "micro_batch_size": 5,
+        "title_tokens": 16,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
         "order": "retriever",
         "validation_users": 300,
-        "validate_every": 25,
+        "validate_every": 50,
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded

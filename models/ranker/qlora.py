@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -120,6 +121,15 @@ def answer_loss(
     places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
     logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+@contextmanager
+def mixed_precision(model: Any) -> Iterator[None]:
+    """Adapters, which are kept in fp32, are multiplied in the base's precision, and their gradients are fp32 again."""
+    reduced = model.dtype != torch.float32
+    autocast = torch.autocast(model.device.type, model.dtype, enabled=reduced)
+    with autocast, disable_input_dtype_casting(model, reduced):
+        yield
 
 
 @contextmanager

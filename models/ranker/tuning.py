@@ -19,7 +19,15 @@ from models.ranker.examples import Example
 from models.ranker.fusion import fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
-from models.ranker.qlora import add_adapters, answer_loss, check_architecture, evaluating, letter_logits, load_base
+from models.ranker.qlora import (
+    add_adapters,
+    answer_loss,
+    check_architecture,
+    evaluating,
+    letter_logits,
+    load_base,
+    mixed_precision,
+)
 from models.ranker.scoring import DTYPES, has_native_bf16
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
@@ -245,7 +253,8 @@ def _accumulate(
     total = 0.0
     for start in range(0, len(texts), micro_batch_size):
         micro = texts[start : start + micro_batch_size]
-        loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
+        with mixed_precision(model):
+            loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
         loss = loss / sum(len(answer) for _, answer in texts)
         torch.autograd.backward(loss)
         total += float(loss.detach())

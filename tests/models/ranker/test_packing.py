@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import tiny_base
 
 from models.ranker.packing import SHORTEST_SHARED, PackedPrompts, pack
-from models.ranker.qlora import add_adapters, answer_loss, load_base
+from models.ranker.qlora import add_adapters, answer_loss, load_base, mixed_precision
 
 STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
 POOLS = [[*STEM, 7, 8, 9], [*STEM, 8, 8], [*STEM, *range(200, 240), 5], [*STEM, *range(200, 240), 6, 6], [11, 12]]
@@ -104,3 +104,25 @@ def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, 
     for ours, theirs in zip(gradients(), expected, strict=True):
         assert np.abs(theirs).max() > 1e-3
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_bf16_learns_what_fp32_does(folder: Path, share: bool):
+    """The same model in fp32 is the reference; bf16 has 8 bits, and the adapters' gradients come back in fp32."""
+    losses, gradients = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_base(folder, quantisation="none", dtype=dtype, device="cpu")
+        model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj", "down_proj"))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        torch.manual_seed(1)
+        for parameter in trained:
+            torch.nn.init.normal_(parameter, std=0.05)
+        with mixed_precision(model):
+            loss = answer_loss(model, POOLS, ANSWERS, share=share)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        found = [parameter.grad for parameter in trained if parameter.grad is not None]
+        assert {gradient.dtype for gradient in found} == {torch.float32}
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
