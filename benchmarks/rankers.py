@@ -61,6 +61,7 @@ REPORTED = {
 ABLATIONS = {
     "random-negatives": "random negatives, shuffled (the paper's examples)",
     "shuffled-lists": "retriever's lists, shuffled",
+    "no-copying": "without the prompts that copy",
     "four-pools": "retriever's lists, four shuffled pools a history",
     "all-layers": "adapters on all layers",
 }

@@ -127,6 +127,30 @@ class RandomPools:
 
 
 @dataclass(frozen=True)
+class CopiedPools:
+    """An item of the history itself among random ones, shuffled: nothing to know, only to bind a title to its letter.
+
+    A small model that doesn't bind them yet learns nothing from real targets, which are seldom plain to see.
+    """
+
+    items: int
+    """Size of the catalogue; item numbers count from 1."""
+    candidates: int
+    """Of one example, the target included; fewer where the catalogue has no more."""
+    history: int
+    """How many of the latest items a prompt shows: the target is one of them."""
+
+    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
+        """See :data:`Pools`."""
+        return [[self._example(position.history, rng)] for position in positions]
+
+    def _example(self, history: Items, rng: np.random.Generator) -> Example:
+        target = int(rng.choice(history[-self.history :]))
+        drawn = draw_negatives(self.items, history, self.candidates - 1, rng)
+        return _shuffled(history, np.append(drawn, target), target, rng)
+
+
+@dataclass(frozen=True)
 class RetrievedPools:
     """The retriever's own list, for the positions whose target is in it: what the ranker will meet when it serves."""
 

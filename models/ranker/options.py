@@ -45,6 +45,9 @@ class RankerTraining:
     """Most different prompts to train on, a random sample; all there are if absent."""
     max_user_prompts: int | None = None
     """Most prompts of one user, so that long sequences don't dominate; no limit if absent."""
+    copy_prompts: int = 0
+    """Prompts before the others whose answer is an item of the history itself: from them a small base learns to bind a
+    title to its letter, without which it learns nothing from the others."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -115,6 +118,8 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
+        if self.copy_prompts < 0:
+            raise InputError(f"copy_prompts must be at least 0, not {self.copy_prompts}")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -146,11 +151,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.0,
         "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "layers": 12,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-3,
         "warmup_steps": 30,
         "batch_size": 10,
         "micro_batch_size": 5,
-        "title_tokens": 16,
+        "max_history": 10,
+        "title_tokens": 12,
+        "copy_prompts": 800,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
@@ -160,8 +167,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores, which is at most 5 prompts of a user, about 3,000 on ml-latest-small and 6,000 on Beauty, validated
-every 500; ``demo``, bounded to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its
+base on two cores: 800 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on Beauty,
+of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its
 validation users, for trying what comes after: its answers are hardly better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from client.contract import MAX_CANDIDATES
 from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.checkpoint import CHECKPOINT_FILE, CURVES_FILE
-from models.ranker.examples import Example, Items, RandomPools, RetrievedPools, sample_examples
+from models.ranker.examples import CopiedPools, Example, Items, RandomPools, RetrievedPools, sample_examples
 from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
@@ -141,7 +142,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
 
 
 def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> list[Example]:
-    """The examples that the options ask for; the retriever is cross-fitted where they are its lists.
+    """The examples that the options ask for, in the order of training; the retriever is cross-fitted for its lists.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -156,9 +157,12 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
 
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
-    return sample_examples(
-        data.training, pools, count=options.max_prompts, per_user=options.max_user_prompts, seed=options.seed
-    )
+    sample = partial(sample_examples, data.training, per_user=options.max_user_prompts, seed=options.seed)
+    copied: list[Example] = []
+    if options.copy_prompts:
+        copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
+        copied = sample(copying, count=options.copy_prompts)
+    return [*copied, *sample(pools, count=options.max_prompts)]
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:

@@ -77,6 +77,15 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
     assert [example.truth for example in examples] == [example.truth for example in expected]
 
 
+def test_prompts_that_copy_come_first(copied: Path):
+    """The answer of the first 7 of 12 stands among the 3 items of the history that are shown; of the others nowhere."""
+    data = load_data(copied)
+    options = RankerTraining(copy_prompts=7, max_prompts=5, max_history=3)
+    examples = training_examples(options, copied, data)
+    shown = [example.candidates[example.truth] in example.history[-3:] for example in examples]
+    assert shown == [True] * 7 + [False] * 5
+
+
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
     """50 for everybody: the first 20 are those of the stored table, no item of the history is among them."""
     data = load_data(copied)

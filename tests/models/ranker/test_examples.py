@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranker.examples import Example, Position, RandomPools, RetrievedPools, sample_examples
+from models.ranker.examples import CopiedPools, Example, Position, RandomPools, RetrievedPools, sample_examples
 from preprocessing.errors import InputError
 
 RANDOM = RandomPools(items=40, candidates=20)
@@ -48,6 +48,22 @@ def test_candidates_are_the_truth_and_items_outside_the_prefix(rows: list[list[i
         candidates = example.candidates.tolist()
         assert len(set(candidates)) == len(candidates) == min(20, 40 - len(prefix) + 1)
         assert prefix & set(candidates) == {target}
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=30), min_size=1, max_size=5),
+    shown=st.integers(1, 10),
+    seed=st.integers(0, 9),
+)
+def test_what_is_copied_stands_in_the_history_that_is_shown(rows: list[list[int]], shown: int, seed: int):
+    """The target is among the latest items; the other candidates, distinct, are nowhere in the history."""
+    for example in sample_examples(sequences(*rows), CopiedPools(40, 20, shown), seed=seed):
+        target, history = int(example.candidates[example.truth]), example.history.tolist()
+        candidates = example.candidates.tolist()
+        assert target in history[-shown:]
+        assert len(set(candidates)) == len(candidates)
+        assert set(history) & set(candidates) == {target}
 
 
 def test_sampling_repeats_with_its_seed_and_only_then():
