@@ -168,7 +168,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
 base on two cores: 800 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on Beauty,
-of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its
-validation users, for trying what comes after: its answers are hardly better than the untuned base's."""
+of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and
+``quick``, with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers
+are hardly better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""
