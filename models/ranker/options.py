@@ -46,8 +46,8 @@ class RankerTraining:
     max_user_prompts: int | None = None
     """Most prompts of one user, so that long sequences don't dominate; no limit if absent."""
     copy_prompts: int = 0
-    """Prompts before the others whose answer is an item of the history itself: from them a small base learns to bind a
-    title to its letter, without which it learns nothing from the others."""
+    """Prompts before the others whose answer is an item of the history itself, among few candidates at first: from them
+    a small base learns to bind a title to its letter, without which it learns nothing from the others."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -157,7 +157,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "micro_batch_size": 5,
         "max_history": 10,
         "title_tokens": 12,
-        "copy_prompts": 800,
+        "copy_prompts": 1200,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
@@ -167,8 +167,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 800 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on Beauty,
-of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and
+base on two cores: 1,200 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on
+Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and
 ``quick``, with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers
 are hardly better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}

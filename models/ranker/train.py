@@ -34,6 +34,10 @@ TRAINING_FOLDER = "ranker-training"
 """Checkpoint and TensorBoard events of the latest training; the checkpoint goes when the artifact stands."""
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
+FEWEST = 5
+"""Candidates of the first prompts that copy."""
+GROWING_FROM = 0.6
+"""Share of the prompts that copy after which they get more candidates."""
 PROBES = 4
 """Validation prompts whose scores are stored, for every runtime to replay."""
 
@@ -161,8 +165,24 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
     copied: list[Example] = []
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
-        copied = sample(copying, count=options.copy_prompts)
+        copied = growing(sample(copying, count=options.copy_prompts))
     return [*copied, *sample(pools, count=options.max_prompts)]
+
+
+def growing(examples: Sequence[Example]) -> list[Example]:
+    """Examples with few of their candidates at first and all of them in the end, the target always among them.
+
+    Among twenty a small model does not find out what the letters are for; among five it does in some hundred prompts.
+    """
+    fewest = [FEWEST, FEWEST, max(len(example.candidates) for example in examples)]
+    sizes = np.interp(np.linspace(0, 1, len(examples)), [0, GROWING_FROM, 1], fewest).astype(int)
+    grown = []
+    for example, size in zip(examples, sizes, strict=True):
+        others = np.delete(np.arange(len(example.candidates)), example.truth)[: size - 1]
+        places = np.sort(np.append(others, example.truth))
+        truth = int(np.flatnonzero(places == example.truth)[0])
+        grown.append(Example(example.history, example.candidates[places], truth))
+    return grown
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:

@@ -9,11 +9,11 @@ from tiny import tiny_base
 
 from models.ranker import crossfit
 from models.ranker.crossfit import cross_fit, retrieve
-from models.ranker.examples import Position, RetrievedPools, sample_examples
+from models.ranker.examples import Example, Position, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker
-from models.ranker.train import train_ranker, training_examples, validation_table
+from models.ranker.train import growing, train_ranker, training_examples, validation_table
 from models.retriever.candidates import CandidateTable
 from models.retriever.training import load_retriever
 from preprocessing.data import load_data
@@ -84,6 +84,19 @@ def test_prompts_that_copy_come_first(copied: Path):
     examples = training_examples(options, copied, data)
     shown = [example.candidates[example.truth] in example.history[-3:] for example in examples]
     assert shown == [True] * 7 + [False] * 5
+
+
+def test_candidates_grow_from_five_to_all_around_the_target():
+    """Ten of twenty candidates each: 5 of them up to six tenths of the way (places 0 to 5 of 9), then more.
+
+    Place 6 of 9 is at 0.667, a sixth of the way from 0.6 to 1: 5 + 15 / 6 = 7.5, so 7; then 11.7, 15.8 and 20.
+    """
+    examples = [Example(np.array([1]), np.arange(100, 120, dtype=np.int32), 19 - number) for number in range(10)]
+    grown = growing(examples)
+    assert [len(example.candidates) for example in grown] == [5] * 6 + [7, 11, 15, 20]
+    for before, after in zip(examples, grown, strict=True):
+        assert after.candidates[after.truth] == before.candidates[before.truth]
+        assert (np.diff(after.candidates) > 0).all()
 
 
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
