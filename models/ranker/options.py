@@ -157,7 +157,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "micro_batch_size": 5,
         "max_history": 10,
         "title_tokens": 12,
-        "copy_prompts": 1200,
+        "copy_prompts": 2000,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
@@ -167,7 +167,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 1,200 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on
+base on two cores: 2,000 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on
 Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and
 ``quick``, with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers
 are hardly better than the untuned base's."""

@@ -36,7 +36,7 @@ ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
 FEWEST = 5
 """Candidates of the first prompts that copy."""
-GROWING_FROM = 0.6
+GROWING_FROM = 0.35
 """Share of the prompts that copy after which they get more candidates."""
 PROBES = 4
 """Validation prompts whose scores are stored, for every runtime to replay."""

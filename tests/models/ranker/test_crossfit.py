@@ -87,13 +87,13 @@ def test_prompts_that_copy_come_first(copied: Path):
 
 
 def test_candidates_grow_from_five_to_all_around_the_target():
-    """Ten of twenty candidates each: 5 of them up to six tenths of the way (places 0 to 5 of 9), then more.
+    """Ten of twenty candidates each: 5 of them up to .35 of the way (places 0 to 3 of 9), then more.
 
-    Place 6 of 9 is at 0.667, a sixth of the way from 0.6 to 1: 5 + 15 / 6 = 7.5, so 7; then 11.7, 15.8 and 20.
+    Place 6 of 9 is at .667, .317 / .65 of the way from there to the end: 5 + 15 * .487 = 12.3, so 12.
     """
     examples = [Example(np.array([1]), np.arange(100, 120, dtype=np.int32), 19 - number) for number in range(10)]
     grown = growing(examples)
-    assert [len(example.candidates) for example in grown] == [5] * 6 + [7, 11, 15, 20]
+    assert [len(example.candidates) for example in grown] == [5] * 4 + [7, 9, 12, 14, 17, 20]
     for before, after in zip(examples, grown, strict=True):
         assert after.candidates[after.truth] == before.candidates[before.truth]
         assert (np.diff(after.candidates) > 0).all()
