@@ -232,7 +232,8 @@ def show(showroom: Showroom, port: int) -> None:
     Raises:
         InputError: the port is taken.
     """
-    settings = uvicorn.Config(create_app(showroom), host="127.0.0.1", port=port, log_level="warning")
+    # Its own logging configuration would close the handlers that are there, and with absl's the stream it writes to.
+    settings = uvicorn.Config(create_app(showroom), host="127.0.0.1", port=port, log_level="warning", log_config=None)
     try:
         socket = settings.bind_socket()
     except SystemExit:
