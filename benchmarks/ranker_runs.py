@@ -54,10 +54,9 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose."""
-PRESET = {**PRESETS["smollm2-135m"], "validation_users": 200, "validate_every": 300, "full_validation": False}
-"""The full validation is what is kept here of every run."""
-PROMPTS = 1000
-"""Of a training, behind those that copy: a sixth of what the preset has for Beauty."""
+BRIEF = {"max_prompts": 1000, "validation_users": 200, "validate_every": 300, "full_validation": False}
+PRESET = {**PRESETS["smollm2-135m"], **BRIEF}
+"""A sixth of the preset's prompts for Beauty; the full validation is what is kept here of every run."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "random-negatives": {"negatives": "random", "order": "shuffled"},
@@ -96,8 +95,7 @@ class Run:
 
     def options(self) -> RankerTraining:
         """Of its training."""
-        given = {**PRESET, "max_prompts": PROMPTS, **VARIANTS[self.variant], "seed": self.seed}
-        return RankerTraining(**given)
+        return RankerTraining(**{**PRESET, **VARIANTS[self.variant], "seed": self.seed})
 
     def files(self) -> dict[str, Path]:
         """Where the letter scores of each way are kept."""
