@@ -52,7 +52,8 @@ class OpenVinoScorer:
         """See :class:`models.ranker.scoring.Scorer`."""
         rows = self._head[list(label_ids)].astype(np.float32)  # [letters, hidden]
         hidden = [self._compiled([np.asarray(prompt, np.int64)])[0][0] for prompt in token_ids]
-        return np.stack([rows @ state for state in hidden])
+        # Not rows @ state: BLAS shares that among threads, whose number would decide the last bits of a score.
+        return np.stack([np.einsum("lh,h->l", rows, state) for state in hidden])
 
 
 def weights_of(folder: Path) -> Weight:
