@@ -54,15 +54,16 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose."""
-BRIEF = {"max_prompts": 1000, "validation_users": 200, "validate_every": 300, "full_validation": False}
+BRIEF = {"max_prompts": 2000, "validation_users": 200, "validate_every": 320, "full_validation": False}
 PRESET = {**PRESETS["smollm2-135m"], **BRIEF}
-"""A sixth of the preset's prompts for Beauty; the full validation is what is kept here of every run."""
+"""A third of the preset's prompts for Beauty; the full validation is what is kept here of every run."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
-    "random-negatives": {"negatives": "random", "order": "shuffled"},
-    "shuffled-lists": {"order": "shuffled"},
-    "no-copying": {"copy_prompts": 0},
-    "four-pools": {"order": "shuffled", "pools": 4, "max_user_prompts": 20},
+    "random-negatives": {"negatives": "random"},
+    "retriever-order": {"order": "retriever"},
+    "no-evident": {"evident_prompts": 0},
+    "no-copying": {"copy_prompts": 0, "evident_prompts": 0},
+    "four-pools": {"pools": 4, "max_user_prompts": 20},
     "all-layers": {"layers": None},
     "fifty-candidates": {"candidates": 50},
 }

@@ -14,6 +14,8 @@ Items = NDArray[np.int32]
 Negatives = Literal["random", "retriever"]
 Order = Literal["shuffled", "retriever"]
 
+EVIDENT_FROM = 0.1
+"""Nearness of titles, from 0 to 1, above which it may be evident what came next: two common words are no likeness."""
 POSITIONS_AT_ONCE = 512
 """Positions whose candidates are made together: the retriever scores in batches."""
 
@@ -174,6 +176,53 @@ class RetrievedPools:
             else:
                 made.append([_shuffled(position.history, items, position.target, rng) for _ in range(self.pools)])
         return made
+
+
+@dataclass(frozen=True)
+class EvidentPools:
+    """The examples of other pools that the titles give away: no other candidate's is as near to one of the history.
+
+    Behind those that copy they ask for a likeness instead of the same title. What is left for the real lists, where
+    one target in six is evident, is how much to make of it.
+    """
+
+    pools: Pools
+    """Makes the examples of which some are kept."""
+    nearness: Callable[[Items, Items], NDArray[np.float64]]
+    """How near the titles of items [a] and of others [b] are [a, b]: :class:`models.ranker.titles.TitleNearness`."""
+    history: int
+    """How many of the latest items a prompt shows."""
+
+    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
+        """See :data:`Pools`."""
+        return [[example for example in made if self._is_evident(example)] for made in self.pools(positions, rng)]
+
+    def _is_evident(self, example: Example) -> bool:
+        nearest = self.nearness(example.candidates, example.history[-self.history :]).max(axis=1)
+        others = np.delete(nearest, example.truth)
+        return bool(nearest[example.truth] > max(others.max(initial=0.0), EVIDENT_FROM))
+
+
+def growing(examples: Sequence[Example], fewest: int, start: float = 0.0) -> list[Example]:
+    """Examples with few of their candidates at first and all of them in the end, the target always among them.
+
+    Among twenty a small model does not find out what the letters are for; among five it does in some hundred prompts.
+
+    Args:
+        examples: in the order of training.
+        fewest: candidates of the first.
+        start: share of the examples after which they get more.
+    """
+    sizes = [fewest, fewest, max(len(example.candidates) for example in examples)]
+    grown = []
+    for example, size in zip(
+        examples, np.interp(np.linspace(0, 1, len(examples)), [0, start, 1], sizes).astype(int), strict=True
+    ):
+        others = np.delete(np.arange(len(example.candidates)), example.truth)[: size - 1]
+        places = np.sort(np.append(others, example.truth))
+        truth = int(np.flatnonzero(places == example.truth)[0])
+        grown.append(Example(example.history, example.candidates[places], truth))
+    return grown
 
 
 def _shuffled(history: Items, items: Items, target: int, rng: np.random.Generator) -> Example:

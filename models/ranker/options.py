@@ -48,6 +48,9 @@ class RankerTraining:
     copy_prompts: int = 0
     """Prompts before the others whose answer is an item of the history itself, among few candidates at first: from them
     a small base learns to bind a title to its letter, without which it learns nothing from the others."""
+    evident_prompts: int = 0
+    """Prompts between those and the others: real targets among random candidates, with no other title as near to one of
+    the history."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -118,8 +121,9 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
-        if self.copy_prompts < 0:
-            raise InputError(f"copy_prompts must be at least 0, not {self.copy_prompts}")
+        for name in ("copy_prompts", "evident_prompts"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -153,23 +157,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "layers": 12,
         "learning_rate": 1e-3,
         "warmup_steps": 30,
-        "batch_size": 10,
-        "micro_batch_size": 5,
+        "batch_size": 4,
         "max_history": 10,
         "title_tokens": 12,
-        "copy_prompts": 2000,
+        "copy_prompts": 1600,
+        "evident_prompts": 1500,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
-        "order": "retriever",
         "validation_users": 300,
-        "validate_every": 50,
+        "validate_every": 125,
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 2,000 prompts that copy, then at most 5 of a user, about 3,000 on ml-latest-small and 6,000 on
-Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded to minutes on two cores; and
-``quick``, with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers
-are hardly better than the untuned base's."""
+base on two cores: 1,600 prompts that copy, 1,500 that are evident, then at most 5 of a user, about 3,000 on
+ml-latest-small and 6,000 on Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded
+to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its validation users, for trying
+what comes after: its answers are hardly better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""

@@ -18,7 +18,16 @@ from client.contract import MAX_CANDIDATES
 from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.checkpoint import CHECKPOINT_FILE, CURVES_FILE
-from models.ranker.examples import CopiedPools, Example, Items, RandomPools, RetrievedPools, sample_examples
+from models.ranker.examples import (
+    CopiedPools,
+    EvidentPools,
+    Example,
+    Items,
+    RandomPools,
+    RetrievedPools,
+    growing,
+    sample_examples,
+)
 from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
@@ -34,10 +43,6 @@ TRAINING_FOLDER = "ranker-training"
 """Checkpoint and TensorBoard events of the latest training; the checkpoint goes when the artifact stands."""
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
-FEWEST = 5
-"""Candidates of the first prompts that copy."""
-GROWING_FROM = 0.35
-"""Share of the prompts that copy after which they get more candidates."""
 PROBES = 4
 """Validation prompts whose scores are stored, for every runtime to replay."""
 
@@ -162,27 +167,17 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts, seed=options.seed)
-    copied: list[Example] = []
+    easier: list[Example] = []
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
-        copied = growing(sample(copying, count=options.copy_prompts))
-    return [*copied, *sample(pools, count=options.max_prompts)]
+        easier += growing(sample(copying, count=options.copy_prompts), fewest=5, start=0.35)
+    if options.evident_prompts:
+        from models.ranker.titles import TitleNearness
 
-
-def growing(examples: Sequence[Example]) -> list[Example]:
-    """Examples with few of their candidates at first and all of them in the end, the target always among them.
-
-    Among twenty a small model does not find out what the letters are for; among five it does in some hundred prompts.
-    """
-    fewest = [FEWEST, FEWEST, max(len(example.candidates) for example in examples)]
-    sizes = np.interp(np.linspace(0, 1, len(examples)), [0, GROWING_FROM, 1], fewest).astype(int)
-    grown = []
-    for example, size in zip(examples, sizes, strict=True):
-        others = np.delete(np.arange(len(example.candidates)), example.truth)[: size - 1]
-        places = np.sort(np.append(others, example.truth))
-        truth = int(np.flatnonzero(places == example.truth)[0])
-        grown.append(Example(example.history, example.candidates[places], truth))
-    return grown
+        random = RandomPools(data.catalogue.trained, options.candidates)
+        evident = EvidentPools(random, TitleNearness(data.catalogue), options.max_history)
+        easier += growing(sample(evident, count=options.evident_prompts), fewest=8)
+    return [*easier, *sample(pools, count=options.max_prompts)]
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:

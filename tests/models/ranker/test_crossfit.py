@@ -9,11 +9,12 @@ from tiny import tiny_base
 
 from models.ranker import crossfit
 from models.ranker.crossfit import cross_fit, retrieve
-from models.ranker.examples import Example, Position, RetrievedPools, sample_examples
+from models.ranker.examples import Position, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker
-from models.ranker.train import growing, train_ranker, training_examples, validation_table
+from models.ranker.titles import TitleNearness
+from models.ranker.train import train_ranker, training_examples, validation_table
 from models.retriever.candidates import CandidateTable
 from models.retriever.training import load_retriever
 from preprocessing.data import load_data
@@ -86,17 +87,18 @@ def test_prompts_that_copy_come_first(copied: Path):
     assert shown == [True] * 7 + [False] * 5
 
 
-def test_candidates_grow_from_five_to_all_around_the_target():
-    """Ten of twenty candidates each: 5 of them up to .35 of the way (places 0 to 3 of 9), then more.
-
-    Place 6 of 9 is at .667, .317 / .65 of the way from there to the end: 5 + 15 * .487 = 12.3, so 12.
-    """
-    examples = [Example(np.array([1]), np.arange(100, 120, dtype=np.int32), 19 - number) for number in range(10)]
-    grown = growing(examples)
-    assert [len(example.candidates) for example in grown] == [5] * 4 + [7, 9, 12, 14, 17, 20]
-    for before, after in zip(examples, grown, strict=True):
-        assert after.candidates[after.truth] == before.candidates[before.truth]
-        assert (np.diff(after.candidates) > 0).all()
+def test_evident_prompts_come_between(copied: Path):
+    """Of 12 the first 3 copy, the next 4 hold 8 to 20 random candidates with the target's title the nearest."""
+    data = load_data(copied)
+    options = RankerTraining(copy_prompts=3, evident_prompts=4, max_prompts=5, max_history=6)
+    examples = training_examples(options, copied, data)
+    assert len(examples) == 12
+    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, *[20] * 5]
+    near = TitleNearness(data.catalogue)
+    for example in examples[3:7]:
+        nearest = near(example.candidates, example.history[-6:]).max(axis=1)
+        assert nearest.argmax() == example.truth
+        assert example.candidates[example.truth] not in example.history
 
 
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):

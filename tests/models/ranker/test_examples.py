@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranker.examples import CopiedPools, Example, Position, RandomPools, RetrievedPools, sample_examples
+from models.ranker.examples import (
+    CopiedPools,
+    EvidentPools,
+    Example,
+    Position,
+    RandomPools,
+    RetrievedPools,
+    growing,
+    sample_examples,
+)
+from models.ranker.titles import TitleNearness
+from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
 RANDOM = RandomPools(items=40, candidates=20)
@@ -150,3 +161,48 @@ def test_a_retriever_that_finds_nothing_is_refused():
     """No list holds a target: there is nothing to learn from, and the sentence says what else to do."""
     with pytest.raises(InputError, match=r"none of 2 training positions .* random negatives"):
         sample_examples(sequences([1, 2, 3]), RetrievedPools(ten_from(20)), seed=0)
+
+
+def test_candidates_grow_from_five_to_all_around_the_target():
+    """Ten of twenty candidates each: 5 of them up to .35 of the way (places 0 to 3 of 9), then more.
+
+    Place 6 of 9 is at .667, .317 / .65 of the way from there to the end: 5 + 15 * .487 = 12.3, so 12.
+    """
+    examples = [Example(np.array([1]), np.arange(100, 120, dtype=np.int32), 19 - number) for number in range(10)]
+    grown = growing(examples, fewest=5, start=0.35)
+    assert [len(example.candidates) for example in grown] == [5] * 4 + [7, 9, 12, 14, 17, 20]
+    for before, after in zip(examples, grown, strict=True):
+        assert after.candidates[after.truth] == before.candidates[before.truth]
+        assert (np.diff(after.candidates) > 0).all()
+
+
+TITLES = ["Opi Nail Lacquer, Red", "Opi Nail Lacquer, Blue", "Garlic Soap", "Rose Soap", "Comb", "Brush"]
+
+
+def catalogue(titles: list[str]) -> Catalogue:
+    ids = [str(number).encode() for number in range(len(titles))]
+    return Catalogue(ids, titles, [1] * len(titles))
+
+
+def test_nearness_of_titles():
+    """1 for the same words in any order and case, 0 for none in common; one shared word ties less than three."""
+    near = TitleNearness(catalogue([*TITLES, "lacquer: nail red OPI"]))
+    found = near(np.array([1, 2, 3]), np.array([7, 4, 5]))
+    assert found.shape == (3, 3)
+    assert found[0, 0] == pytest.approx(1)
+    assert found[1, 0] > found[2, 1] > 0
+    assert found[:, 2].tolist() == [0, 0, 0]
+
+
+def test_nearness_is_the_cosine_of_tf_idf():
+    """By hand, smoothed as in scikit-learn's documentation: idf = ln((1 + n) / (1 + df)) + 1, n 3 with the padding."""
+    near = TitleNearness(catalogue(["a b", "a c"]))
+    common, rare = np.log(4 / 3) + 1, np.log(4 / 2) + 1
+    assert near(np.array([1]), np.array([2]))[0, 0] == pytest.approx(common**2 / (common**2 + rare**2))
+
+
+def test_only_what_the_titles_give_away_is_kept():
+    """Behind the red lacquer (1) the blue one (2) is the nearest title; the rose soap (4) is like nothing shown."""
+    evident = EvidentPools(RandomPools(6, 6), TitleNearness(catalogue(TITLES)), history=2)
+    examples = sample_examples(sequences([1, 2], [1, 4], [3, 5, 6, 4]), evident, seed=0)
+    assert prefixes(examples) == [[1, 2]]
