@@ -28,6 +28,7 @@ from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.scoring import choose_runtime, load_scorer
 from models.ranker.serving import MODEL_FOLDER
+from models.ranker.titles import TitleNearness
 from models.ranker.train import train_ranker
 from models.ranker.verbalizer import letter_ids
 from models.retriever.options import RetrieverTraining
@@ -54,15 +55,15 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose."""
-BRIEF = {"max_prompts": 2000, "validation_users": 200, "validate_every": 320, "full_validation": False}
+BRIEF = {"max_prompts": 1000, "validation_users": 200, "validate_every": 342, "full_validation": False}
 PRESET = {**PRESETS["smollm2-135m"], **BRIEF}
-"""A third of the preset's prompts for Beauty; the full validation is what is kept here of every run."""
+"""A sixth of the preset's prompts for Beauty; the full validation is what is kept here of every run."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "random-negatives": {"negatives": "random"},
     "retriever-order": {"order": "retriever"},
-    "no-evident": {"evident_prompts": 0},
-    "no-copying": {"copy_prompts": 0, "evident_prompts": 0},
+    "no-evident": {"evident_prompts": 0, "evident_lists": 0},
+    "no-copying": {"copy_prompts": 0, "evident_prompts": 0, "evident_lists": 0},
     "four-pools": {"pools": 4, "max_user_prompts": 20},
     "all-layers": {"layers": None},
     "fifty-candidates": {"candidates": 50},
@@ -191,15 +192,25 @@ def found_lists(folder: Path, data: Data, split: str, candidates: int) -> Lists:
 
 
 def keep_lists(path: Path, splits: Mapping[str, Lists], data: Data) -> None:
-    """Writes the retriever's scores, the true places and the candidates' popularity in training."""
+    """Writes the retriever's scores, the true places, the candidates' popularity in training and how near the nearest
+    title of the history is to each.
+    """
     counts = np.array([0, *data.catalogue.counts])
-    columns: dict[str, list[Any]] = {name: [] for name in ("split", "user", "truth", "scores", "popularity")}
+    near = TitleNearness(data.catalogue)
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("split", "user", "truth", "scores", "popularity", "nearness")
+    }
     for split, lists in splits.items():
         columns["split"] += [split] * len(lists.users)
         columns["user"] += lists.users
         columns["truth"] += lists.truths
         columns["scores"] += lists.scores
         columns["popularity"] += [counts[items].astype(np.int32) for items in lists.items]
+        shown = [history[-PRESET["max_history"] :] for history in lists.histories]
+        columns["nearness"] += [
+            near(items, history).max(axis=1).astype(np.float32)
+            for items, history in zip(lists.items, shown, strict=True)
+        ]
     _write(path, pa.table(columns), {"users": len(data.users)})
 
 

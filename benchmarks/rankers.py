@@ -59,12 +59,19 @@ REPORTED = {
 }
 """The paper's Table 4: NDCG@5, Recall@5, NDCG@10 and Recall@10 on Beauty."""
 ABLATIONS = {
-    "random-negatives": "random negatives, shuffled (the paper's examples)",
-    "shuffled-lists": "retriever's lists, shuffled",
-    "no-copying": "without the prompts that copy",
-    "four-pools": "retriever's lists, four shuffled pools a history",
+    "random-negatives": "random negatives (the paper's examples)",
+    "retriever-order": "the retriever's lists in its order",
+    "no-evident": "without the evident prompts",
+    "no-copying": "without the prompts that copy and the evident ones",
+    "four-pools": "four shuffled pools a history",
     "all-layers": "adapters on all layers",
 }
+
+
+READ = ("scores", "popularity", "nearness")
+"""Of each candidate: the retriever's score, its count in training, the likeness of its title (0 to 1)."""
+NEARNESS_SCALE = 3.0
+"""A likeness of titles as a logit: of the order of what makes it a calibrated probability; the weight does the rest."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Split:
     truths: list[int]
     scores: list[NDArray[np.float32]]
     popularity: list[NDArray[np.int32]]
+    nearness: list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def load_lists(path: Path) -> Kept:
     splits = {}
     for split in ("validation", "test"):
         part = table.filter(np.equal(table["split"].to_pylist(), split))
-        arrays = {name: [np.array(row) for row in part[name].to_pylist()] for name in ("scores", "popularity")}
+        arrays = {name: [np.array(row) for row in part[name].to_pylist()] for name in READ}
         splits[split] = Split(part["truth"].to_pylist(), **arrays)
     return Kept(facts(table)["users"], **splits)
 
@@ -145,6 +153,14 @@ def popularity_letters(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
     """Log-counts of the candidates in training, in the place of a language model's letters."""
     return {
         name: [np.log1p(row.astype(np.float64)) for row in getattr(kept, name).popularity]
+        for name in ("validation", "test")
+    }
+
+
+def likeness_letters(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
+    """How alike titles are by their words, in the place of a language model's letters."""
+    return {
+        name: [NEARNESS_SCALE * row.astype(np.float64) for row in getattr(kept, name).nearness]
         for name in ("validation", "test")
     }
 
@@ -204,6 +220,7 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
         if letters:
             rows.append(fused_row(f"{label}, fused", kept, letters, seconds))
     rows.append(fused_row("control: popularity, fused", kept, [popularity_letters(kept)]))
+    rows.append(fused_row("control: likeness of the titles' words (TF-IDF), fused", kept, [likeness_letters(kept)]))
     return kept, rows
 
 

@@ -51,6 +51,9 @@ class RankerTraining:
     evident_prompts: int = 0
     """Prompts between those and the others: real targets among random candidates, with no other title as near to one of
     the history."""
+    evident_lists: int = 0
+    """Such prompts behind them with the others' candidates, fewer at first; of use where those are the retriever's,
+    whose titles are near to the history's in their own right."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -121,7 +124,7 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
-        for name in ("copy_prompts", "evident_prompts"):
+        for name in ("copy_prompts", "evident_prompts", "evident_lists"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 
@@ -162,6 +165,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "title_tokens": 12,
         "copy_prompts": 1600,
         "evident_prompts": 1500,
+        "evident_lists": 1000,
         "max_prompts": 6000,
         "max_user_prompts": 5,
         "negatives": "retriever",
@@ -170,7 +174,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 1,600 prompts that copy, 1,500 that are evident, then at most 5 of a user, about 3,000 on
+base on two cores: 1,600 prompts that copy, 2,500 that are evident, then at most 5 of a user, about 3,000 on
 ml-latest-small and 6,000 on Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded
 to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its validation users, for trying
 what comes after: its answers are hardly better than the untuned base's."""

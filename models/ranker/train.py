@@ -171,12 +171,15 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
         easier += growing(sample(copying, count=options.copy_prompts), fewest=5, start=0.35)
-    if options.evident_prompts:
+    if options.evident_prompts or options.evident_lists:
         from models.ranker.titles import TitleNearness
 
+        nearness = TitleNearness(data.catalogue)
         random = RandomPools(data.catalogue.trained, options.candidates)
-        evident = EvidentPools(random, TitleNearness(data.catalogue), options.max_history)
-        easier += growing(sample(evident, count=options.evident_prompts), fewest=8)
+        for count, made, fewest in ((options.evident_prompts, random, 8), (options.evident_lists, pools, 5)):
+            if count:
+                evident = EvidentPools(made, nearness, options.max_history)
+                easier += growing(sample(evident, count=count), fewest)
     return [*easier, *sample(pools, count=options.max_prompts)]
 
 

@@ -18,6 +18,7 @@ from benchmarks.rankers import (
     fused_row,
     gains,
     letters_row,
+    likeness_letters,
     load_letters,
     load_lists,
     overall,
@@ -25,14 +26,18 @@ from benchmarks.rankers import (
     reciprocals,
     table,
 )
+from models.ranker.titles import TitleNearness
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import load_data
 
 
 def split(truths: list[int]) -> Split:
-    """Users with three candidates each, which the retriever scores 2, 1, 0 and training counts 1, 10, 100."""
-    scores = [np.array([2.0, 1.0, 0.0], np.float32)] * len(truths)
-    return Split(truths, scores, [np.array([1, 10, 100], np.int32)] * len(truths))
+    """Users with three candidates each, which the retriever scores 2, 1, 0, training counts 1, 10, 100, and whose
+    titles are alike by 0, 1 and .5.
+    """
+    scores, nearness = np.array([2.0, 1.0, 0.0], np.float32), np.array([0.0, 1.0, 0.5], np.float32)
+    counts = np.array([1, 10, 100], np.int32)
+    return Split(truths, *([row] * len(truths) for row in (scores, counts, nearness)))
 
 
 KEPT = Kept(users=8, validation=split([0, 0, 2]), test=split([0, 1, 2, 0]))
@@ -61,6 +66,12 @@ def test_popularity_takes_the_letters_place():
     """Counts 1, 10, 100: the third candidate is the most popular, so letters of popularity alone rank it first."""
     row = letters_row("", KEPT, [popularity_letters(KEPT)])
     assert row.ranks[0].tolist() == [3, 2, 1, 3]
+
+
+def test_likeness_takes_the_letters_place():
+    """0, 1 and .5: the second candidate's title is the likest, then the third's."""
+    row = letters_row("", KEPT, [likeness_letters(KEPT)])
+    assert row.ranks[0].tolist() == [3, 1, 2, 3]
 
 
 def test_gains_are_averaged_over_the_seeds_a_user():
@@ -135,6 +146,9 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
     assert kept.test.truths == splits["test"].truths
     for lists, row in zip(splits["test"].items, kept.test.popularity, strict=True):
         assert row.tolist() == [data.catalogue.counts[item - 1] for item in lists]
+    near = TitleNearness(data.catalogue)
+    for history, items, row in zip(splits["test"].histories, splits["test"].items, kept.test.nearness, strict=True):
+        assert row == pytest.approx([max(near([item], history[-10:])[0]) for item in items])
 
     keep_letters(tmp_path / "whole.parquet", run, "tuned", artifacts, data, splits)
     whole, said = load_letters(tmp_path / "whole.parquet")

@@ -88,14 +88,14 @@ def test_prompts_that_copy_come_first(copied: Path):
 
 
 def test_evident_prompts_come_between(copied: Path):
-    """Of 12 the first 3 copy, the next 4 hold 8 to 20 random candidates with the target's title the nearest."""
+    """Of 15 the first 3 copy; 4 with 8 to 20 candidates and 3 with 5 to 20 have the target's title the nearest."""
     data = load_data(copied)
-    options = RankerTraining(copy_prompts=3, evident_prompts=4, max_prompts=5, max_history=6)
+    options = RankerTraining(copy_prompts=3, evident_prompts=4, evident_lists=3, max_prompts=5, max_history=6)
     examples = training_examples(options, copied, data)
-    assert len(examples) == 12
-    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, *[20] * 5]
+    assert len(examples) == 15
+    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, 5, 12, 20, *[20] * 5]
     near = TitleNearness(data.catalogue)
-    for example in examples[3:7]:
+    for example in examples[3:10]:
         nearest = near(example.candidates, example.history[-6:]).max(axis=1)
         assert nearest.argmax() == example.truth
         assert example.candidates[example.truth] not in example.history
