@@ -188,12 +188,12 @@ def test_tables_name_what_is_kept_and_say_when_nothing_is(tmp_path: Path, monkey
     monkeypatch.setattr(rankers, "PAGE", tmp_path / "ranker.md")
     assert rankers.tables() == "Nothing is kept yet: run `make retrain-ranker`.\n"
     beauty = ranker_runs.RUNS[0]
-    columns = {"split": [], "user": [], "truth": [], "scores": [], "popularity": []}
+    columns = {"split": [], "user": [], "truth": [], "scores": [], "popularity": [], "nearness": []}
     letters = {"split": [], "user": [], "letters": []}
     for name, part, known in (("validation", KEPT.validation, RIGHT[0]), ("test", KEPT.test, RIGHT[1])):
         for user, (truth, row) in enumerate(zip(part.truths, known, strict=True)):
             for target, values in (
-                (columns, (name, str(user), truth, part.scores[user], part.popularity[user])),
+                (columns, (name, str(user), truth, part.scores[user], part.popularity[user], part.nearness[user])),
                 (letters, (name, str(user), row.astype(np.float32))),
             ):
                 for column, value in zip(target, values, strict=True):
@@ -208,5 +208,6 @@ def test_tables_name_what_is_kept_and_say_when_nothing_is(tmp_path: Path, monkey
     assert "4 of 8 test users have their item among the candidates." in text
     for label in ("main: fused", "control: titles permuted, fused", "control: popularity, fused", "P5 (reported)"):
         assert f"| {label} |" in text
-    assert "NDCG@10 as served to that with permuted titles: +0.0000 [+0.0000, +0.0000]." in text
+    assert "NDCG@10 as served to the control's, titles permuted: +0.0000 [+0.0000, +0.0000]." in text
+    assert "NDCG@10 as served to the control's, likeness of the titles' words (TF-IDF): +" in text
     assert (tmp_path / "ranker-weights-amazon-2014-beauty.png").is_file()
