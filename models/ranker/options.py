@@ -166,7 +166,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "copy_prompts": 1600,
         "evident_prompts": 1500,
         "evident_lists": 1000,
-        "max_prompts": 6000,
+        "max_prompts": 1000,
         "max_user_prompts": 5,
         "negatives": "retriever",
         "validation_users": 300,
@@ -174,9 +174,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 1,600 prompts that copy, 2,500 that are evident, then at most 5 of a user, about 3,000 on
-ml-latest-small and 6,000 on Beauty, of 10 history items and titles of 12 tokens, validated every 500; ``demo``, bounded
-to minutes on two cores; and ``quick``, with a quarter of its prompts and a sixth of its validation users, for trying
-what comes after: its answers are hardly better than the untuned base's."""
+base on two cores: 5,100 prompts of 10 history items and titles of 12 tokens, from those that copy to the retriever's
+lists, at most 5 of a user and stage, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``,
+with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers are hardly
+better than the untuned base's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""
