@@ -123,12 +123,12 @@ def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
     [
         (("--preset", "fastest"), "demo, quick, paper, llama2-7b, smollm2-135m"),
         (("--candidates", "60"), "2 to 52"),
-        (("--negatives", "random"), "set negatives to retriever"),
+        (("--negatives", "random", "--order", "retriever"), "set negatives to retriever"),
         (("--layers", "0"), "layers must be at least 1"),
     ],
 )
 def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, part):
-    """The preset is in the retriever's order, which random negatives have not; the error says what goes together."""
+    """Random negatives have not the retriever's order; the error says what goes together."""
     refused(run("train-ranker", "--artifacts", tmp_path, *options), part)
 
 
