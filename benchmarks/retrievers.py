@@ -57,7 +57,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.25},
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.5},
         {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256, "patience": 16},
-        {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.5},
+        *({**SHORT, "model": "narm", "blocks": 1, "dropout": dropout} for dropout in (0.5, 0.6)),
     ],
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training.
