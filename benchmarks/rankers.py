@@ -66,8 +66,6 @@ ABLATIONS = {
     "four-pools": "four shuffled pools a history",
     "all-layers": "adapters on all layers",
 }
-
-
 LIKENESS = "likeness of the titles' words (TF-IDF)"
 CONTROLS = ("titles permuted", LIKENESS)
 """With which the main configuration is compared."""

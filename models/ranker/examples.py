@@ -94,8 +94,9 @@ def sample_examples(
             return examples[:most]
     if not examples:
         raise InputError(
-            f"the retriever has the next item of none of {len(order)} training positions among its candidates:"
-            " train it longer, or train the ranker with random negatives"
+            f"none of {len(order)} training positions gives an example: either the retriever has the next item nowhere"
+            " among its candidates (train it longer, or train the ranker with random negatives), or no title gives the"
+            " next item away (choose a preset without evident prompts)"
         )
     return examples
 
@@ -213,11 +214,10 @@ def growing(examples: Sequence[Example], fewest: int, start: float = 0.0) -> lis
         fewest: candidates of the first.
         start: share of the examples after which they get more.
     """
-    sizes = [fewest, fewest, max(len(example.candidates) for example in examples)]
+    most = max(len(example.candidates) for example in examples)
+    sizes = np.interp(np.linspace(0, 1, len(examples)), [0, start, 1], [fewest, fewest, most]).astype(int)
     grown = []
-    for example, size in zip(
-        examples, np.interp(np.linspace(0, 1, len(examples)), [0, start, 1], sizes).astype(int), strict=True
-    ):
+    for example, size in zip(examples, sizes, strict=True):
         others = np.delete(np.arange(len(example.candidates)), example.truth)[: size - 1]
         places = np.sort(np.append(others, example.truth))
         truth = int(np.flatnonzero(places == example.truth)[0])

@@ -167,6 +167,8 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts, seed=options.seed)
+    # Each stage begins among few candidates: five until copying is mastered, eight where it already is, and five again
+    # among the retriever's, which are harder to tell apart.
     easier: list[Example] = []
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
