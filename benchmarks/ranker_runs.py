@@ -66,8 +66,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "random-negatives": {"negatives": "random"},
     "retriever-order": {"order": "retriever"},
-    "no-evident": {"evident_prompts": 0, "evident_lists": 0},
-    "no-copying": {"copy_prompts": 0, "evident_prompts": 0, "evident_lists": 0},
+    "any-list": {"evident": False},
+    "no-evident": {"evident_prompts": 0},
+    "no-copying": {"copy_prompts": 0, "evident_prompts": 0},
     "four-pools": {"pools": 4, "max_user_prompts": 20},
     "all-layers": {"layers": None},
     "fifty-candidates": {"candidates": 50},
@@ -75,6 +76,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """What differs from the preset ``smollm2-135m``; ``main`` is the chosen configuration."""
 VALIDATION_USERS = 600
 """On whom the retriever's weight is chosen: at most so many, a fixed random sample."""
+SPLITS = ("validation", "test")
 ORDERS = 4
 """Orders of the candidates that the way ``orders`` averages."""
 SAVE_EVERY = 50
@@ -165,10 +167,10 @@ def execute(run: Run, work: Path) -> None:
     train_ranker(run.options(), folder)
     data = load_data(folder)
     candidates = run.options().candidates
-    splits = {split: found_lists(folder, data, split, candidates) for split in ("validation", "test")}
     path = lists_path(run.dataset, run.retriever, candidates)
     if not path.exists():
-        keep_lists(path, splits, data)
+        keep_lists(path, {split: found_lists(folder, data, split, candidates) for split in SPLITS}, data)
+    splits = read_lists(path, data)
     for way, kept in run.files().items():
         if not kept.exists():
             keep_letters(kept, run, way, folder, data, splits)
@@ -196,18 +198,19 @@ def found_lists(folder: Path, data: Data, split: str, candidates: int) -> Lists:
 
 
 def keep_lists(path: Path, splits: Mapping[str, Lists], data: Data) -> None:
-    """Writes the retriever's scores, the true places, the candidates' popularity in training and how near the nearest
-    title of the history is to each.
+    """Writes the retriever's candidates and scores, the true places, the candidates' popularity in training and how
+    near the nearest title of the history is to each.
     """
     counts = np.array([0, *data.catalogue.counts])
     near = TitleNearness(data.catalogue)
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("split", "user", "truth", "scores", "popularity", "nearness")
+        name: [] for name in ("split", "user", "truth", "items", "scores", "popularity", "nearness")
     }
     for split, lists in splits.items():
         columns["split"] += [split] * len(lists.users)
         columns["user"] += lists.users
         columns["truth"] += lists.truths
+        columns["items"] += lists.items
         columns["scores"] += lists.scores
         columns["popularity"] += [counts[items].astype(np.int32) for items in lists.items]
         shown = [history[-PRESET["max_history"] :] for history in lists.histories]
@@ -216,6 +219,24 @@ def keep_lists(path: Path, splits: Mapping[str, Lists], data: Data) -> None:
             for items, history in zip(lists.items, shown, strict=True)
         ]
     _write(path, pa.table(columns), {"users": len(data.users)})
+
+
+def read_lists(path: Path, data: Data) -> dict[str, Lists]:
+    """What :func:`keep_lists` wrote: every run is read on the same candidates, also one whose retriever was trained
+    anew on another machine and differs in its last bits.
+    """
+    rows = pq.read_table(path).to_pylist()
+    place = {user: row for row, user in enumerate(data.users)}
+    splits = {split: Lists() for split in SPLITS}
+    for row in rows:
+        lists, user = splits[row["split"]], place[row["user"]]
+        history = data.training[user]
+        lists.users.append(row["user"])
+        lists.histories.append(np.append(history, data.validation[user]) if row["split"] == "test" else history)
+        lists.items.append(np.array(row["items"], np.int32))
+        lists.scores.append(np.array(row["scores"], np.float32))
+        lists.truths.append(row["truth"])
+    return splits
 
 
 def keep_letters(path: Path, run: Run, way: str, folder: Path, data: Data, splits: Mapping[str, Lists]) -> None:

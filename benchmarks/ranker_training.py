@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.options import PRESETS
-from models.ranker.qlora import add_adapters, answer_loss, load_base, mixed_precision
+from models.ranker.qlora import add_adapters, answer_loss, load_base
 from models.ranker.scoring import has_native_bf16
 
 END = 2
@@ -46,19 +46,14 @@ def plain_loss(model: Any, prompts: list[list[int]], answers: list[list[int]]) -
 
 def rungs(native: bool) -> dict[str, tuple[Callable[..., Tensor], dict[str, Any], torch.dtype, bool]]:
     """Name to loss, adapters' layers, precision, and whether four pools share a history."""
-
-    def packed(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-        with mixed_precision(model):
-            return answer_loss(model, prompts, answers)
-
     best = torch.bfloat16 if native else torch.float32
     upper = {"layers": UPPER}
     ladder = {
         "plain": (plain_loss, {}, torch.float32, False),
-        "head at the answers, packed": (packed, {}, torch.float32, False),
-        f"adapters on the upper {UPPER} layers": (packed, upper, torch.float32, False),
-        "bf16": (packed, upper, best, False),
-        f"{POOLS} pools behind a history": (packed, upper, best, True),
+        "head at the answers, packed": (answer_loss, {}, torch.float32, False),
+        f"adapters on the upper {UPPER} layers": (answer_loss, upper, torch.float32, False),
+        "bf16": (answer_loss, upper, best, False),
+        f"{POOLS} pools behind a history": (answer_loss, upper, best, True),
     }
     return ladder if native else {name: rung for name, rung in ladder.items() if name != "bf16"}
 

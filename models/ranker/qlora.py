@@ -114,17 +114,18 @@ def answer_loss(
     packed = pack(
         [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], device, share=share
     )
-    hidden = decoder(
-        input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
-    ).last_hidden_state[0]  # [total, hidden]
     # The token at a position is predicted from the position before it.
     places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
-    logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
+    with _mixed_precision(model):
+        hidden = decoder(
+            input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
+        ).last_hidden_state[0]  # [total, hidden]
+        logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 
 @contextmanager
-def mixed_precision(model: Any) -> Iterator[None]:
+def _mixed_precision(model: Any) -> Iterator[None]:
     """Adapters, which are kept in fp32, are multiplied in the base's precision, and their gradients are fp32 again."""
     reduced = model.dtype != torch.float32
     autocast = torch.autocast(model.device.type, model.dtype, enabled=reduced)

@@ -26,7 +26,6 @@ from models.ranker.qlora import (
     evaluating,
     letter_logits,
     load_base,
-    mixed_precision,
 )
 from models.ranker.scoring import DTYPES, has_native_bf16
 from preprocessing.errors import InputError
@@ -253,8 +252,7 @@ def _accumulate(
     total = 0.0
     for start in range(0, len(texts), micro_batch_size):
         micro = texts[start : start + micro_batch_size]
-        with mixed_precision(model):
-            loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
+        loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
         loss = loss / sum(len(answer) for _, answer in texts)
         torch.autograd.backward(loss)
         total += float(loss.detach())

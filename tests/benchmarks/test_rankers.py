@@ -9,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import ranker_runs, rankers
-from benchmarks.ranker_runs import Lists, Run, candidate_orders, found_lists, keep_letters, keep_lists, permuted
+from benchmarks.ranker_runs import (
+    Lists,
+    Run,
+    candidate_orders,
+    found_lists,
+    keep_letters,
+    keep_lists,
+    permuted,
+    read_lists,
+)
 from benchmarks.rankers import (
     Kept,
     Row,
@@ -144,6 +153,10 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
     kept = load_lists(tmp_path / "lists.parquet")
     assert kept.users == 943
     assert kept.test.truths == splits["test"].truths
+    for name, lists in read_lists(tmp_path / "lists.parquet", data).items():
+        assert (lists.users, lists.truths) == (splits[name].users, splits[name].truths)
+        for part in ("histories", "items", "scores"):
+            assert all(map(np.array_equal, getattr(lists, part), getattr(splits[name], part)))
     for lists, row in zip(splits["test"].items, kept.test.popularity, strict=True):
         assert row.tolist() == [data.catalogue.counts[item - 1] for item in lists]
     near = TitleNearness(data.catalogue)
