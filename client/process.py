@@ -74,9 +74,11 @@ class ServerProcess:
                 state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
                 if int(parent) == self.pid and state != "Z":
                     words = (folder / "cmdline").read_bytes().decode().split("\0")
-                    place = next(place for place, word in enumerate(words) if word.endswith("/model.py"))
-                    # .../<model>/<version>/model.py PREFIX .. <instance> DEFAULT
-                    found.append(Stub(int(folder.name), Path(words[place]).parts[-3], words[-3]))
+                    programs = [word for word in words if word.endswith("/model.py")]
+                    # A child that has not become a stub yet still has the server's own command line.
+                    if programs:
+                        # .../<model>/<version>/model.py PREFIX .. <instance> DEFAULT
+                        found.append(Stub(int(folder.name), Path(programs[0]).parts[-3], words[-3]))
         return found
 
     def stop(self, seconds: float) -> int:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import ServerError
-from client.process import SHARED_MEMORY
+from client.process import SHARED_MEMORY, ServerProcess
 from client.recommender import RecommenderClient
 from client.server import (
     LocalServer,
@@ -86,6 +86,18 @@ def test_a_killed_server_is_cleaned_up_too(echo_repository):
         assert segments(server)
     assert wait_for(lambda: group_is_gone(pid))
     assert not segments(server)
+
+
+def test_only_what_runs_a_model_is_a_stub():
+    """A child that is no stub yet, just forked, or never becomes one is none; the other is told by its command line."""
+    stub = f'{sys.executable} -c "import time; time.sleep(60)" /models/ranker/1/model.py prefix 1 2 ranker_0 DEFAULT'
+    server = ServerProcess(["bash", "-c", f"sleep 60 & {stub} & wait"], os.environ, "no-such-prefix")
+    try:
+        assert wait_for(server.stubs)
+        assert [(found.model, found.instance) for found in server.stubs()] == [("ranker", "ranker_0")]
+    finally:
+        server.stop(5)
+    assert server.stubs() == []
 
 
 def test_the_server_ends_with_the_process_that_started_it(echo_repository):
