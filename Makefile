@@ -96,7 +96,7 @@ audit: setup
 
 # The page's test looks at it in Debian's Chromium. All else comes as wheels.
 system-packages:
-	command -v chromium >/dev/null && command -v chromedriver >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus)
 
 clean:
 	rm -rf $(VENV) artifacts
