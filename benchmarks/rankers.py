@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.ranker_runs import KEPT, ROOT, RUNS, Run, execute, lists_path
+from benchmarks.retriever_tables import PAPER, PAPER_SUBSET
 from models.metrics import summary
 from models.ranker.fusion import WEIGHTS, choose_weight, fused_ranks
 
 PAGE = ROOT / "docs" / "results" / "ranker.md"
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 Ranks = NDArray[np.int64]
-PAPER_SUBSET = {
-    "ml-latest-small": {
-        "LRURec": (0.1965, 0.2356, 0.3544, 0.2384, 0.3367, 0.6654),
-        "LlamaRec, 7B": (0.2184, 0.2693, 0.4227, 0.2623, 0.3766, 0.7560),
-    },
-    "amazon-2014-beauty": {
-        "LRURec": (0.2944, 0.3403, 0.4801, 0.3259, 0.4168, 0.7170),
-        "LlamaRec, 7B": (0.3016, 0.3524, 0.5071, 0.3350, 0.4337, 0.7600),
-    },
+LLAMAREC_SUBSET = {
+    "ml-latest-small": (0.2184, 0.2693, 0.4227, 0.2623, 0.3766, 0.7560),
+    "amazon-2014-beauty": (0.3016, 0.3524, 0.5071, 0.3350, 0.4337, 0.7600),
 }
-"""The paper's Table 3, in the order of :func:`models.metrics.summary`."""
-PAPER_OVERALL = {
-    "ml-latest-small": {
-        "LRURec": (0.0390, 0.0468, 0.0705, 0.0491, 0.0705, 0.1426),
-        "LlamaRec, 7B": (0.0440, 0.0543, 0.0852, 0.0529, 0.0759, 0.1524),
-    },
-    "amazon-2014-beauty": {
-        "LRURec": (0.0376, 0.0435, 0.0614, 0.0417, 0.0533, 0.0916),
-        "LlamaRec, 7B": (0.0385, 0.0450, 0.0648, 0.0428, 0.0554, 0.0971),
-    },
+"""Of the paper's Table 3, in the order of :func:`models.metrics.summary`."""
+LLAMAREC = {
+    "ml-latest-small": (0.0440, 0.0543, 0.0852, 0.0529, 0.0759, 0.1524),
+    "amazon-2014-beauty": (0.0385, 0.0450, 0.0648, 0.0428, 0.0554, 0.0971),
 }
-"""The paper's Table 1."""
+"""Of its Table 1."""
 REPORTED = {
     "P5": ("0.0367", "0.0493", "0.0416", "0.0645"),
     "PALR": ("n/a", "n/a", "0.0446", "0.0721"),
@@ -226,7 +215,7 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
     return kept, rows
 
 
-def table(kept: Kept, rows: Sequence[Row], paper: dict[str, tuple[float, ...]]) -> list[str]:
+def table(kept: Kept, rows: Sequence[Row], paper: Mapping[str, Sequence[float]]) -> list[str]:
     """Markdown of the paper's Table 3 for these rows, each with its difference from the first."""
     names = list(summary([1]))
     lines = [
@@ -252,7 +241,7 @@ def table(kept: Kept, rows: Sequence[Row], paper: dict[str, tuple[float, ...]]) 
     return lines
 
 
-def overall(kept: Kept, rows: Sequence[Row], paper: dict[str, tuple[float, ...]]) -> list[str]:
+def overall(kept: Kept, rows: Sequence[Row], paper: Mapping[str, Sequence[float]]) -> list[str]:
     """Markdown of the paper's Table 1: users whose true item is not among the candidates count 0."""
     names = list(summary([1]))
     share = len(kept.test.truths) / kept.users
@@ -319,8 +308,10 @@ def tables() -> str:
         subset = f"{len(kept.test.truths):,} of {kept.users:,} test users have their item among the candidates."
         lines += [f"## {dataset}, {retriever}", "", subset, ""]
         paper = retriever == "lrurec"
-        lines += [*table(kept, rows, PAPER_SUBSET[dataset] if paper else {}), "", "All test users:", ""]
-        lines += [*overall(kept, rows[:3], PAPER_OVERALL[dataset] if paper else {}), ""]
+        subset_figures = {"LRURec": PAPER_SUBSET[dataset]["lrurec"], "LlamaRec, 7B": LLAMAREC_SUBSET[dataset]}
+        figures = {"LRURec": PAPER[dataset]["lrurec"], "LlamaRec, 7B": LLAMAREC[dataset]}
+        lines += [*table(kept, rows, subset_figures if paper else {}), "", "All test users:", ""]
+        lines += [*overall(kept, rows[:3], figures if paper else {}), ""]
         by_label = {row.label: row for row in rows}
         served = by_label.get("main: fused")
         for label in CONTROLS:

@@ -5,13 +5,12 @@ Source: Sun et al., "BERT4Rec" (CIKM 2019), sections 3.2 to 3.6.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.retriever.dropout import Dropout
-from models.retriever.packing import in_groups
+from models.retriever.packing import PaddedModel
 
 
-class BERT4Rec(nn.Module):
+class BERT4Rec(PaddedModel):
     """Scores every item as the next one of a sequence.
 
     Args:
@@ -60,18 +59,6 @@ class BERT4Rec(nn.Module):
         states: Tensor = self.transform(x)
         return states
 
-    def last_state(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
-        return self.forward(items)[:, -1]
-
-    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
-        return in_groups(self, items, kept)
-
     def head(self) -> tuple[Tensor, Tensor]:
         """Vectors [items + 1, width] of the items, and their biases [items + 1]."""
         return self.embedding.weight[:-1], self.bias
-
-    def score(self, states: Tensor) -> Tensor:
-        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, *self.head())

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ class _Training:
         torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process has masks of its own
         windows = training_windows(data.training, options.max_length)
         self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
-        self.learn = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
+        self.learn: Loss = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
+        if options.model == "bert4rec":
+            self.learn = partial(cloze_loss, masked_share=options.masked_share)
         self.steps_an_epoch = -(-len(windows) // options.batch_size)
         self.steps = options.epochs * self.steps_an_epoch
         self.course, self.best_state = Course(), _copy(self.model)

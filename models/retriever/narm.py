@@ -5,13 +5,12 @@ Source: Li et al., "Neural Attentive Session-based Recommendation" (CIKM 2017), 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.retriever.dropout import Dropout
-from models.retriever.packing import in_groups
+from models.retriever.packing import PaddedModel
 
 
-class NARM(nn.Module):
+class NARM(PaddedModel):
     """Scores every item as the next one of a sequence.
 
     Args:
@@ -54,18 +53,6 @@ class NARM(nn.Module):
         output: Tensor = self.project(self.dropout(torch.cat((states, local), dim=-1)))  # equation 9
         return output
 
-    def last_state(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
-        return self.forward(items)[:, -1]
-
-    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
-        return in_groups(self, items, kept)
-
     def head(self) -> tuple[Tensor, None]:
         """Vectors [items + 1, width] of the items; there are no biases."""
         return self.embedding.weight, None
-
-    def score(self, states: Tensor) -> Tensor:
-        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, *self.head())

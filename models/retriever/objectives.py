@@ -11,9 +11,6 @@ from models.retriever.bert4rec import BERT4Rec
 from models.retriever.cross_entropy import cross_entropy
 from models.retriever.packing import in_groups
 
-MASKED_SHARE = 0.2
-"""Share of the items that BERT4Rec fills in (Sun et al. 2019, section 4.5, for data of this density)."""
-
 
 class Retriever(Protocol):
     """What every architecture offers."""
@@ -84,18 +81,19 @@ def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tens
     return F.binary_cross_entropy_with_logits(scores, truth, reduction="sum") / 2, len(right)
 
 
-def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float = 0.2) -> tuple[Tensor, int]:
     """Masked items are filled in; in every tenth window it is the last one alone (CIKM 2019, sections 3.6 and 3.7).
 
     Args:
         model: fills in.
         targets: item numbers [batch, length], left-padded.
+        masked_share: of the items, the probability of each.
 
     Returns:
         the sum over the masked items, and how many there are.
     """
     is_item = targets > 0
-    masked = is_item & (torch.rand(targets.shape, device=targets.device) < MASKED_SHARE)
+    masked = is_item & (torch.rand(targets.shape, device=targets.device) < masked_share)
     last_only = torch.rand(len(targets), device=targets.device) < 0.1
     last_only |= ~masked.any(dim=1)  # at least one each
     masked[last_only] = False

@@ -25,6 +25,8 @@ class RetrieverTraining:
     """Number of blocks, or of the GRU's layers."""
     heads: int = 1
     """Of the attention."""
+    masked_share: float = 0.2
+    """Of the items that BERT4Rec fills in; it masks .2 of long sequences and .6 of Beauty's (Sun et al. 2019, 4.5)."""
     dropout: float = 0.2
     max_length: int = 50
     """Most recent items of a history that the model reads."""
@@ -61,6 +63,8 @@ class RetrieverTraining:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.width % self.heads:
             raise InputError(f"{self.heads} heads cannot share a width of {self.width}")
+        if not 0 < self.masked_share <= 1:
+            raise InputError(f"masked_share must be above 0 and at most 1, not {self.masked_share}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 

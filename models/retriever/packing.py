@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 SHORT = 8
 """Rows up to this length are one group: smaller ones are not worth a pass of their own."""
@@ -71,3 +72,27 @@ def in_groups(states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor) -
         order.append(rows.unsqueeze(1).expand_as(inside)[inside])
         start = end
     return torch.cat(found)[torch.cat(order).argsort(stable=True)]
+
+
+class PaddedModel(nn.Module):
+    """An architecture that computes its padding too: what follows from its ``forward`` and ``head``.
+
+    See :class:`models.retriever.objectives.Retriever`.
+    """
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Vectors [items + 1, width] and biases [items + 1], if any, of the items."""
+        raise NotImplementedError
+
+    def last_state(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> the last states [batch, width]."""
+        states: Tensor = self(items)
+        return states[:, -1]
+
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks."""
+        return in_groups(self, items, kept)
+
+    def score(self, states: Tensor) -> Tensor:
+        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
+        return F.linear(states, *self.head())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.retriever.dropout import Dropout
-from models.retriever.packing import in_groups
+from models.retriever.packing import PaddedModel
 
 
 class SASRecBlock(nn.Module):
@@ -44,7 +44,7 @@ class SASRecBlock(nn.Module):
         return output
 
 
-class SASRec(nn.Module):
+class SASRec(PaddedModel):
     """Scores every item as the next one of a sequence.
 
     Args:
@@ -86,18 +86,6 @@ class SASRec(nn.Module):
         states: Tensor = self.last_norm(x)
         return states
 
-    def last_state(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
-        return self.forward(items)[:, -1]
-
-    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
-        return in_groups(self, items, kept)
-
     def head(self) -> tuple[Tensor, None]:
         """Vectors [items + 1, width] of the items; there are no biases."""
         return self.embedding.weight, None
-
-    def score(self, states: Tensor) -> Tensor:
-        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
-        return F.linear(states, *self.head())

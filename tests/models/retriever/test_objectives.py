@@ -31,6 +31,14 @@ def test_binary_loss_by_hand():
         assert total.item() / count == pytest.approx(expected)
 
 
+def test_cloze_masks_the_share_it_is_given():
+    """In 1,000 full windows of 20 items .9 x .6 + .1 x 1/20 of them are filled in, five standard errors allowed."""
+    torch.manual_seed(0)
+    model = BERT4Rec(items=9, length=20, width=8, heads=2)
+    _, count = cloze_loss(model, torch.empty(0), torch.randint(1, 10, (1000, 20)), masked_share=0.6)
+    assert count / 20000 == pytest.approx(0.545, abs=0.03)
+
+
 def test_cloze_masks_items_and_never_the_padding(monkeypatch):
     """In each of 500 windows one item at least, about a fifth of all, and the last alone in about a tenth and more."""
     torch.manual_seed(0)
