@@ -35,6 +35,7 @@ from models.retriever.options import RetrieverTraining
 from models.retriever.training import load_retriever, train_retriever
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, load_data
+from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
 from preprocessing.progress import track
 
@@ -66,9 +67,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "random-negatives": {"negatives": "random"},
     "retriever-order": {"order": "retriever"},
-    "any-list": {"evident": False},
-    "no-evident": {"evident_prompts": 0},
-    "no-copying": {"copy_prompts": 0, "evident_prompts": 0},
+    "evident-only": {"evident_lists": 2000, "max_prompts": 1},
+    "no-evident": {"evident_prompts": 0, "evident_lists": 0},
+    "no-copying": {"copy_prompts": 0, "evident_prompts": 0, "evident_lists": 0},
     "four-pools": {"pools": 4, "max_user_prompts": 20},
     "all-layers": {"layers": None},
     "fifty-candidates": {"candidates": 50},
@@ -225,6 +226,8 @@ def read_lists(path: Path, data: Data) -> dict[str, Lists]:
     """What :func:`keep_lists` wrote: every run is read on the same candidates, also one whose retriever was trained
     anew on another machine and differs in its last bits.
     """
+    if "items" not in pq.read_schema(path).names:
+        raise InputError(f"{path} does not say which items it lists: remove it and the letters that go with it")
     rows = pq.read_table(path).to_pylist()
     place = {user: row for row, user in enumerate(data.users)}
     splits = {split: Lists() for split in SPLITS}

@@ -50,7 +50,7 @@ REPORTED = {
 ABLATIONS = {
     "random-negatives": "random negatives (the paper's examples)",
     "retriever-order": "the retriever's lists in its order",
-    "any-list": "any list, not the evident ones alone",
+    "evident-only": "2,000 evident lists and no others",
     "no-evident": "without the evident prompts",
     "no-copying": "without the prompts that copy and the evident ones",
     "four-pools": "four shuffled pools a history",

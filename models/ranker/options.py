@@ -51,8 +51,9 @@ class RankerTraining:
     evident_prompts: int = 0
     """Prompts between those and the others: real targets among random candidates, with no other title as near to one of
     the history."""
-    evident: bool = False
-    """Keep of the others, too, only those that the titles give away, with few candidates at first."""
+    evident_lists: int = 0
+    """Such prompts behind them with the others' candidates, fewer at first; of use where those are the retriever's,
+    whose titles are near to the history's in their own right."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -123,7 +124,7 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
-        for name in ("copy_prompts", "evident_prompts"):
+        for name in ("copy_prompts", "evident_prompts", "evident_lists"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 
@@ -164,8 +165,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "title_tokens": 12,
         "copy_prompts": 1600,
         "evident_prompts": 1500,
-        "max_prompts": 2000,
-        "evident": True,
+        "evident_lists": 1000,
+        "max_prompts": 1000,
         "max_user_prompts": 5,
         "negatives": "retriever",
         "validation_users": 300,

@@ -169,23 +169,20 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts, seed=options.seed)
     # Each stage begins among few candidates: five until copying is mastered, eight where it already is, and five again
     # among the retriever's, which are harder to tell apart.
-    stages: list[Example] = []
+    easier: list[Example] = []
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
-        stages += growing(sample(copying, count=options.copy_prompts), fewest=5, start=0.35)
-    if not options.evident_prompts and not options.evident:
-        return [*stages, *sample(pools, count=options.max_prompts)]
-    from models.ranker.titles import TitleNearness
+        easier += growing(sample(copying, count=options.copy_prompts), fewest=5, start=0.35)
+    if options.evident_prompts or options.evident_lists:
+        from models.ranker.titles import TitleNearness
 
-    nearness = TitleNearness(data.catalogue)
-    if options.evident_prompts:
+        nearness = TitleNearness(data.catalogue)
         random = RandomPools(data.catalogue.trained, options.candidates)
-        evident = EvidentPools(random, nearness, options.max_history)
-        stages += growing(sample(evident, count=options.evident_prompts), fewest=8)
-    if not options.evident:
-        return [*stages, *sample(pools, count=options.max_prompts)]
-    evident = EvidentPools(pools, nearness, options.max_history)
-    return [*stages, *growing(sample(evident, count=options.max_prompts), fewest=5)]
+        for count, made, fewest in ((options.evident_prompts, random, 8), (options.evident_lists, pools, 5)):
+            if count:
+                evident = EvidentPools(made, nearness, options.max_history)
+                easier += growing(sample(evident, count=count), fewest)
+    return [*easier, *sample(pools, count=options.max_prompts)]
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:

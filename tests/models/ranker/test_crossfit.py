@@ -88,28 +88,17 @@ def test_prompts_that_copy_come_first(copied: Path):
 
 
 def test_evident_prompts_come_between(copied: Path):
-    """Of 15 the first 3 copy; the target's title is the nearest of the next 4, which have 8 to 20 candidates."""
+    """Of 15 the first 3 copy; 4 with 8 to 20 candidates and 3 with 5 to 20 have the target's title the nearest."""
     data = load_data(copied)
-    options = RankerTraining(copy_prompts=3, evident_prompts=4, max_prompts=8, max_history=6)
+    options = RankerTraining(copy_prompts=3, evident_prompts=4, evident_lists=3, max_prompts=5, max_history=6)
     examples = training_examples(options, copied, data)
     assert len(examples) == 15
-    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, *[20] * 8]
+    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, 5, 12, 20, *[20] * 5]
     near = TitleNearness(data.catalogue)
-    for example in examples[3:7]:
+    for example in examples[3:10]:
         nearest = near(example.candidates, example.history[-6:]).max(axis=1)
         assert nearest.argmax() == example.truth
         assert example.candidates[example.truth] not in example.history
-
-
-def test_lists_can_be_the_evident_ones_alone(copied: Path):
-    """6 of the retriever's lists with 5 to 20 candidates, the target's title the nearest of each."""
-    data = load_data(copied)
-    options = RankerTraining(evident=True, max_prompts=6, negatives="retriever", max_history=6)
-    examples = training_examples(options, copied, data)
-    assert [len(example.candidates) for example in examples] == [5, 8, 11, 14, 17, 20]
-    near = TitleNearness(data.catalogue)
-    for example in examples:
-        assert near(example.candidates, example.history[-6:]).max(axis=1).argmax() == example.truth
 
 
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):

@@ -278,7 +278,7 @@ def test_presets_are_valid_options():
         ({"patience": 0}, "patience must be at least 1, not 0"),
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
         ({"copy_prompts": -1}, "copy_prompts must be at least 0, not -1"),
-        ({"evident_prompts": -1}, "evident_prompts must be at least 0, not -1"),
+        ({"evident_lists": -1}, "evident_lists must be at least 0, not -1"),
         ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
         ({"negatives": "easy"}, "no negatives 'easy'"),
         ({"order": "alphabetical"}, "no order 'alphabetical'"),
