@@ -94,7 +94,7 @@ results-serving: setup
 audit: setup
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-# The page's test looks at it in Debian's Chromium. All else comes as wheels.
+# The page's test looks at it in Debian's Chromium, promtool checks the alert rules. All else comes as wheels.
 system-packages:
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus)
 

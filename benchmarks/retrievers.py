@@ -37,7 +37,7 @@ DATA = {
 }
 SHORT = {"validate_every": 200, "patience": 8}
 ML = {"max_length": 200, "batch_size": 16, **SHORT}
-BERT_BEAUTY = {**SHORT, "model": "bert4rec", "heads": 2, "masked_share": 0.6, "batch_size": 256, "patience": 16}
+BERT = {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256, "patience": 16}
 RUNS: dict[str, list[dict[str, Any]]] = {
     "ml-latest-small": [
         *({**ML, "dropout": dropout} for dropout in (0.2, 0.3, 0.4, 0.5)),
@@ -57,8 +57,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 1e-3},
         {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.25},
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.5},
-        {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256, "patience": 16},
-        {**BERT_BEAUTY, "dropout": 0.2},
+        *({**BERT, "masked_share": share} for share in (0.2, 0.6)),
         *({**SHORT, "model": "narm", "blocks": 1, "dropout": dropout} for dropout in (0.5, 0.6)),
     ],
 }

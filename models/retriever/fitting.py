@@ -37,8 +37,6 @@ MODELS: Mapping[str, Callable[[RetrieverTraining, int], nn.Module]] = {
     "narm": lambda o, items: NARM(items, o.width, o.blocks, o.dropout),
 }
 """Every architecture of the paper by the name that `--model` takes, built from options and the number of items."""
-LOSSES: Mapping[str, Loss] = {"softmax": next_item_loss, "binary": binary_loss, "cloze": cloze_loss}
-"""Every loss by its name."""
 
 Watch = Callable[[int, float], None]
 """Told the step and the Recall@10 of every validation; whatever it raises ends the training."""
@@ -128,6 +126,12 @@ def fit(
     return training.model.cpu(), course
 
 
+def _loss(options: RetrieverTraining) -> Loss:
+    if options.model == "bert4rec":
+        return partial(cloze_loss, masked_share=options.masked_share)
+    return binary_loss if options.loss == "binary" else next_item_loss
+
+
 class _Training:
     """Model, optimiser and course of one training; this process's share of it where there are several."""
 
@@ -141,9 +145,7 @@ class _Training:
         torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process has masks of its own
         windows = training_windows(data.training, options.max_length)
         self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
-        self.learn: Loss = LOSSES[options.loss or ("cloze" if options.model == "bert4rec" else "softmax")]
-        if options.model == "bert4rec":
-            self.learn = partial(cloze_loss, masked_share=options.masked_share)
+        self.learn = _loss(options)
         self.steps_an_epoch = -(-len(windows) // options.batch_size)
         self.steps = options.epochs * self.steps_an_epoch
         self.course, self.best_state = Course(), _copy(self.model)

@@ -81,7 +81,7 @@ def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tens
     return F.binary_cross_entropy_with_logits(scores, truth, reduction="sum") / 2, len(right)
 
 
-def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float = 0.2) -> tuple[Tensor, int]:
+def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float) -> tuple[Tensor, int]:
     """Masked items are filled in; in every tenth window it is the last one alone (CIKM 2019, sections 3.6 and 3.7).
 
     Args:

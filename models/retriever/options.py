@@ -26,7 +26,7 @@ class RetrieverTraining:
     heads: int = 1
     """Of the attention."""
     masked_share: float = 0.2
-    """Of the items that BERT4Rec fills in; it masks .2 of long sequences and .6 of Beauty's (Sun et al. 2019, 4.5)."""
+    """Of the items that BERT4Rec fills in: its authors mask .2 of MovieLens' and .6 of Beauty's (Sun et al. 2019)."""
     dropout: float = 0.2
     max_length: int = 50
     """Most recent items of a history that the model reads."""

@@ -81,7 +81,7 @@ class PaddedModel(nn.Module):
     """
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """Vectors [items + 1, width] and biases [items + 1], if any, of the items."""
+        """Vectors [items + 1, width] and biases [items + 1], if any, of the items: each architecture has its own."""
         raise NotImplementedError
 
     def last_state(self, items: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"masked_share": 0.0}, "masked_share must be above 0 and at most 1, not 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong, message):
