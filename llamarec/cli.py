@@ -14,7 +14,21 @@ from rich.markup import escape
 from client.contract import ENSEMBLE, MAX_CANDIDATES
 from client.errors import ClientError
 from llamarec import operations
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Preset, Repository, from_preset
+from llamarec.options import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_REPOSITORY,
+    Artifacts,
+    Epochs,
+    Json,
+    Loss,
+    Model,
+    Patience,
+    Preset,
+    Repository,
+    Seed,
+    ValidateEvery,
+    from_preset,
+)
 from llamarec.tables import console, messages, print_benchmark, print_evaluation, print_json, print_table
 from llamarec.tune import tune
 from preprocessing.errors import InputError
@@ -95,28 +109,23 @@ def preprocess(
 @app.command()
 def train_retriever(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
-    model: Annotated[
-        str | None,
-        typer.Option(help="`lrurec`, the paper's retriever, or `sasrec`, `bert4rec`, `narm`; default: the preset's."),
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="`softmax` over all items, or `binary`, SASRec's own; default: the model's.")
-    ] = None,
+    model: Model = None,
+    loss: Loss = None,
     preset: Preset = "paper",
-    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    epochs: Epochs = None,
     max_length: Annotated[int | None, typer.Option(help="Most recent items that the model reads.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's step size.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations dropped.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's, not on biases and norms.")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Steps between two validations.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Validations without a better Recall@10 before it stops.")
-    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Of attention, in SASRec and BERT4Rec.")] = None,
+    masked_share: Annotated[float | None, typer.Option(help="Share of items that BERT4Rec masks in training.")] = None,
+    validate_every: ValidateEvery = None,
+    patience: Patience = None,
     mask: Annotated[
         str | None, typer.Option(help="Never recommended: the `history`, or its `last-window`, as LRURec's authors do.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation and shuffling.")] = None,
+    seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -136,6 +145,8 @@ def train_retriever(
         learning_rate=learning_rate,
         dropout=dropout,
         weight_decay=weight_decay,
+        heads=heads,
+        masked_share=masked_share,
         validate_every=validate_every,
         patience=patience,
         mask=mask,
@@ -176,7 +187,7 @@ def train_ranker(
     layers: Annotated[int | None, typer.Option(help="How many of the upper layers get adapters.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Most history items in a prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt; the oldest history goes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling, shuffling and initialisation.")] = None,
+    seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -12,6 +12,17 @@ Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifact
 Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="`lrurec`, the paper's retriever, or `sasrec`, `bert4rec`, `narm`; default: the preset's."),
+]
+Loss = Annotated[
+    str | None, typer.Option(help="`softmax` over all items, or `binary`, SASRec's own; default: the model's.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
+ValidateEvery = Annotated[int | None, typer.Option(help="Steps between two validations.")]
+Patience = Annotated[int | None, typer.Option(help="Validations without a better Recall@10 before a training stops.")]
+Seed = Annotated[int | None, typer.Option(help="Of whatever is drawn: initialisation, shuffling, sampling.")]
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
 Options = TypeVar("Options")

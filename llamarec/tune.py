@@ -4,23 +4,35 @@ from typing import Annotated
 
 import typer
 
-from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Json, Preset, from_preset
+from llamarec.options import (
+    DEFAULT_ARTIFACTS,
+    Artifacts,
+    Epochs,
+    Json,
+    Loss,
+    Model,
+    Patience,
+    Preset,
+    Seed,
+    ValidateEvery,
+    from_preset,
+)
 from llamarec.tables import console, print_json, print_table
 
 
 def tune(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
-    model: Annotated[str | None, typer.Option(help="Architecture to tune; default: the preset's.")] = None,
+    model: Model = None,
     preset: Preset = "paper",
     space: Annotated[
         str, typer.Option(help="`paper`, its full grid of 10; `dropout`, 6 of them; or `wide`, ranges of both.")
     ] = "paper",
     budget: Annotated[int, typer.Option(help="Trainings in all; a larger number continues an earlier search.")] = 10,
-    loss: Annotated[str | None, typer.Option(help="As of `train-retriever`.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Most of each training; default: the preset's.")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Steps between two validations.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Validations without a better one.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every training, and of the search.")] = None,
+    loss: Loss = None,
+    epochs: Epochs = None,
+    validate_every: ValidateEvery = None,
+    patience: Patience = None,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Search dropout and weight decay by validation Recall@10; poor trainings are pruned, a stopped search goes on."""

@@ -22,7 +22,7 @@ class Progress:
     validated: int = -1
     """Step of the latest validation."""
     best: float = -1.0
-    """NDCG@10 of the best validation."""
+    """NDCG@10 of the best validation, of the letters or fused."""
     best_step: int = 0
     waited: int = 0
     """Validations since the best one."""
@@ -31,7 +31,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """Of the steps since the latest validation, per token."""
     log: list[dict[str, float]] = field(default_factory=list)
-    """Per validation: step, mean loss since the last, NDCG@10."""
+    """Per validation: step, mean loss since the last, NDCG@10 of the letters and fused."""
     untuned: list[Tensor] = field(default_factory=list)
     """Letter log-probabilities [k] of each validation example before the first step."""
     letters: list[Tensor] = field(default_factory=list)
@@ -86,7 +86,7 @@ def load_checkpoint(folder: Path, key: str, adapters: Sequence[Tensor], optimize
 
 
 def plot_curves(log: Sequence[dict[str, float]], path: Path) -> None:
-    """Draws training loss and validation NDCG@10 over the steps.
+    """Draws training loss and both validation NDCG@10 over the steps.
 
     Args:
         log: of :class:`Progress`.
@@ -95,10 +95,15 @@ def plot_curves(log: Sequence[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
-    for axes, name, label in zip(
-        figure.subplots(1, 2), ("loss", "NDCG@10"), ("training loss a token", "validation NDCG@10"), strict=True
+    losses, validations = figure.subplots(1, 2)
+    for axes, name, label in (
+        (losses, "loss", "training loss a token"),
+        (validations, "NDCG@10", "letters"),
+        (validations, "fused NDCG@10", "fused"),
     ):
         rows = [row for row in log if name in row]
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], marker="o", markersize=3)
-        axes.set(xlabel="step", ylabel=label)
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], marker="o", markersize=3, label=label)
+    losses.set(xlabel="step", ylabel="training loss a token")
+    validations.set(xlabel="step", ylabel="validation NDCG@10")
+    validations.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

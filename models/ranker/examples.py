@@ -52,7 +52,7 @@ def sample_examples(
     *,
     count: int | None = None,
     per_user: int | None = None,
-    seed: int,
+    seed: int | Sequence[int],
 ) -> list[Example]:
     """Positions of training sequences in random order, each with the candidates that ``pools`` puts around its target.
 
@@ -65,7 +65,7 @@ def sample_examples(
         pools: makes the candidates.
         count: how many examples at most; all there are if absent.
         per_user: how many examples of one user at most, so that long sequences don't dominate; no limit if absent.
-        seed: of the order and of the candidates.
+        seed: of the order and of the candidates, one number or several.
 
     Raises:
         InputError: there is not one example.
@@ -142,10 +142,12 @@ class CopiedPools:
     """Of one example, the target included; fewer where the catalogue has no more."""
     history: int
     """How many of the latest items a prompt shows: the target is one of them."""
+    pools: int = 1
+    """Examples of one position, each with a target and candidates of its own."""
 
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
         """See :data:`Pools`."""
-        return [[self._example(position.history, rng)] for position in positions]
+        return [[self._example(position.history, rng) for _ in range(self.pools)] for position in positions]
 
     def _example(self, history: Items, rng: np.random.Generator) -> Example:
         target = int(rng.choice(history[-self.history :]))
@@ -218,7 +220,9 @@ def growing(examples: Sequence[Example], fewest: int, start: float = 0.0) -> lis
     sizes = np.interp(np.linspace(0, 1, len(examples)), [0, start, 1], [fewest, fewest, most]).astype(int)
     grown = []
     for example, size in zip(examples, sizes, strict=True):
-        others = np.delete(np.arange(len(example.candidates)), example.truth)[: size - 1]
+        others = np.delete(np.arange(len(example.candidates)), example.truth)
+        # From the whole list: among a retriever's first ones a target from far below would always be the last.
+        others = others[np.linspace(0, len(others) - 1, size - 1).round().astype(int)]
         places = np.sort(np.append(others, example.truth))
         truth = int(np.flatnonzero(places == example.truth)[0])
         grown.append(Example(example.history, example.candidates[places], truth))

@@ -66,6 +66,10 @@ class RankerTraining:
     """Of users, for cross-fitting the retriever."""
     candidates: int = MAX_CANDIDATES
     """In a prompt. The paper's, and what the server retrieves, are 20."""
+    validate_by: str = "letters"
+    """Whose NDCG@10 chooses the adapters: the ``letters`` alone as in the paper, or ``fused`` with the retriever at the
+    best weight, as served. Letters that lean to the first candidates, which the retriever thinks best, look better
+    alone than they are worth to it."""
     validation_users: int | None = None
     """Most users to validate on during training, a fixed random sample of those whose item the retriever found; all of
     them if absent."""
@@ -116,6 +120,8 @@ class RankerTraining:
             raise InputError(f"there is no order {self.order!r}: choose shuffled or retriever")
         if self.order == "retriever" and (self.negatives == "random" or self.pools > 1):
             raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
+        if self.validate_by not in ("letters", "fused"):
+            raise InputError(f"there is no validation by {self.validate_by!r}: choose letters or fused")
         if not 2 <= self.candidates <= len(LETTERS):
             raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
         if self.folds < 2:
@@ -169,6 +175,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_prompts": 1000,
         "max_user_prompts": 5,
         "negatives": "retriever",
+        "validate_by": "fused",
         "validation_users": 300,
         "validate_every": 125,
     },

@@ -105,18 +105,19 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     order = np.random.default_rng(options.seed).permutation(len(everyone))
     everyone = [everyone[place] for place in order]
     sample = [example for example, _ in everyone[: options.validation_users]]
+    scores = [row for _, row in everyone]
     examples = training_examples(options, artifacts, data)
 
     facts: dict[str, Any] = {"dataset": data.name, "prompts": len(examples)}
     training = artifacts / TRAINING_FOLDER
     key = hashlib.sha256(json.dumps([made_with, made_from], sort_keys=True).encode()).hexdigest()
     with new_artifact(folder, KIND, options=made_with, inputs=made_from, facts=facts) as new:
-        tuned = tune(options, base_folder, prompts, letters, examples, sample, training, key)
+        tuned = tune(options, base_folder, prompts, letters, examples, sample, scores[: len(sample)], training, key)
         validated = everyone if options.full_validation else everyone[: len(sample)]
         rest = [example for example, _ in validated[len(sample) :]]
         scored = [*tuned.letters, *score_examples(tuned.model, prompts, letters, rest)]
         truths = [example.truth for example, _ in validated]
-        scores = [row for _, row in validated]
+        scores = scores[: len(validated)]
         weight, ndcg_by_weight = choose_weight(scored, scores, truths)
         temperature = choose_temperature(scored, scores, truths, weight)
         metrics = {
@@ -166,23 +167,24 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
 
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
-    sample = partial(sample_examples, data.training, per_user=options.max_user_prompts, seed=options.seed)
+    sample = partial(sample_examples, data.training, per_user=options.max_user_prompts)
     # Each stage begins among few candidates: five until copying is mastered, eight where it already is, and five again
     # among the retriever's, which are harder to tell apart.
     easier: list[Example] = []
     if options.copy_prompts:
-        copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history)
-        easier += growing(sample(copying, count=options.copy_prompts), fewest=5, start=0.35)
+        copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history, options.pools)
+        easier += growing(sample(copying, count=options.copy_prompts, seed=(options.seed, 1)), fewest=5, start=0.35)
     if options.evident_prompts or options.evident_lists:
         from models.ranker.titles import TitleNearness
 
         nearness = TitleNearness(data.catalogue)
-        random = RandomPools(data.catalogue.trained, options.candidates)
-        for count, made, fewest in ((options.evident_prompts, random, 8), (options.evident_lists, pools, 5)):
+        random = RandomPools(data.catalogue.trained, options.candidates, options.pools)
+        stages = ((options.evident_prompts, random, 8), (options.evident_lists, pools, 5))
+        for number, (count, made, fewest) in enumerate(stages, 2):
             if count:
                 evident = EvidentPools(made, nearness, options.max_history)
-                easier += growing(sample(evident, count=count), fewest)
-    return [*easier, *sample(pools, count=options.max_prompts)]
+                easier += growing(sample(evident, count=count, seed=(options.seed, number)), fewest)
+    return [*easier, *sample(pools, count=options.max_prompts, seed=options.seed)]
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from models.metrics import ndcg
 from models.ranker.checkpoint import CURVES_FILE, Progress, load_checkpoint, plot_curves, save_checkpoint
 from models.ranker.examples import Example
-from models.ranker.fusion import fused_ranks, log_softmax
+from models.ranker.fusion import choose_weight, fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
 from models.ranker.qlora import (
@@ -47,7 +47,7 @@ class Tuned:
     """The same before the first step."""
     best_step: int
     log: list[dict[str, float]]
-    """Per validation: step, mean training loss per token since the last, NDCG@10."""
+    """Per validation: step, mean training loss per token since the last, NDCG@10 of the letters and fused."""
     prompts_per_second: float
     """Training alone, without validation."""
 
@@ -59,10 +59,11 @@ def tune(
     letter_ids: Sequence[int],
     examples: Sequence[Example],
     validation: Sequence[Example],
+    scores: Sequence[NDArray[np.float32]],
     folder: Path,
     key: str,
 ) -> Tuned:
-    """Trains adapters on ``examples`` and returns the model at its best NDCG@10 by letters on ``validation``.
+    """Trains adapters on ``examples`` and returns the model at its best NDCG@10 on ``validation``.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -71,6 +72,7 @@ def tune(
         letter_ids: token id of each letter.
         examples: to learn from, in this order.
         validation: candidates in the retriever's order.
+        scores: the retriever's [k] of each.
         folder: for checkpoints, TensorBoard events and ``curves.png``; a training that was interrupted there goes on.
         key: of everything that decides the result; a checkpoint of another key is not used.
 
@@ -90,6 +92,7 @@ def tune(
         for _ in range(options.epochs)
         for start in range(0, len(examples), options.batch_size)
     ]
+    truths = [example.truth for example in validation]
     progress = load_checkpoint(folder, key, trained, optimizer)
     if progress is None:
         progress = Progress()
@@ -103,10 +106,16 @@ def tune(
             due = step % options.checkpoint_every == 0
             if (step % options.validate_every == 0 or last) and step > progress.validated:
                 letters = score_examples(model, prompts, letter_ids, validation, lambda: bar.advance(task))
-                _note_validation(progress, letters, validation, trained)
-                record("validation/NDCG_10", progress.log[-1]["NDCG@10"], step)
+                reached = {
+                    "NDCG@10": ndcg(letter_ranks(letters, validation), 10),
+                    "fused NDCG@10": max(choose_weight(letters, scores, truths)[1].values()),
+                }
+                chosen_by = "fused NDCG@10" if options.validate_by == "fused" else "NDCG@10"
+                _note_validation(progress, letters, reached, chosen_by, trained)
+                for name, value in reached.items():
+                    record(f"validation/{name.replace('@', '_').replace(' ', '_')}", value, step)
                 plot_curves(progress.log, folder / CURVES_FILE)
-                bar.update(task, note=f"validation NDCG@10 {progress.log[-1]['NDCG@10']:.4f}, best {progress.best:.4f}")
+                bar.update(task, note=f"validation {chosen_by} {reached[chosen_by]:.4f}, best {progress.best:.4f}")
                 due = True
             if due:
                 save_checkpoint(folder, key, progress, trained, optimizer)
@@ -209,19 +218,18 @@ def score_examples(
 
 
 def _note_validation(
-    progress: Progress, letters: Letters, validation: Sequence[Example], trained: Sequence[Tensor]
+    progress: Progress, letters: Letters, reached: Mapping[str, float], chosen_by: str, trained: Sequence[Tensor]
 ) -> None:
-    reached = ndcg(letter_ranks(letters, validation), 10)
     rows = [torch.from_numpy(row) for row in letters]
     if progress.validated < 0:
         progress.untuned = rows
     loss = {"loss": float(np.mean(progress.losses))} if progress.losses else {}
-    progress.log.append({"step": progress.step, **loss, "NDCG@10": reached})
+    progress.log.append({"step": progress.step, **loss, **reached})
     progress.losses = []
     progress.validated = progress.step
     progress.waited += 1
-    if reached > progress.best:
-        progress.best, progress.best_step, progress.waited = reached, progress.step, 0
+    if reached[chosen_by] > progress.best:
+        progress.best, progress.best_step, progress.waited = reached[chosen_by], progress.step, 0
         progress.letters = rows
         progress.best_adapters = [parameter.detach().clone() for parameter in trained]
 

@@ -77,6 +77,15 @@ def test_what_is_copied_stands_in_the_history_that_is_shown(rows: list[list[int]
         assert set(history) & set(candidates) == {target}
 
 
+def test_pools_that_copy_share_a_history_and_differ_in_the_rest():
+    """Three examples of each of two positions: one history, targets and candidates drawn anew."""
+    examples = sample_examples(sequences(list(range(1, 12)), [1]), CopiedPools(40, 20, 10, pools=3), count=6, seed=0)
+    assert len(examples) == 6
+    for pools in (examples[:3], examples[3:]):
+        assert len({tuple(example.history.tolist()) for example in pools}) == 1
+        assert len({tuple(example.candidates.tolist()) for example in pools}) == 3
+
+
 def test_sampling_repeats_with_its_seed_and_only_then():
     """The same seed gives the same examples in the same order; another one does not."""
     training = sequences(list(range(1, 20)), list(range(20, 40)))
@@ -174,6 +183,7 @@ def test_candidates_grow_from_five_to_all_around_the_target():
     for before, after in zip(examples, grown, strict=True):
         assert after.candidates[after.truth] == before.candidates[before.truth]
         assert (np.diff(after.candidates) > 0).all()
+    assert grown[0].candidates.tolist() == [100, 106, 112, 118, 119]  # four of the other 19, from first to last
 
 
 TITLES = ["Opi Nail Lacquer, Red", "Opi Nail Lacquer, Blue", "Garlic Soap", "Rose Soap", "Comb", "Brush"]

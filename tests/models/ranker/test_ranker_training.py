@@ -154,7 +154,8 @@ def test_a_retriever_that_found_nobody_is_refused():
 def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int) -> tuning.Tuned:
     """Tunes on ``examples``, validating on the first one."""
     prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
-    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], folder, key="these")
+    scores = [np.zeros(len(examples[0].candidates), np.float32)]
+    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], scores, folder, key="these")
 
 
 def test_tuning_learns_a_letter(base: str, tmp_path: Path):
@@ -165,6 +166,28 @@ def test_tuning_learns_a_letter(base: str, tmp_path: Path):
     assert tuning.letter_ranks(found.untuned, examples[:1]).tolist() != [1]
     assert tuning.letter_ranks(found.letters, examples[:1]).tolist() == [1]
     assert found.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
+
+
+@pytest.mark.parametrize(("validate_by", "best_step", "best"), [("letters", 0, 0.815), ("fused", 1, 1.0)])
+def test_adapters_are_chosen_by_letters_or_as_served(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validate_by: str, best_step: int, best: float
+):
+    """Two users, true items in places 1 and 2; the retriever is sure of the first and nearly right about the second.
+
+    Letters that repeat its order rank them 1 and 2, alone as fused: NDCG@10 (1 + 1 / log2 3) / 2 = .815. Letters that
+    know the second alone rank them 3 and 1, (1 / log2 4 + 1) / 2 = .75; fused they rank both first.
+    """
+    validation = [Example(np.array([1]), np.arange(1, 4), truth) for truth in (0, 1)]
+    scores = [np.array([10, 0, 0], np.float32), np.array([1, 0.5, 0], np.float32)]
+    found = iter([[np.array([2.0, 1, 0])] * 2, [np.array([0.0, 1, 2]), np.array([0.0, 3, 0])]])
+    monkeypatch.setattr(tuning, "score_examples", lambda *args: next(found))
+    options = replace(BRIEF, validate_by=validate_by)
+    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
+    result = tuning.tune(options, Path(base), prompts, LETTERS, validation, validation, scores, tmp_path, key="these")
+    assert result.best_step == best_step
+    chosen_by = {"letters": "NDCG@10", "fused": "fused NDCG@10"}[validate_by]
+    assert result.log[best_step][chosen_by] == pytest.approx(best, abs=1e-3)
+    assert [row["NDCG@10"] for row in result.log] == pytest.approx([0.815, 0.75], abs=1e-3)
 
 
 @pytest.mark.parametrize("killed_at", [3, 5])
@@ -282,6 +305,7 @@ def test_presets_are_valid_options():
         ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
         ({"negatives": "easy"}, "no negatives 'easy'"),
         ({"order": "alphabetical"}, "no order 'alphabetical'"),
+        ({"validate_by": "popularity"}, "no validation by 'popularity'"),
         ({"order": "retriever"}, "set negatives to retriever and pools to 1"),
         ({"dtype": "int8"}, "no dtype 'int8'"),
         ({"candidates": 53}, "candidates must be 2 to 52, not 53"),
