@@ -12,7 +12,7 @@ from typing import Any
 
 from client.contract import STEPS
 from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
-from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE
+from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, PromptBuilder
 from models.ranker.scoring import Runtime, choose_runtime
 from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
 from models.retriever.index import import_faiss
@@ -147,6 +147,7 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
         shutil.copy(data / ITEMS_FILE, folder)
         shutil.copy(ranker / SETTINGS_FILE, folder)
         shutil.copy(ranker / MODEL_FOLDER / TOKENIZER_FILE, folder)
+        PromptBuilder.load(folder).save_titles(folder)
 
     def rank(folder: Path) -> None:
         shutil.copytree(ranker / MODEL_FOLDER, folder / MODEL_FOLDER)

@@ -37,8 +37,13 @@ RESPONSE = "\n\n### Response:\n"
 SEPARATOR = " \n "
 TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
 """Stored with a ranker: a later version with another template must not serve it."""
+LINE = SEPARATOR[:-1]
+"""How the line of a title ends that another one follows."""
 KEPT = 1 << 17
 """Titles whose tokens are kept, those used last."""
+TOKENS_FILE, ENDS_FILE = "title-tokens.npy", "title-ends.npy"
+"""The tokens of all titles' lines, one after another, and where those of each item end [items + 1], 0 first."""
+TITLES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +70,15 @@ class PromptSettings:
 class PromptBuilder:
     """Builds prompts for one catalogue and one language model's tokenizer."""
 
-    def __init__(self, catalogue: Catalogue, tokenizer: Tokenizer, settings: PromptSettings) -> None:
+    def __init__(
+        self, catalogue: Catalogue, tokenizer: Tokenizer, settings: PromptSettings, titles: Path | None = None
+    ) -> None:
         """Args:
         catalogue: gives the titles.
         tokenizer: of the language model, used as it stands: a start token comes from its own post-processor.
         settings: limits of a prompt.
+        titles: folder in which :meth:`save_titles` left their tokens; without it a title is encoded when it first
+            stands in a prompt.
         """
         # A title may hold "</s>" or "<|im_end|>": it is a title, not a control token.
         tokenizer.encode_special_tokens = True
@@ -81,12 +90,14 @@ class PromptBuilder:
         self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
         self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
         self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
+        self._lines = titles and [np.load(titles / name, mmap_mode="r") for name in (TOKENS_FILE, ENDS_FILE)]
         self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
         self._in_pieces = self._pieces_make_the_whole()
 
     @classmethod
     def load(cls, folder: Path) -> "PromptBuilder":
-        """The builder of an artifact that holds ``items.parquet``, ``tokenizer.json`` and ``prompt.json``.
+        """The builder of an artifact that holds ``items.parquet``, ``tokenizer.json`` and ``prompt.json``, and maybe
+        what :meth:`save_titles` wrote.
 
         Raises:
             InputError: the ranker learned from prompts of another template, or with other start tokens.
@@ -94,7 +105,8 @@ class PromptBuilder:
         stored = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         learned = {name: stored.pop(name, None) for name in ("template", "start_tokens")}
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        prompts = cls(Catalogue.load(folder / ITEMS_FILE), tokenizer, PromptSettings(**stored))
+        titles = folder if (folder / ENDS_FILE).exists() else None
+        prompts = cls(Catalogue.load(folder / ITEMS_FILE), tokenizer, PromptSettings(**stored), titles)
         if learned != (now := prompts._learned_from()):
             changed = [name for name, value in now.items() if learned[name] != value]
             raise InputError(
@@ -107,6 +119,17 @@ class PromptBuilder:
         """Writes ``prompt.json`` for :meth:`load`: the limits, the template's hash, the tokenizer's start tokens."""
         stored = {**asdict(self.settings), **self._learned_from()}
         (folder / SETTINGS_FILE).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+    def save_titles(self, folder: Path) -> None:
+        """Writes the tokens of every title of the catalogue, which a server then reads instead of encoding them."""
+        tokens, ends = array("i"), [0]
+        for start in range(1, len(self._catalogue) + 1, TITLES_AT_ONCE):
+            items = range(start, min(start + TITLES_AT_ONCE, len(self._catalogue) + 1))
+            for line in self._tokens_behind("(A)", [f" {self._short_title(item)}{LINE}" for item in items]):
+                tokens.extend(line)
+                ends.append(len(tokens))
+        np.save(folder / TOKENS_FILE, np.asarray(tokens, np.int32))
+        np.save(folder / ENDS_FILE, np.asarray(ends, np.int64))
 
     def _learned_from(self) -> dict[str, Any]:
         return {"template": TEMPLATE_HASH, "start_tokens": self._tokenizer.encode("").ids}
@@ -180,7 +203,7 @@ class PromptBuilder:
         for marks, items, end in ((places, history, POOL[:-1]), (LETTERS[: len(candidates)], candidates, RESPONSE)):
             for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
                 ids.extend(self._mark_tokens(mark))
-                ids.extend(self._title_tokens(item, end if place == len(items) else SEPARATOR[:-1]))
+                ids.extend(self._title_tokens(item, end if place == len(items) else LINE))
         return ids
 
     def _pieces_make_the_whole(self) -> bool:
@@ -194,15 +217,19 @@ class PromptBuilder:
         return all(self._tokens_of_pieces(*prompt) == self._tokens_of_whole(*prompt) for prompt in prompts)
 
     def _encode_mark(self, mark: str) -> "array[int]":
-        return self._tokens_behind("\n", f" ({mark})")
+        return self._tokens_behind("\n", [f" ({mark})"])[0]
 
     def _encode_title(self, item: int, end: str) -> "array[int]":
-        return self._tokens_behind("(A)", f" {self._short_title(item)}{end}")
+        if self._lines is not None and end == LINE:
+            tokens, ends = self._lines
+            return array("i", tokens[ends[item - 1] : ends[item]].tolist())
+        return self._tokens_behind("(A)", [f" {self._short_title(item)}{end}"])[0]
 
-    def _tokens_behind(self, before: str, piece: str) -> "array[int]":
-        """Tokens of a piece of text where other text comes before it: a tokenizer may put a space before the first."""
+    def _tokens_behind(self, before: str, pieces: Sequence[str]) -> "list[array[int]]":
+        """Tokens of pieces of text where other text comes before them: a tokenizer may put a space before the first."""
         length = len(self._tokenizer.encode(before, add_special_tokens=False).ids)
-        return array("i", self._tokenizer.encode(before + piece, add_special_tokens=False).ids[length:])
+        encoded = self._tokenizer.encode_batch([before + piece for piece in pieces], add_special_tokens=False)
+        return [array("i", encoding.ids[length:]) for encoding in encoded]
 
     def _cut_title(self, item: int) -> str:
         """The title on one line, so that it can't end the prompt's own lines, cut at ``title_tokens`` tokens."""

@@ -74,6 +74,27 @@ def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
     assert ids == tokenizer().encode(prompts.text(range(1, len(titles)), range(len(titles), 0, -1))).ids
 
 
+@settings(max_examples=100, deadline=None)
+@given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5), limit=st.integers(1, 12))
+def test_stored_titles_give_the_tokens_of_the_whole_text(
+    tmp_path_factory: pytest.TempPathFactory, titles: list[str], limit: int
+):
+    """What the export stores of the titles, any text, makes prompts of the very tokens that the whole text has.
+
+    A title is encoded only at the end of a list, where its line ends otherwise.
+    """
+    folder = tmp_path_factory.mktemp("titles")
+    builder(*titles, title_tokens=limit).save_titles(folder)
+    stored = PromptBuilder(catalogue(*titles), tokenizer(), PromptSettings(title_tokens=limit), folder)
+    encoded = []
+    stored._title_tokens.cache_clear()  # it tried some on loading
+    cut, stored._short_title = stored._short_title, lambda item: encoded.append(item) or cut(item)
+    history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
+    ids = stored.build(history, candidates)
+    assert encoded == [len(titles) - 1, 1]
+    assert ids == tokenizer().encode(stored.text(history, candidates)).ids
+
+
 def test_a_tokenizer_that_joins_lines_encodes_the_whole_text():
     """One whose tokens reach across line ends gives its own tokens, not those of the pieces."""
     joining = Tokenizer.from_str(tokenizer().to_str())
