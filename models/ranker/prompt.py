@@ -43,7 +43,6 @@ KEPT = 1 << 17
 """Titles whose tokens are kept, those used last."""
 TOKENS_FILE, ENDS_FILE = "title-tokens.npy", "title-ends.npy"
 """The tokens of all titles' lines, one after another, and where those of each item end [items + 1], 0 first."""
-TITLES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,8 @@ class PromptBuilder:
         self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
         self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
         self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
-        self._lines = titles and [np.load(titles / name, mmap_mode="r") for name in (TOKENS_FILE, ENDS_FILE)]
+        self._length_of = lru_cache(maxsize=2)(self._count_tokens)
+        self._lines = titles and [_mapped(titles / name) for name in (TOKENS_FILE, ENDS_FILE)]
         self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
         self._in_pieces = self._pieces_make_the_whole()
 
@@ -122,12 +122,10 @@ class PromptBuilder:
 
     def save_titles(self, folder: Path) -> None:
         """Writes the tokens of every title of the catalogue, which a server then reads instead of encoding them."""
-        tokens, ends = array("i"), [0]
-        for start in range(1, len(self._catalogue) + 1, TITLES_AT_ONCE):
-            items = range(start, min(start + TITLES_AT_ONCE, len(self._catalogue) + 1))
-            for line in self._tokens_behind("(A)", [f" {self._short_title(item)}{LINE}" for item in items]):
-                tokens.extend(line)
-                ends.append(len(tokens))
+        tokens, ends = array("i"), array("q", [0])
+        for item in range(1, len(self._catalogue) + 1):
+            tokens.extend(self._tokens_behind("(A)", f" {self._short_title(item)}{LINE}"))
+            ends.append(len(tokens))
         np.save(folder / TOKENS_FILE, np.asarray(tokens, np.int32))
         np.save(folder / ENDS_FILE, np.asarray(ends, np.int64))
 
@@ -217,19 +215,21 @@ class PromptBuilder:
         return all(self._tokens_of_pieces(*prompt) == self._tokens_of_whole(*prompt) for prompt in prompts)
 
     def _encode_mark(self, mark: str) -> "array[int]":
-        return self._tokens_behind("\n", [f" ({mark})"])[0]
+        return self._tokens_behind("\n", f" ({mark})")
 
     def _encode_title(self, item: int, end: str) -> "array[int]":
         if self._lines is not None and end == LINE:
             tokens, ends = self._lines
             return array("i", tokens[ends[item - 1] : ends[item]].tolist())
-        return self._tokens_behind("(A)", [f" {self._short_title(item)}{end}"])[0]
+        return self._tokens_behind("(A)", f" {self._short_title(item)}{end}")
 
-    def _tokens_behind(self, before: str, pieces: Sequence[str]) -> "list[array[int]]":
-        """Tokens of pieces of text where other text comes before them: a tokenizer may put a space before the first."""
-        length = len(self._tokenizer.encode(before, add_special_tokens=False).ids)
-        encoded = self._tokenizer.encode_batch([before + piece for piece in pieces], add_special_tokens=False)
-        return [array("i", encoding.ids[length:]) for encoding in encoded]
+    def _tokens_behind(self, before: str, piece: str) -> "array[int]":
+        """Tokens of a piece of text where other text comes before it: a tokenizer may put a space before the first."""
+        encoding = self._tokenizer.encode(before + piece, add_special_tokens=False)
+        return array("i", encoding.ids[self._length_of(before) :])
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _cut_title(self, item: int) -> str:
         """The title on one line, so that it can't end the prompt's own lines, cut at ``title_tokens`` tokens."""
@@ -240,3 +240,8 @@ class PromptBuilder:
             # Where the first token too many begins: before a character that a byte-level tokenizer would cut in two.
             title = title[: offsets[self.settings.title_tokens][0]].rstrip()
         return title
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """An array that stays in its file; plain, as a slice of numpy's own mapped array costs ten times more."""
+    return np.asarray(np.load(path, mmap_mode="r"))
