@@ -37,12 +37,13 @@ RESPONSE = "\n\n### Response:\n"
 SEPARATOR = " \n "
 TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
 """Stored with a ranker: a later version with another template must not serve it."""
-LINE = SEPARATOR[:-1]
-"""How the line of a title ends that another one follows."""
+LINE_ENDS = (SEPARATOR[:-1], POOL[:-1], RESPONSE)
+"""How a title's line ends: before another one, behind the history, behind the candidates."""
 KEPT = 1 << 17
 """Titles whose tokens are kept, those used last."""
 TOKENS_FILE, ENDS_FILE = "title-tokens.npy", "title-ends.npy"
-"""The tokens of all titles' lines, one after another, and where those of each item end [items + 1], 0 first."""
+"""The tokens of all titles' lines, each with its three ends, and where each of them stops [3 * items + 1], 0 first."""
+TITLES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,12 @@ class PromptBuilder:
     def save_titles(self, folder: Path) -> None:
         """Writes the tokens of every title of the catalogue, which a server then reads instead of encoding them."""
         tokens, ends = array("i"), array("q", [0])
-        for item in range(1, len(self._catalogue) + 1):
-            tokens.extend(self._tokens_behind("(A)", f" {self._short_title(item)}{LINE}"))
-            ends.append(len(tokens))
+        for start in range(1, len(self._catalogue) + 1, TITLES_AT_ONCE):
+            titles = map(self._short_title, range(start, min(start + TITLES_AT_ONCE, len(self._catalogue) + 1)))
+            lines = [f"(A) {title}{end}" for title in titles for end in LINE_ENDS]
+            for encoding in self._tokenizer.encode_batch(lines, add_special_tokens=False):
+                tokens.extend(encoding.ids[self._length_of("(A)") :])
+                ends.append(len(tokens))
         np.save(folder / TOKENS_FILE, np.asarray(tokens, np.int32))
         np.save(folder / ENDS_FILE, np.asarray(ends, np.int64))
 
@@ -198,10 +202,10 @@ class PromptBuilder:
         """
         ids = list(self._head_tokens)
         places = [str(place) for place in range(1, len(history) + 1)]
-        for marks, items, end in ((places, history, POOL[:-1]), (LETTERS[: len(candidates)], candidates, RESPONSE)):
+        for last, marks, items in ((1, places, history), (2, LETTERS[: len(candidates)], candidates)):
             for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
                 ids.extend(self._mark_tokens(mark))
-                ids.extend(self._title_tokens(item, end if place == len(items) else LINE))
+                ids.extend(self._title_tokens(item, last if place == len(items) else 0))
         return ids
 
     def _pieces_make_the_whole(self) -> bool:
@@ -217,11 +221,12 @@ class PromptBuilder:
     def _encode_mark(self, mark: str) -> "array[int]":
         return self._tokens_behind("\n", f" ({mark})")
 
-    def _encode_title(self, item: int, end: str) -> "array[int]":
-        if self._lines is not None and end == LINE:
+    def _encode_title(self, item: int, end: int) -> "array[int]":
+        if self._lines is not None:
             tokens, ends = self._lines
-            return array("i", tokens[ends[item - 1] : ends[item]].tolist())
-        return self._tokens_behind("(A)", f" {self._short_title(item)}{end}")
+            line = len(LINE_ENDS) * (item - 1) + end
+            return array("i", tokens[ends[line] : ends[line + 1]].tolist())
+        return self._tokens_behind("(A)", f" {self._short_title(item)}{LINE_ENDS[end]}")
 
     def _tokens_behind(self, before: str, piece: str) -> "array[int]":
         """Tokens of a piece of text where other text comes before it: a tokenizer may put a space before the first."""
