@@ -32,6 +32,8 @@ from preprocessing.data import load_data
 OVERHEAD_FLOOR = 0.005
 """Seconds: the most that the median request may take beyond the ranker's compute."""
 THROUGHPUT_FLOOR = 0.95
+ROUNDS = 5
+"""Measurements of either throughput, of which the medians count."""
 CONSTANT_RANKER = '''
 """The ranker's place taken by one that keeps the candidates' order and takes 1 ms: for measuring the rest."""
 
@@ -125,9 +127,8 @@ def served_rate(url: str, histories: list[list[str]], clients: int) -> float:
     return len(histories) / (time.perf_counter() - began)
 
 
-def in_process_rate(repository: Path, histories: list[list[str]]) -> float:
+def in_process_rate(steps: ExportedSteps, histories: list[list[str]]) -> float:
     """Prompts a second when this process scores the same prompts, one after another."""
-    steps = ExportedSteps.load(repository)
     prompts = []
     for history in histories:
         request = steps.features.encode([item.encode() for item in history])
@@ -148,11 +149,14 @@ def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> di
         [data.catalogue.raw(int(item)).decode() for item in (*data.training[user], data.validation[user])]
         for user in np.random.default_rng(0).permutation(len(data.users))[:users]
     ]
+    steps = ExportedSteps.load(repository)
     with LocalServer(repository) as server:
         real = overheads(server.url, histories)
-        served = served_rate(server.url, histories, clients)
-    # After the server has ended: the two would share the cores.
-    alone = in_process_rate(repository, histories)
+        # In turn, while the other idles: a machine that is slower for a while is so for both.
+        rates = [
+            (served_rate(server.url, histories, clients), in_process_rate(steps, histories)) for _ in range(ROUNDS)
+        ]
+    served, alone = (statistics.median(side) for side in zip(*rates, strict=True))
     with tempfile.TemporaryDirectory() as folder:
         constant, remembering = Path(folder) / "constant", Path(folder) / "remembering"
         version = without_ranker(repository, constant)
