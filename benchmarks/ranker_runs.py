@@ -48,7 +48,7 @@ DATA = {
 SHORT = {"validate_every": 200, "patience": 8}
 RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ml-latest-small": {
-        "lrurec": {"dropout": 0.5, "max_length": 200, "batch_size": 16, **SHORT},
+        "lrurec": {"dropout": 0.5, "weight_decay": 0.0, "max_length": 200, "batch_size": 16, **SHORT},
     },
     "amazon-2014-beauty": {
         "lrurec": {"dropout": 0.5, **SHORT},
