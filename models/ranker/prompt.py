@@ -91,7 +91,7 @@ class PromptBuilder:
         self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
         self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
         self._length_of = lru_cache(maxsize=2)(self._count_tokens)
-        self._lines = titles and [_mapped(titles / name) for name in (TOKENS_FILE, ENDS_FILE)]
+        self._lines = None if titles is None else (_mapped(titles / TOKENS_FILE), _mapped(titles / ENDS_FILE))
         self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
         self._in_pieces = self._pieces_make_the_whole()
 

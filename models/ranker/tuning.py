@@ -112,8 +112,8 @@ def tune(
                 }
                 chosen_by = "fused NDCG@10" if options.validate_by == "fused" else "NDCG@10"
                 _note_validation(progress, letters, reached, chosen_by, trained)
-                for name, value in reached.items():
-                    record(f"validation/{name.replace('@', '_').replace(' ', '_')}", value, step)
+                for name, metric in reached.items():
+                    record(f"validation/{name.replace('@', '_').replace(' ', '_')}", metric, step)
                 plot_curves(progress.log, folder / CURVES_FILE)
                 bar.update(task, note=f"validation {chosen_by} {reached[chosen_by]:.4f}, best {progress.best:.4f}")
                 due = True
