@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from models.metrics import recall, summary
+from models.retriever.options import RetrieverTraining
 
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 METRICS = ("MRR@5", "NDCG@5", "Recall@5", "MRR@10", "NDCG@10", "Recall@10")
@@ -80,14 +81,15 @@ class Run:
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """Every kept run."""
+    """Every kept run; one from before an option existed had its default."""
     runs = []
     for path in sorted(folder.glob("*.parquet")):
         table = pq.read_table(path)
         said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
         kinds = ("validation", "test", "last_window")
         ranks = (table[kind].to_numpy() if kind in table.column_names else np.empty(0, np.int32) for kind in kinds)
-        runs.append(Run(said["dataset"], json.loads(said["options"]), json.loads(said["facts"]), *ranks))
+        options = asdict(RetrieverTraining(**json.loads(said["options"])))
+        runs.append(Run(said["dataset"], options, json.loads(said["facts"]), *ranks))
     return runs
 
 
@@ -163,11 +165,12 @@ def _every_run(runs: Sequence[Run], chosen: dict[str, list[Run]]) -> list[str]:
     lines = [
         "Every run, and what was chosen by:",
         "",
-        f"| model | {' | '.join(columns)} | steps | best step | minutes | validation Recall@10 | |",
+        f"| model | masked | {' | '.join(columns)} | steps | best step | minutes | validation Recall@10 | |",
     ]
-    lines += ["|---" * (len(columns) + 6) + "|"]
+    lines += ["|---" * (len(columns) + 7) + "|"]
     for run in sorted(runs, key=lambda run: (run.model, run.options["seed"], run.options["dropout"])):
-        settings = " | ".join(f"{run.options[column]:g}" for column in columns)
+        masked = f"{run.options['masked_share']:g}" if run.model == "bert4rec" else ""
+        settings = " | ".join([masked, *(f"{run.options[column]:g}" for column in columns)])
         reached = max(point[2] for point in run.facts["curve"])
         mark = "pruned" if run.pruned else "chosen" if run in chosen[run.model] else ""
         ended = " | " if run.pruned else f"{run.facts['best_step']} | {run.facts['seconds'] / 60:.0f}"
