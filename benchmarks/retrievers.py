@@ -50,7 +50,10 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         {**ML, "model": "sasrec", "dropout": 0.6},
         *({**ML, "model": "narm", "blocks": 1, "max_length": 50, "dropout": dropout} for dropout in (0.1, 0.5)),
         *({**ML, "model": "sasrec", "loss": "binary", "dropout": dropout} for dropout in (0.5, 0.4)),
-        *({**ML, "model": "bert4rec", "heads": 2, "dropout": dropout, "patience": 40} for dropout in (0.1, 0.4)),
+        *(
+            {**ML, "model": "bert4rec", "heads": 2, "dropout": dropout, "patience": 40, "epochs": epochs}
+            for dropout, epochs in ((0.1, 250), (0.4, 200))
+        ),
     ],
     "amazon-2014-beauty": [
         {**SHORT, "dropout": 0.5},
@@ -59,7 +62,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.5},
         *({**BERT, "masked_share": share} for share in (0.2, 0.6)),
         *({**SHORT, "model": "narm", "blocks": 1, "dropout": dropout} for dropout in (0.5, 0.6)),
-        *({**BERT, "masked_share": 0.6, "dropout": dropout} for dropout in (0.4, 0.5)),
+        {**BERT, "masked_share": 0.6, "dropout": 0.4},
     ],
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training.
