@@ -63,6 +63,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         *({**BERT, "masked_share": share} for share in (0.2, 0.6)),
         *({**SHORT, "model": "narm", "blocks": 1, "dropout": dropout} for dropout in (0.5, 0.6)),
         {**BERT, "masked_share": 0.6, "dropout": 0.4},
+        {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.2},
     ],
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training.
