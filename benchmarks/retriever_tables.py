@@ -161,7 +161,7 @@ def _subset(chosen: dict[str, list[Run]], dataset: str) -> list[str]:
 
 
 def _every_run(runs: Sequence[Run], chosen: dict[str, list[Run]]) -> list[str]:
-    columns = ("dropout", "weight_decay", "learning_rate", "batch_size", "max_length", "seed")
+    columns = ("dropout", "weight_decay", "learning_rate", "batch_size", "max_length", "patience", "seed")
     lines = [
         "Every run, and what was chosen by:",
         "",

@@ -68,7 +68,8 @@ RUNS: dict[str, list[dict[str, Any]]] = {
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training.
 
-BERT4Rec has more patience: with 8 it stopped on ml-latest-small where its loss was still falling.
+BERT4Rec has more patience: with 8 it stopped on ml-latest-small where its loss was still falling. Two of its runs there
+are bounded in epochs, for time.
 """
 SEEDS = (43, 44)
 """Further seeds of what validation chose of LRURec, and of the best model."""

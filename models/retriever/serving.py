@@ -95,8 +95,8 @@ def _open(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Packed weights are a second copy of the embeddings, a fifth faster after a pause in which the caches went cold. A
-    # large file stays mapped and shared instead.
+    # Packed weights are a second copy of the embeddings, and faster behind a pass of the ranker, when the caches are
+    # cold. A large file stays mapped and shared instead.
     large = graph.with_name(f"{MODEL}.data").stat().st_size > MOST_PACKED
     options.add_session_config_entry("session.disable_prepacking", str(int(large)))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

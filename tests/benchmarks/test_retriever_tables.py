@@ -23,6 +23,7 @@ def run(model="lrurec", seed=42, dropout=0.2, validation=(1, 0), test=(1, 0), lo
         "learning_rate": 0.001,
         "batch_size": 16,
         "max_length": 200,
+        "patience": 8,
     }
     facts = {"steps": 400, "best_step": 200, "seconds": 90.0, "curve": [(0, None, 0.1), (200, 5.0, 0.2)]}
     facts |= {"pruned": True} if pruned else {}
