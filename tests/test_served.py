@@ -169,6 +169,13 @@ def test_concurrent_requests_answer_as_single_ones(server, steps):
     assert asyncio.run(ask()) == [offline(steps, history) for history in histories]
 
 
+def test_an_exported_prompt_builder_encodes_no_title(steps, monkeypatch):
+    """The export stores the tokens of every title: the last item's prompt, not built before, needs no tokenizer."""
+    monkeypatch.setattr(steps.prompts, "_short_title", None)
+    last = len(steps.catalogue)
+    assert steps.prompts.build([last], [last - 1, last])
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_request_within_the_limits_equals_offline(steps, recommender, data):
