@@ -54,6 +54,10 @@ class RankerTraining:
     evident_lists: int = 0
     """Such prompts behind them with the others' candidates, fewer at first; of use where those are the retriever's,
     whose titles are near to the history's in their own right."""
+    line_weight: float = 0.0
+    """Of a second loss: at the middle of the layers with adapters the end of each candidate's line says its letter and
+    whether that one came next (:mod:`models.ranker.lines`), which the layers above then have to find only. A small base
+    learns from it what a letter stands for in a fraction of the prompts."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -130,7 +134,7 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
-        for name in ("copy_prompts", "evident_prompts", "evident_lists"):
+        for name in ("copy_prompts", "evident_prompts", "evident_lists", "line_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 

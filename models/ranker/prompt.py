@@ -171,6 +171,21 @@ class PromptBuilder:
         history, ids = self._fit(history_items, candidate_items)
         return self.text(history, candidate_items), ids
 
+    def line_ends(self, history_items: Items, candidate_items: Items) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt, and for each candidate the place among them of the first token behind its title.
+
+        Raises:
+            InputError: as :meth:`build`.
+        """
+        text, ids = self.fit(history_items, candidate_items)
+        titles = [self._short_title(item) for item in candidate_items]
+        marks = [f"({letter}) " for letter in LETTERS[: len(titles)]]
+        lengths = [len(mark) + len(title) for mark, title in zip(marks, titles, strict=True)]
+        first = len(text) - len(RESPONSE) - sum(lengths) - len(SEPARATOR) * (len(lengths) - 1)
+        title_ends = first + np.cumsum(lengths) + len(SEPARATOR) * np.arange(len(lengths))  # characters of the text
+        token_ends = [end for _, end in self._tokenizer.encode(text).offsets]
+        return ids, np.searchsorted(token_ends, title_ends, side="right").tolist()
+
     def _fit(self, history_items: Items, candidate_items: Items) -> tuple[list[int], list[int]]:
         """The history items that fit, and the token ids of the prompt with them."""
         self._check(candidate_items)

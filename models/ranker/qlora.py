@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
+from models.ranker.lines import Lines, LineTeacher
 from models.ranker.packing import TREE_ATTENTION, pack
 from preprocessing.errors import InputError
 
@@ -94,7 +95,13 @@ def add_adapters(
 
 
 def answer_loss(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool = True
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    share: bool = True,
+    teacher: LineTeacher | None = None,
+    lines: Sequence[Lines] = (),
 ) -> Tensor:
     """Summed cross-entropy of the answers' tokens behind their prompts, nothing else of the text being learned.
 
@@ -105,6 +112,8 @@ def answer_loss(
         prompts: token ids.
         answers: token ids, equally many for each prompt: the letter and the end token.
         share: compute what prompts begin with alike only once; the loss is the same.
+        teacher: adds the loss of the candidates' lines.
+        lines: of each prompt, for the teacher.
     """
     decoder, head = _decoder_and_head(model)
     device = head.weight.device
@@ -121,7 +130,10 @@ def answer_loss(
             input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
         ).last_hidden_state[0]  # [total, hidden]
         logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    if teacher is not None:
+        loss = loss + teacher.loss([row[line.places] for row, line in zip(packed.places, lines, strict=True)], lines)
+    return loss
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from models.metrics import ndcg
 from models.ranker.checkpoint import CURVES_FILE, Progress, load_checkpoint, plot_curves, save_checkpoint
 from models.ranker.examples import Example
 from models.ranker.fusion import choose_weight, fused_ranks, log_softmax
+from models.ranker.lines import Lines, LineTeacher
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
 from models.ranker.qlora import (
@@ -47,7 +48,8 @@ class Tuned:
     """The same before the first step."""
     best_step: int
     log: list[dict[str, float]]
-    """Per validation: step, mean training loss per token since the last, NDCG@10 of the letters and fused."""
+    """Per validation: step, mean training loss per answer token since the last, that of the lines included, NDCG@10 of
+    the letters and fused."""
     prompts_per_second: float
     """Training alone, without validation."""
 
@@ -86,6 +88,11 @@ def tune(
     end = model.config.eos_token_id
     end_token = end[0] if isinstance(end, list) else end
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    teacher = None
+    if options.line_weight:
+        adapted = options.layers or model.config.num_hidden_layers
+        teacher = LineTeacher(model, model.config.num_hidden_layers - adapted // 2, letter_ids, options.line_weight)
+        trained.append(teacher.direction)
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
     batches = [
         examples[start : start + options.batch_size]
@@ -124,7 +131,8 @@ def tune(
             started = time.perf_counter()
             rate = options.learning_rate * learning_rate_share(step, options.warmup_steps, len(batches))
             optimizer.param_groups[0]["lr"] = rate
-            loss = _accumulate(model, prompts, letter_ids, end_token, batches[step], options.micro_batch_size)
+            micro = options.micro_batch_size
+            loss = _accumulate(model, prompts, letter_ids, end_token, batches[step], micro, teacher)
             if not np.isfinite(loss):
                 raise InputError(f"the loss is {loss} at step {step + 1}, learning rate {rate:.2g}: lower it")
             torch.nn.utils.clip_grad_norm_(trained, options.clip)
@@ -250,18 +258,24 @@ def _accumulate(
     end_token: int,
     batch: Sequence[Example],
     micro_batch_size: int,
+    teacher: LineTeacher | None,
 ) -> float:
     """Adds the gradient of the mean loss over a batch; prompts that begin alike are computed together."""
-    texts = [
-        (prompts.build(example.history, example.candidates), [letter_ids[example.truth], end_token])
-        for example in batch
-    ]
-    texts.sort()
+    texts = []
+    for example in batch:
+        answer = [letter_ids[example.truth], end_token]
+        if teacher is None:
+            prompt, ends = prompts.build(example.history, example.candidates), list[int]()
+        else:
+            prompt, ends = prompts.line_ends(example.history, example.candidates)
+        texts.append((prompt, answer, Lines(ends, example.truth)))
+    texts.sort(key=lambda text: text[:2])
     total = 0.0
     for start in range(0, len(texts), micro_batch_size):
         micro = texts[start : start + micro_batch_size]
-        loss = answer_loss(model, [prompt for prompt, _ in micro], [answer for _, answer in micro])
-        loss = loss / sum(len(answer) for _, answer in texts)
+        given, answers, lines = zip(*micro, strict=True)
+        loss = answer_loss(model, given, answers, teacher=teacher, lines=lines)
+        loss = loss / sum(len(answer) for _, answer, _ in texts)
         torch.autograd.backward(loss)
         total += float(loss.detach())
     return total

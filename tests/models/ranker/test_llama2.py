@@ -51,6 +51,16 @@ def test_letters_behind_the_prompt_are_not_the_letters_alone(tokenizer: Tokenize
     assert len(set(letters)) == 52
 
 
+def test_a_candidates_line_ends_where_its_title_does(tokenizer: Tokenizer):
+    """The tokens up to there are the text of a prompt with the candidates so far, start token and all."""
+    prompts = builder(tokenizer, "Toy Story (1995)", "Amélie 🦙", "Heat")
+    ids, ends = prompts.line_ends([1], [2, 3, 1])
+    assert ids == prompts.build([1], [2, 3, 1])
+    for count, end in enumerate(ends, 1):
+        text = prompts.text([1], [2, 3, 1][:count]).removesuffix(RESPONSE)
+        assert tokenizer.decode(ids[:end]).rstrip() == text
+
+
 def test_prompts_begin_with_the_start_token_once(tokenizer: Tokenizer):
     """Llama 2 was trained with <s> before every text."""
     ids = builder(tokenizer, "Toy Story (1995)", "Heat (1995)").build([1], [2])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import embedded_base
 from tokenizers import AddedToken, Tokenizer, processors
@@ -88,6 +88,21 @@ def test_stored_titles_give_the_tokens_of_the_whole_text(
         patch.setattr(stored, "_short_title", None)  # no title is encoded any more
         ids = stored.build(history, candidates)
     assert ids == tokenizer().encode(stored.text(history, candidates)).ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5), limit=st.integers(1, 12))
+def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: int):
+    """The tokens up to there are the text of a prompt with the candidates so far, without what follows them."""
+    prompts = builder(*titles, title_tokens=limit)
+    history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
+    ids, ends = prompts.line_ends(history, candidates)
+    assert ids == prompts.build(history, candidates)
+    # The vocabulary lacks a few bytes, and drops them.
+    assume(tokenizer().decode(ids, skip_special_tokens=False) == prompts.text(history, candidates))
+    for count, end in enumerate(ends, 1):
+        text = prompts.text(history, candidates[:count]).removesuffix(RESPONSE)
+        assert tokenizer().decode(ids[:end], skip_special_tokens=False).rstrip() == text.rstrip()
 
 
 def test_a_tokenizer_that_joins_lines_encodes_the_whole_text():

@@ -200,6 +200,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         quantisation="none",
         batch_size=2,
         dropout=0.3,
+        line_weight=0.5,
         learning_rate=1e-2,
         warmup_steps=0,
         validate_every=2,

@@ -1,0 +1,74 @@
+"""What each candidate's line is taught at a middle layer, so that the letter behind the prompt has something to read.
+
+The answer alone is one label for twenty candidates, and to give it a model must do two things at once: see which
+candidate fits the history, and say the letter that stands before it. A small base that does neither gets no signal for
+either. So, in training only, a middle layer is asked at the end of each candidate's line for its letter and, through a
+direction that is learned with the adapters and thrown away after them, for whether it is the one that came next. The
+layers above find both and only have to pick; the ranker that is stored and served is as it would be without.
+
+Source: supervision of intermediate layers as in Lee et al. 2015 (deeply-supervised nets); of steps on the way to an
+answer as in Lightman et al. 2023.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The candidates' lines of one prompt."""
+
+    places: Sequence[int]
+    """Of the token behind each candidate's title, which has read all of its line and nothing below."""
+    truth: int
+    """Which candidate came next, from 0."""
+
+
+class LineTeacher:
+    """The loss of the candidates' lines at one layer of a model."""
+
+    def __init__(self, model: Any, layer: int, letter_ids: Sequence[int], weight: float) -> None:
+        """Args:
+        model: of :func:`models.ranker.qlora.add_adapters`; what the layer gives is caught from its forward passes.
+        layer: behind how many layers the lines are read, 1 to all.
+        letter_ids: token id of each letter.
+        weight: of the loss.
+        """
+        base = model.get_base_model()
+        decoder, head = base.get_decoder(), base.get_output_embeddings()
+        self._norm = decoder.norm
+        self._letters = head.weight[list(letter_ids)].float()  # [letters, hidden]
+        self._weight = weight
+        self._hidden: Tensor | None = None
+        self.direction = torch.zeros_like(self._letters[0], requires_grad=True)
+        """[hidden] along which a line says that its candidate came next."""
+        decoder.layers[layer - 1].register_forward_hook(self._catch)
+
+    def _catch(self, module: Any, given: Any, output: Any) -> None:
+        self._hidden = output[0] if isinstance(output, tuple) else output
+
+    def loss(self, ends: Sequence[Any], lines: Sequence[Lines]) -> Tensor:
+        """Of the latest forward pass, summed over its prompts: for each the cross-entropy of the candidates' own
+        letters, averaged over the lines, and that of the true candidate, as one of all and as each line's yes or no.
+
+        Args:
+            ends: for each prompt [candidates] the places in the packed sequence at which its lines are read.
+            lines: of each prompt.
+        """
+        assert self._hidden is not None, "no forward pass to read"
+        hidden = self._hidden.flatten(0, -2)
+        total = self.direction.new_zeros(())
+        for places, line in zip(ends, lines, strict=True):
+            read = self._norm(hidden[torch.as_tensor(places, device=hidden.device)]).float()  # [candidates, hidden]
+            its_own = torch.arange(len(read), device=read.device)
+            says = read @ self.direction  # [candidates]
+            came_next = functional.one_hot(its_own[line.truth], len(read)).to(says)
+            total = total + functional.cross_entropy(read @ self._letters[: len(read)].T, its_own)
+            total = total + functional.cross_entropy(says, came_next)
+            total = total + functional.binary_cross_entropy_with_logits(says, came_next, reduction="sum")
+        return self._weight * total
