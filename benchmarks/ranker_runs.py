@@ -59,7 +59,7 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 PRESET = {
     **PRESETS["smollm2-135m"],
     "validation_users": 200,
-    "validate_every": 342,
+    "validate_every": 250,
     "full_validation": False,
 }
 """The preset, validated less often and on fewer users; what is kept of every run is a fuller validation."""
@@ -70,6 +70,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "evident-only": {"evident_lists": 2000, "max_prompts": 1},
     "no-evident": {"evident_prompts": 0, "evident_lists": 0},
     "no-copying": {"copy_prompts": 0, "evident_prompts": 0, "evident_lists": 0},
+    "no-lines": {"line_weight": 0.0},
     "four-pools": {"pools": 4, "max_user_prompts": 20},
     "all-layers": {"layers": None},
     "fifty-candidates": {"candidates": 50},

@@ -53,6 +53,7 @@ ABLATIONS = {
     "evident-only": "2,000 evident lists and no others",
     "no-evident": "without the evident prompts",
     "no-copying": "without the prompts that copy and the evident ones",
+    "no-lines": "without what the candidates' lines are taught",
     "four-pools": "four shuffled pools a history",
     "all-layers": "adapters on all layers",
 }

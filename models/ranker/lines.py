@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from preprocessing.errors import InputError
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -38,9 +40,14 @@ class LineTeacher:
         layer: behind how many layers the lines are read, 1 to all.
         letter_ids: token id of each letter.
         weight: of the loss.
+
+        Raises:
+            InputError: the model's layers are not where Llama has them.
         """
         base = model.get_base_model()
         decoder, head = base.get_decoder(), base.get_output_embeddings()
+        if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+            raise InputError(f"{base.config.architectures} has no layers like Llama's to teach: set line_weight to 0")
         self._norm = decoder.norm
         self._letters = head.weight[list(letter_ids)].float()  # [letters, hidden]
         self._weight = weight

@@ -168,15 +168,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.0,
         "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "layers": 12,
-        "learning_rate": 1e-3,
+        "learning_rate": 1.5e-3,
         "warmup_steps": 30,
         "batch_size": 4,
         "max_history": 10,
         "title_tokens": 12,
-        "copy_prompts": 1600,
-        "evident_prompts": 1500,
-        "evident_lists": 1000,
-        "max_prompts": 1000,
+        "copy_prompts": 700,
+        "evident_prompts": 900,
+        "evident_lists": 800,
+        "line_weight": 0.6,
+        "max_prompts": 600,
         "max_user_prompts": 5,
         "negatives": "retriever",
         "validate_by": "fused",
@@ -185,7 +186,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 5,100 prompts of 10 history items and titles of 12 tokens, from those that copy to the retriever's
+base on two cores: 3,000 prompts of 10 history items and titles of 12 tokens, from those that copy to the retriever's
 lists, at most 5 of a user and stage, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``,
 with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers are hardly
 better than the untuned base's."""

@@ -168,12 +168,12 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts)
-    # Each stage begins among few candidates: five until copying is mastered, eight where it already is, and five again
-    # among the retriever's, which are harder to tell apart.
+    # Each stage begins among few candidates: six until copying is mastered, eight where it already is, and five among
+    # the retriever's, which are harder to tell apart.
     easier: list[Example] = []
     if options.copy_prompts:
         copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history, options.pools)
-        easier += growing(sample(copying, count=options.copy_prompts, seed=(options.seed, 1)), fewest=5, start=0.35)
+        easier += growing(sample(copying, count=options.copy_prompts, seed=(options.seed, 1)), fewest=6, start=0.6)
     if options.evident_prompts or options.evident_lists:
         from models.ranker.titles import TitleNearness
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from tiny import tiny_base
 from torch.nn.functional import logsigmoid
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.ranker.lines import Lines, LineTeacher
 from models.ranker.packing import SHORTEST_SHARED
 from models.ranker.qlora import add_adapters, answer_loss, load_base
+from preprocessing.errors import InputError
 
 LETTERS = list(range(49, 69))
 STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
@@ -72,3 +74,15 @@ def test_lines_teach_the_layers_below_and_the_direction_only(model: Any):
     above = [change for name, change in learned.items() if "layers.1." in name]
     assert min(below) > 1e-4
     assert max(above) < 1e-6
+
+
+def test_layers_that_are_elsewhere_are_refused(tmp_path: Path):
+    """GPT-2 calls its layers `h`: the error names it and what to set."""
+    config = GPT2Config(vocab_size=100, n_positions=64, n_embd=16, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = load_base(tmp_path, quantisation="none", dtype=torch.float32, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("c_attn",))
+    with pytest.raises(
+        InputError, match=r"GPT2LMHeadModel.* has no layers like Llama's to teach: set line_weight to 0"
+    ):
+        LineTeacher(model, 1, LETTERS, WEIGHT)
