@@ -10,6 +10,7 @@ in the first line.
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,17 @@ def measure(artifacts: Path, prompts: int, every: int, seed: int) -> list[dict[s
     data = load_data(artifacts)
     base = find_base(EMBEDDED, artifacts / "base")
     tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
-    given = {**PRESETS["smollm2-135m"], "seed": seed, "patience": prompts, "validate_by": "letters"}
-    plain = RankerTraining(**{**given, "validate_every": every // given["batch_size"], "line_weight": 0.0})
+    preset = PRESETS["smollm2-135m"]
+    changed = {"seed": seed, "patience": prompts, "validate_by": "letters"}
+    taught = RankerTraining(**{**preset, **changed, "validate_every": every // preset["batch_size"]})
+    plain = replace(taught, line_weight=0.0)
     settings = PromptSettings(max_history=plain.max_history, title_tokens=plain.title_tokens)
     builder = PromptBuilder(data.catalogue, tokenizer, settings)
     copying = CopiedPools(data.catalogue.trained, CANDIDATES, plain.max_history)
     examples = sample_examples(data.training, copying, count=prompts + HELD_OUT, seed=seed)
     scores = [np.zeros(CANDIDATES, np.float32)] * HELD_OUT
     found: list[dict[str, float]] = []
-    for name, options in (("without", plain), ("with", RankerTraining(**given, validate_every=plain.validate_every))):
+    for name, options in (("without", plain), ("with", taught)):
         with tempfile.TemporaryDirectory() as folder:
             tuned = tune(
                 options,
@@ -65,7 +68,7 @@ def main() -> None:
     """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, required=True, help="holds data; the base is converted into it")
-    parser.add_argument("--prompts", type=int, default=600)
+    parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--every", type=int, default=100, help="prompts between two validations")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -24,12 +24,13 @@ from models.ranker.base import EMBEDDED, find_base
 from models.ranker.crossfit import FOLDER as CROSSFIT
 from models.ranker.crossfit import retrieve
 from models.ranker.fusion import log_softmax
+from models.ranker.lines import LineReader
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.scoring import choose_runtime, load_scorer
 from models.ranker.serving import MODEL_FOLDER
 from models.ranker.titles import TitleNearness
-from models.ranker.train import train_ranker
+from models.ranker.train import LINES_FILE, train_ranker
 from models.ranker.verbalizer import letter_ids
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import load_retriever, train_retriever
@@ -93,8 +94,9 @@ class Run:
     variant: str = "main"
     seed: int = 42
     ways: tuple[str, ...] = ("tuned",)
-    """``tuned``; ``permuted``: the tuned model with the titles permuted over the catalogue; ``orders``: scores averaged
-    over four orders of the candidates; ``untuned``: the base."""
+    """``tuned``; ``lines``: the tuned model read at the candidates' lines; ``permuted``: the tuned model with titles
+    permuted over the catalogue; ``orders``: scores averaged over four orders of the candidates; ``untuned``: the
+    base."""
     hours: float = 1.0
     """After which the run is stopped, to go on at the next call."""
 
@@ -112,15 +114,16 @@ class Run:
         return {way: KEPT / f"{self.name}-{way}.parquet" for way in self.ways}
 
 
-EVERY_WAY = ("tuned", "permuted", "untuned", "orders")
+MAIN_WAYS = ("tuned", "lines", "permuted")
+EVERY_WAY = (*MAIN_WAYS, "untuned", "orders")
 RUNS = [
     *(
-        Run(dataset, seed=seed, ways=EVERY_WAY if seed == 42 else ("tuned", "permuted"), hours=6)
+        Run(dataset, seed=seed, ways=EVERY_WAY if seed == 42 else MAIN_WAYS, hours=6)
         for dataset in ("amazon-2014-beauty", "ml-latest-small")
         for seed in (42, 43, 44)
     ),
     *(Run(dataset, variant=name) for name in VARIANTS if name != "main" for dataset in DATA),
-    Run("amazon-2014-beauty", retriever="sasrec", ways=("tuned", "permuted"), hours=6),
+    Run("amazon-2014-beauty", retriever="sasrec", ways=MAIN_WAYS, hours=6),
 ]
 """In the order of training: the main rows, one-seed ablations of an hour at most, the best retriever where that is
 another one."""
@@ -278,6 +281,9 @@ def _reader(way: str, run: Run, folder: Path, data: Data) -> Any:
     limits = {name: getattr(options, name) for name in ("max_history", "title_tokens", "max_tokens", "candidates")}
     catalogue = permuted(data.catalogue, run.seed) if way == "permuted" else data.catalogue
     prompts = PromptBuilder(catalogue, tokenizer, PromptSettings(**limits))
+    if way == "lines":
+        reader = LineReader(model, folder / "ranker" / LINES_FILE)
+        return lambda history, items: log_softmax(reader.score(*prompts.line_ends(history, items)))
     letters = letter_ids(tokenizer, RESPONSE, options.candidates)
     scorer = load_scorer(model, choose_runtime("cpu"))
 

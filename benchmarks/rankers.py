@@ -196,10 +196,14 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
         seconds = float(np.mean([said["seconds_a_request"] for _, said in found])) if found else None
         return [letters for letters, _ in found], seconds
 
-    for way, label in (("tuned", "main"), ("orders", "main, four orders averaged")):
+    for way, label, read_alone in (
+        ("tuned", "main", "letters only"),
+        ("orders", "main, four orders averaged", "letters only"),
+        ("lines", "main, lines read", "lines only"),
+    ):
         letters, seconds = read(way)
         if letters:
-            rows.append(letters_row(f"{label}: letters only", kept, letters, seconds))
+            rows.append(letters_row(f"{label}: {read_alone}", kept, letters, seconds))
             rows.append(fused_row(f"{label}: fused", kept, letters, seconds))
     for variant, label in ABLATIONS.items():
         runs = [run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, retriever, variant)]

@@ -3,8 +3,9 @@
 The answer alone is one label for twenty candidates, and to give it a model must do two things at once: see which
 candidate fits the history, and say the letter that stands before it. A small base that does neither gets no signal for
 either. So, in training only, a middle layer is asked at the end of each candidate's line for its letter and, through a
-direction that is learned with the adapters and thrown away after them, for whether it is the one that came next. The
-layers above find both and only have to pick; the ranker that is stored and served is as it would be without.
+direction that is learned with the adapters, for whether it is the one that came next. The
+layers above find both and only have to pick; the ranker that is served is as it would be without. What the lines say is
+stored beside it, for :class:`LineReader` to measure how much of it the letters pass on.
 
 Source: supervision of intermediate layers as in Lee et al. 2015 (deeply-supervised nets); of steps on the way to an
 answer as in Lightman et al. 2023.
@@ -12,11 +13,17 @@ answer as in Lightman et al. 2023.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from preprocessing.errors import InputError
 
@@ -51,10 +58,15 @@ class LineTeacher:
         self._norm = decoder.norm
         self._letters = head.weight[list(letter_ids)].float()  # [letters, hidden]
         self._weight = weight
+        self._layer = layer
         self._hidden: Tensor | None = None
         self.direction = torch.zeros_like(self._letters[0], requires_grad=True)
         """[hidden] along which a line says that its candidate came next."""
         decoder.layers[layer - 1].register_forward_hook(self._catch)
+
+    def save(self, path: Path) -> None:
+        """Writes the direction and its layer for :class:`LineReader`."""
+        save_file({"direction": self.direction.detach().cpu()}, path, metadata={"layer": str(self._layer)})
 
     def _catch(self, module: Any, given: Any, output: Any) -> None:
         self._hidden = output[0] if isinstance(output, tuple) else output
@@ -79,3 +91,32 @@ class LineTeacher:
             total = total + functional.cross_entropy(says, came_next)
             total = total + functional.binary_cross_entropy_with_logits(says, came_next, reduction="sum")
         return self._weight * total
+
+
+class LineReader:
+    """Ranks by what the candidates' lines say, through the layers up to the taught one and no further."""
+
+    def __init__(self, model: Path, lines: Path) -> None:
+        """Args:
+        model: folder of the merged model.
+        lines: what :meth:`LineTeacher.save` wrote.
+        """
+        with safe_open(str(lines), "pt") as stored:
+            self._direction = stored.get_tensor("direction")
+            layer = int(stored.metadata()["layer"])
+        whole = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, local_files_only=True)
+        self._decoder = whole.get_decoder().eval()
+        self._decoder.layers = self._decoder.layers[:layer]
+        self._decoder.config.num_hidden_layers = layer
+
+    def score(self, tokens: Sequence[int], ends: Sequence[int]) -> NDArray[np.float32]:
+        """How much each line [candidates] says that its candidate came next, in logits.
+
+        Args:
+            tokens: of a prompt.
+            ends: places of the tokens behind the candidates' titles.
+        """
+        with torch.inference_mode():
+            hidden = self._decoder(input_ids=torch.tensor([list(tokens)]), use_cache=False).last_hidden_state[0]
+            scores: NDArray[np.float32] = (hidden[list(ends)] @ self._direction).numpy()
+        return scores

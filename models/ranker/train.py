@@ -43,6 +43,8 @@ TRAINING_FOLDER = "ranker-training"
 """Checkpoint and TensorBoard events of the latest training; the checkpoint goes when the artifact stands."""
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
+LINES_FILE = "lines.safetensors"
+"""What candidates' lines were taught to say, where they were."""
 PROBES = 4
 """Validation prompts whose scores are stored, for every runtime to replay."""
 
@@ -51,7 +53,8 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     """Tunes the base on this data, chooses the retriever's weight, and writes ``artifacts/ranker``.
 
     The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``letters.json``,
-    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder that these options and inputs made
+    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``, and ``lines.safetensors`` where lines were
+    taught. A folder that these options and inputs made
     already is left as it is; a training of theirs that was interrupted goes on from its last checkpoint.
 
     Args:
@@ -141,6 +144,8 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         facts["prompts_per_second"] = round(tuned.prompts_per_second, 3)
         _save_adapter(tuned.model, base, new / ADAPTER_FOLDER)
         save_merged(tuned.model, base_folder, new / MODEL_FOLDER)
+        if tuned.teacher is not None:
+            tuned.teacher.save(new / LINES_FILE)
         prompts.save_settings(new)
         _write(new / LETTERS_FILE, dict(zip(LETTERS, letters, strict=False)))
         _write(new / FUSION_FILE, {"weight": weight, "temperature": temperature})

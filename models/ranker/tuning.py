@@ -52,6 +52,8 @@ class Tuned:
     the letters and fused."""
     prompts_per_second: float
     """Training alone, without validation."""
+    teacher: LineTeacher | None = None
+    """Of the candidates' lines, with the direction of the best validation."""
 
 
 def tune(
@@ -154,6 +156,7 @@ def tune(
         best_step=progress.best_step,
         log=progress.log,
         prompts_per_second=sum(map(len, batches[: progress.step])) / max(progress.seconds, 1e-9),
+        teacher=teacher,
     )
 
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_base
 from torch.nn.functional import logsigmoid
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from models.ranker.lines import Lines, LineTeacher
+from models.ranker.lines import LineReader, Lines, LineTeacher
+from models.ranker.merge import save_merged
 from models.ranker.packing import SHORTEST_SHARED
 from models.ranker.qlora import add_adapters, answer_loss, load_base
 from preprocessing.errors import InputError
@@ -74,6 +76,20 @@ def test_lines_teach_the_layers_below_and_the_direction_only(model: Any):
     above = [change for name, change in learned.items() if "layers.1." in name]
     assert min(below) > 1e-4
     assert max(above) < 1e-6
+
+
+def test_stored_lines_say_what_the_trained_model_says(model: Any, tmp_path: Path):
+    """Read through the merged model's first layer alone, fp16 as stored, without the second."""
+    teacher = LineTeacher(model, 1, LETTERS, WEIGHT)
+    with torch.no_grad():
+        teacher.direction.normal_()
+    teacher.save(tmp_path / "lines.safetensors")
+    save_merged(model, tmp_path, tmp_path / "merged")
+    reader = LineReader(tmp_path / "merged", tmp_path / "lines.safetensors")
+    for prompt, line in zip(PROMPTS, LINES, strict=True):
+        expected = hidden_behind(model, 1, prompt)[list(line.places)] @ teacher.direction
+        assert np.ptp(expected.detach().numpy()) > 0.1
+        assert reader.score(prompt, line.places) == pytest.approx(expected.detach().numpy(), abs=0.05)
 
 
 def test_layers_that_are_elsewhere_are_refused(tmp_path: Path):

@@ -93,6 +93,14 @@ def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
     assert set(read_manifest(folder, "ranker", "").inputs) == {"data", "retriever", "base"}
 
 
+def test_what_lines_were_taught_is_stored_beside_the_ranker(artifacts: Path, base: str):
+    """At the second of the tiny base's two layers less half of them: the first; the best adapters' own direction."""
+    train_ranker(replace(BRIEF, line_weight=0.5), artifacts, base)
+    with safe_open(artifacts / "ranker" / "lines.safetensors", "pt") as lines:
+        assert lines.metadata() == {"layer": "1"}
+        assert lines.get_tensor("direction").shape == (64,)
+
+
 def test_a_finished_stage_is_recognised_and_other_options_are_not(
     artifacts: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ):
