@@ -3,8 +3,8 @@
     python -m benchmarks.ranker_lines --artifacts artifacts/movielens-100k
 
 Both ways train the embedded base on the same prompts, whose answer is an item of the history itself among few random
-ones, and are validated on others: there is nothing to know, only the letter to find. Random letters reach the NDCG@10
-in the first line.
+ones, and are validated on others: there is nothing to know, only the letter to find. Ranks at random among 6 have an
+NDCG@10 of .551, the mean of 1 / log2(rank + 1); the first line is the untuned base.
 """
 
 import argparse

@@ -54,8 +54,8 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
 
     The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``letters.json``,
     ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``, and ``lines.safetensors`` where lines were
-    taught. A folder that these options and inputs made
-    already is left as it is; a training of theirs that was interrupted goes on from its last checkpoint.
+    taught. A folder that these options and inputs made already is left as it is; a training of theirs that was
+    interrupted goes on from its last checkpoint.
 
     Args:
         options: see :class:`RankerTraining`.

@@ -52,7 +52,7 @@ class Tuned:
     the letters and fused."""
     prompts_per_second: float
     """Training alone, without validation."""
-    teacher: LineTeacher | None = None
+    teacher: LineTeacher | None
     """Of the candidates' lines, with the direction of the best validation."""
 
 
