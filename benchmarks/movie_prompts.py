@@ -43,7 +43,7 @@ def movie_prompts(histories: int, pools: int = 1, seed: int = 0) -> list[list[in
     prompts = []
     for _ in range(histories):
         history = rng.integers(1, len(titles) + 1, 20)
-        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20)) for _ in range(pools)]
+        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20)).tokens for _ in range(pools)]
     return prompts
 
 

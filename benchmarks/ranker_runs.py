@@ -1,7 +1,7 @@
 """The trainings behind docs/results/ranker.md, and the letter scores that are kept of them.
 
 For each data set and retriever one file of candidate lists (the retriever's scores, the true item's place, how popular
-each candidate is), and for each run and way of reading it one file of letter log-probabilities: of every test user and
+each candidate is), and for each run and way of asking it one file of the language model's log-probabilities: of every test user and
 a sample of the validation users whose item is among the candidates. From these every figure is computed
 (:mod:`benchmarks.rankers`).
 """
@@ -20,18 +20,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from benchmarks.titles import TitleNearness
 from models.ranker.base import EMBEDDED, find_base
 from models.ranker.crossfit import FOLDER as CROSSFIT
 from models.ranker.crossfit import retrieve
 from models.ranker.fusion import log_softmax
-from models.ranker.lines import LineReader
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.scoring import choose_runtime, load_scorer
 from models.ranker.serving import MODEL_FOLDER
-from models.ranker.titles import TitleNearness
-from models.ranker.train import LINES_FILE, train_ranker
-from models.ranker.verbalizer import letter_ids
+from models.ranker.train import train_ranker
+from models.ranker.verbalizer import LetterVerbalizer, letter_ids, load_verbalizer
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import load_retriever, train_retriever
 from preprocessing.catalogue import Catalogue
@@ -60,20 +59,17 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 PRESET = {
     **PRESETS["smollm2-135m"],
     "validation_users": 200,
-    "validate_every": 250,
+    "validate_every": 300,
     "full_validation": False,
 }
 """The preset, validated less often and on fewer users; what is kept of every run is a fuller validation."""
+LISTS = {"negatives": "retriever", "order": "retriever"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
-    "random-negatives": {"negatives": "random"},
-    "retriever-order": {"order": "retriever"},
-    "evident-only": {"evident_lists": 2000, "max_prompts": 1},
-    "no-evident": {"evident_prompts": 0, "evident_lists": 0},
-    "no-copying": {"copy_prompts": 0, "evident_prompts": 0, "evident_lists": 0},
-    "no-lines": {"line_weight": 0.0},
-    "four-pools": {"pools": 4, "max_user_prompts": 20},
-    "all-layers": {"layers": None},
+    "lists-behind": {**LISTS, "random_prompts": 1600, "max_prompts": 800},
+    "lists-only": LISTS,
+    "letters": {"read": "letters", "depth": None, "layers": 12},
+    "deep": {"depth": 24, "layers": 12},
     "fifty-candidates": {"candidates": 50},
 }
 """What differs from the preset ``smollm2-135m``; ``main`` is the chosen configuration."""
@@ -94,9 +90,8 @@ class Run:
     variant: str = "main"
     seed: int = 42
     ways: tuple[str, ...] = ("tuned",)
-    """``tuned``; ``lines``: the tuned model read at the candidates' lines; ``permuted``: the tuned model with titles
-    permuted over the catalogue; ``orders``: scores averaged over four orders of the candidates; ``untuned``: the
-    base."""
+    """``tuned``: as served; ``permuted``: with titles permuted over the catalogue; ``orders``: scores averaged over four
+    orders of the candidates; ``untuned``: the base's letters."""
     hours: float = 1.0
     """After which the run is stopped, to go on at the next call."""
 
@@ -114,7 +109,7 @@ class Run:
         return {way: KEPT / f"{self.name}-{way}.parquet" for way in self.ways}
 
 
-MAIN_WAYS = ("tuned", "lines", "permuted")
+MAIN_WAYS = ("tuned", "permuted")
 EVERY_WAY = (*MAIN_WAYS, "untuned", "orders")
 RUNS = [
     *(
@@ -274,24 +269,23 @@ def keep_letters(path: Path, run: Run, way: str, folder: Path, data: Data, split
 
 
 def _reader(way: str, run: Run, folder: Path, data: Data) -> Any:
-    """The function from history and candidates to letter log-probabilities [k], in the candidates' order."""
+    """The function from history and candidates to the model's log-probabilities [k], in the candidates' order."""
     model = find_base(EMBEDDED, folder / "base") if way == "untuned" else folder / "ranker" / MODEL_FOLDER
     tokenizer = Tokenizer.from_file(str(model / TOKENIZER_FILE))
     options = run.options()
     limits = {name: getattr(options, name) for name in ("max_history", "title_tokens", "max_tokens", "candidates")}
     catalogue = permuted(data.catalogue, run.seed) if way == "permuted" else data.catalogue
     prompts = PromptBuilder(catalogue, tokenizer, PromptSettings(**limits))
-    if way == "lines":
-        reader = LineReader(model, folder / "ranker" / LINES_FILE)
-        return lambda history, items: log_softmax(reader.score(*prompts.line_ends(history, items)))
-    letters = letter_ids(tokenizer, RESPONSE, options.candidates)
+    if way == "untuned":
+        verbalizer = LetterVerbalizer(letter_ids(tokenizer, RESPONSE, options.candidates))
+    else:
+        verbalizer = load_verbalizer(folder / "ranker")
     scorer = load_scorer(model, choose_runtime("cpu"))
 
     def score(history: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.float64]:
         total = np.zeros(len(items))
         for order in candidate_orders(len(items), ORDERS if way == "orders" else 1, run.seed):
-            logits = scorer.score([prompts.build(history, items[order])], letters[: len(items)])[0]
-            total[order] += log_softmax(logits)
+            total[order] += log_softmax(verbalizer.logits(scorer, prompts.build(history, items[order])))
         return log_softmax(total / (ORDERS if way == "orders" else 1))
 
     return score

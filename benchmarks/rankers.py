@@ -48,14 +48,10 @@ REPORTED = {
 }
 """The paper's Table 4: NDCG@5, Recall@5, NDCG@10 and Recall@10 on Beauty."""
 ABLATIONS = {
-    "random-negatives": "random negatives (the paper's examples)",
-    "retriever-order": "the retriever's lists in its order",
-    "evident-only": "2,000 evident lists and no others",
-    "no-evident": "without the evident prompts",
-    "no-copying": "without the prompts that copy and the evident ones",
-    "no-lines": "without what the candidates' lines are taught",
-    "four-pools": "four shuffled pools a history",
-    "all-layers": "adapters on all layers",
+    "lists-behind": "the last third on the retriever's lists",
+    "lists-only": "on the retriever's lists only",
+    "letters": "letters read, as in the paper",
+    "deep": "24 layers instead of 12, adapters on the upper 12",
 }
 LIKENESS = "likeness of the titles' words (TF-IDF)"
 CONTROLS = ("titles permuted", LIKENESS)
@@ -199,7 +195,6 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
     for way, label, read_alone in (
         ("tuned", "main", "letters only"),
         ("orders", "main, four orders averaged", "letters only"),
-        ("lines", "main, lines read", "lines only"),
     ):
         letters, seconds = read(way)
         if letters:

@@ -134,11 +134,11 @@ def in_process_rate(steps: ExportedSteps, histories: list[list[str]]) -> float:
         request = steps.features.encode([item.encode() for item in history])
         candidates = steps.candidates(request)
         prompts.append((steps.prompts.build(request.history, candidates.items), candidates))
-    tokens, candidates = prompts[0]
-    steps.ranker.rank(tokens, candidates.scores, candidates.ranks)
+    prompt, candidates = prompts[0]
+    steps.ranker.rank(prompt, candidates.scores, candidates.ranks)
     began = time.perf_counter()
-    for tokens, candidates in prompts:
-        steps.ranker.rank(tokens, candidates.scores, candidates.ranks)
+    for prompt, candidates in prompts:
+        steps.ranker.rank(prompt, candidates.scores, candidates.ranks)
     return len(histories) / (time.perf_counter() - began)
 
 

@@ -52,7 +52,7 @@ def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], flo
     for length in lengths:
         titles = titles_of(length)
         catalogue = Catalogue([b""] * ITEMS, titles, [])
-        prompt = PromptBuilder(catalogue, tokenizer(), PromptSettings()).build(range(1, 21), range(21, 41))
+        prompt = PromptBuilder(catalogue, tokenizer(), PromptSettings()).build(range(1, 21), range(21, 41)).tokens
         wanted = 20 * (length + 1)  # a line break behind each title
         seconds: dict[str, list[float]] = {"verbalizer": [], "generation": []}
         for _ in range(runs):

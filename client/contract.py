@@ -68,6 +68,8 @@ CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
 CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
 TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, ending where the index letter is to follow."""
+LINE_END = TensorSpec("LINE_END", "INT32", (-1,))
+"""Place in TOKEN of the token behind each candidate's title, where a ranker reads that reads the candidates' lines."""
 QUEUED = TensorSpec("QUEUED", "INT64", (1,))
 """When the prompt joined the ranker's queue: microseconds of this machine's monotonic clock; 0: wait for ever."""
 
@@ -87,6 +89,6 @@ STEP_SPECS = {
         (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT),
         (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
     ),
-    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, QUEUED)),
-    "ranker": ModelSpec((TOKEN, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
+    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, QUEUED)),
+    "ranker": ModelSpec((TOKEN, LINE_END, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
 }

@@ -73,7 +73,7 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
 
     Returns:
         ``{"dataset", "release", "users", "subset_users", "fusion_weight", "retriever": {"overall": {..}, "subset":
-        {..}}, "ranker_letters", "ranker", "served": {"users", "identical", "equal_to_oracle", ..}}``.
+        {..}}, "ranker_alone", "ranker", "served": {"users", "identical", "equal_to_oracle", ..}}``.
 
     Raises:
         InputError: nothing was exported, or it was exported from other artifacts.
@@ -85,11 +85,11 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
     users = _retrieve(steps, data)
     subset = users.subset()
     scored = range(len(users.names)) if ask else subset
-    letters = _letters(steps, users, scored, artifacts / "evaluation" / f"letters-{release}.parquet")
+    logits = _logits(steps, users, scored, artifacts / "evaluation" / f"logits-{release}.parquet")
     ranks = {
         "retriever": users.ranks,
-        "ranker_letters": _ranks(users, subset, letters, weight=0.0),
-        "ranker": _ranks(users, subset, letters, weight=steps.ranker.weight),
+        "ranker_alone": _ranks(users, subset, logits, weight=0.0),
+        "ranker": _ranks(users, subset, logits, weight=steps.ranker.weight),
     }
     _write(artifacts / "evaluation" / "ranks.parquet", {"user": users.names, **ranks})
     result: dict[str, Any] = {
@@ -102,7 +102,7 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
     for name, places in ranks.items():
         result[name] = {"overall": summary(places), "subset": summary(places[subset]) if subset else {}}
     if ask:
-        lists = _offline_lists(steps, users, letters)
+        lists = _offline_lists(steps, users, logits)
         result["served"] = {
             **_compare(data, users, lists, ask),
             **_compare_with_oracle(artifacts, repository, steps, users, lists, oracle_users),
@@ -131,22 +131,22 @@ def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
     return TestUsers(data.users, histories, candidates, data.test, np.array(ranks, np.int32))
 
 
-def _letters(
+def _logits(
     steps: ExportedSteps, users: TestUsers, scored: Sequence[int], cache: Path
 ) -> dict[int, NDArray[np.float32]]:
-    """The ranker's letter logits of the ``scored`` users, from the cache where it has them."""
+    """The ranker's logits of the ``scored`` users, from the cache where it has them."""
     place = {name: user for user, name in enumerate(users.names)}
-    letters: dict[int, NDArray[np.float32]] = {}
+    logits: dict[int, NDArray[np.float32]] = {}
     if cache.is_file():
         table = pq.read_table(cache)
         for name, row in zip(table["user"].to_pylist(), table["logits"].to_pylist(), strict=True):
-            letters[place[name]] = np.array(row, np.float32)
-    missing = [user for user in scored if user not in letters]
+            logits[place[name]] = np.array(row, np.float32)
+    missing = [user for user in scored if user not in logits]
     for done, user in enumerate(track(missing, "ranking", len(missing)), start=1):
-        letters[user] = steps.letter_logits(users.histories[user], users.candidates[user])
+        logits[user] = steps.logits(users.histories[user], users.candidates[user])
         if done % SAVE_EVERY == 0 or done == len(missing):
-            _write(cache, {"user": [users.names[user] for user in letters], "logits": list(letters.values())})
-    return letters
+            _write(cache, {"user": [users.names[user] for user in logits], "logits": list(logits.values())})
+    return logits
 
 
 def _write(path: Path, columns: dict[str, Any]) -> None:
@@ -156,26 +156,26 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _ranked(candidates: Candidates, letters: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
+def _ranked(candidates: Candidates, logits: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
     """The candidates' item numbers, best first."""
-    return candidates.items[order(fuse(letters, candidates.scores, weight), candidates.ranks)]
+    return candidates.items[order(fuse(logits, candidates.scores, weight), candidates.ranks)]
 
 
 def _ranks(
-    users: TestUsers, subset: Sequence[int], letters: dict[int, NDArray[np.float32]], weight: float
+    users: TestUsers, subset: Sequence[int], logits: dict[int, NDArray[np.float32]], weight: float
 ) -> NDArray[np.int32]:
     """The true item's place after ranking, from 1; 0 for users whose true item is no candidate."""
     ranks = np.zeros(len(users.names), np.int32)
     for user in subset:
-        ranked = _ranked(users.candidates[user], letters[user], weight)
+        ranked = _ranked(users.candidates[user], logits[user], weight)
         ranks[user] = np.flatnonzero(ranked == users.truth[user])[0] + 1
     return ranks
 
 
 def _offline_lists(
-    steps: ExportedSteps, users: TestUsers, letters: dict[int, NDArray[np.float32]]
+    steps: ExportedSteps, users: TestUsers, logits: dict[int, NDArray[np.float32]]
 ) -> list[NDArray[np.int32]]:
-    return [_ranked(row, letters[user], steps.ranker.weight) for user, row in enumerate(users.candidates)]
+    return [_ranked(row, logits[user], steps.ranker.weight) for user, row in enumerate(users.candidates)]
 
 
 def _compare(data: Data, users: TestUsers, lists: list[NDArray[np.int32]], ask: Ask) -> dict[str, Any]:
@@ -205,6 +205,6 @@ def _compare_with_oracle(
     equal = 0
     for user, row in zip(track(chosen, "asking fp32 PyTorch", len(chosen)), scores, strict=True):
         candidates = top_candidates(row, users.histories[user], k=20)
-        ranked = _ranked(candidates, oracle.letter_logits(users.histories[user], candidates), ranker.weight)
+        ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
         equal += bool(np.array_equal(ranked, lists[user]))
     return {"equal_to_oracle": equal / len(chosen), "oracle_users": len(chosen)}

@@ -48,10 +48,9 @@ class ExportedSteps:
             return self.retriever.candidates(request.history, request.excluded)
         return self.retriever.given(request.history, request.given)
 
-    def letter_logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
-        """The ranker's logits of the candidates' letters [k]."""
-        tokens = self.prompts.build(history, candidates.items)
-        return self.ranker.letter_logits(tokens, len(candidates.items))
+    def logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
+        """The ranker's logits of the candidates [k]."""
+        return self.ranker.logits(self.prompts.build(history, candidates.items))
 
     def recommend(
         self,
@@ -73,8 +72,8 @@ class ExportedSteps:
         found = self.candidates(request)
         if not len(found.items):
             return []
-        tokens = self.prompts.build(request.history, found.items)
-        places, probabilities = self.ranker.rank(tokens, found.scores, found.ranks)
+        prompt = self.prompts.build(request.history, found.items)
+        places, probabilities = self.ranker.rank(prompt, found.scores, found.ranks)
         answer = zip(found.items[places], probabilities, found.ranks[places], strict=True)
         return [
             (self.catalogue.raw(int(item)).decode(), float(probability), int(rank))

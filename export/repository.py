@@ -12,7 +12,7 @@ from typing import Any
 
 from client.contract import STEPS
 from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
-from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, PromptBuilder
+from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
 from models.ranker.scoring import Runtime, choose_runtime
 from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
 from models.retriever.index import import_faiss
@@ -170,8 +170,9 @@ def measure_pass(folder: Path) -> float:
     probes = json.loads((folder / PROBES_FILE).read_text(encoding="utf-8"))
     seconds = []
     for probe in (probes * MEASURED_PASSES)[:MEASURED_PASSES]:
+        prompt = Prompt(probe["tokens"], probe["line_ends"])
         started = time.perf_counter()
-        ranker.letter_logits(probe["tokens"], len(probe["logprobs"]))
+        ranker.logits(prompt)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -32,6 +32,7 @@ from client.contract import (
     HISTORY_ITEM,
     ITEM_ID,
     LIMIT,
+    LINE_END,
     QUEUED,
     RETRIEVE,
     RETRIEVER_RANK,
@@ -377,8 +378,10 @@ class Prompting:
     def answer(self, request: Tensors) -> Answer:
         """The prompt; no tokens when there is no candidate to rank."""
         candidates = request[CANDIDATE_ITEM].tolist()
-        tokens = self.prompts.build(request[HISTORY_ITEM].tolist(), candidates) if candidates else []
-        return {TOKEN: tokens, QUEUED: [now()]}
+        if not candidates:
+            return {TOKEN: [], LINE_END: [], QUEUED: [now()]}
+        prompt = self.prompts.build(request[HISTORY_ITEM].tolist(), candidates)
+        return {TOKEN: prompt.tokens, LINE_END: prompt.line_ends, QUEUED: [now()]}
 
 
 @dataclass(frozen=True)
@@ -391,23 +394,28 @@ class Ranking:
 
     @classmethod
     def load(cls, folder: Path, remembered: int = 0) -> "Ranking":
-        """Opens the merged model with its letters, fusion weight, runtime and probe prompts."""
+        """Opens the merged model with its verbalizer, fusion weight, runtime and probe prompts."""
         from models.ranker.serving import Ranker
 
         return cls(Ranker.load(folder), remembered)
 
     @cached_property
-    def _rank(self) -> Callable[[bytes, bytes, bytes], tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def _rank(self) -> Callable[[bytes, bytes, bytes, bytes], tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        from models.ranker.prompt import Prompt
+
         @lru_cache(maxsize=self.remembered)
-        def rank(tokens: bytes, scores: bytes, ranks: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            prompt = np.frombuffer(tokens, np.int32).tolist()
+        def rank(
+            tokens: bytes, line_ends: bytes, scores: bytes, ranks: bytes
+        ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            prompt = Prompt(*(np.frombuffer(part, np.int32).tolist() for part in (tokens, line_ends)))
             return self.ranker.rank(prompt, np.frombuffer(scores, np.float32), np.frombuffer(ranks, np.int32))
 
         return rank
 
     def answer(self, request: Tensors) -> Answer:
         """The candidates, best first, cut to LIMIT."""
+        given = (request[spec].tobytes() for spec in (TOKEN, LINE_END, CANDIDATE_SCORE, CANDIDATE_RANK))
+        order, probabilities = self._rank(*given)
         ranks = request[CANDIDATE_RANK]
-        order, probabilities = self._rank(request[TOKEN].tobytes(), request[CANDIDATE_SCORE].tobytes(), ranks.tobytes())
         ids, scores, ranks = _cut(request[LIMIT], request[CANDIDATE_ID][order], probabilities, ranks[order])
         return {ITEM_ID: ids, SCORE: scores, RETRIEVER_RANK: ranks}

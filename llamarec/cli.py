@@ -217,7 +217,7 @@ def train_ranker(
         print_json(metrics)
         return
     measured = {name: values for name, values in metrics["validation"].items() if name != "users"}
-    measured[f"untuned letters, {metrics['sample']['users']} users"] = metrics["sample"]["untuned_letters"]
+    measured[f"untuned, {metrics['sample']['users']} users"] = metrics["sample"]["untuned"]
     rows = [[name, *values.values()] for name, values in measured.items()]
     title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
     print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)

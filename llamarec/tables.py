@@ -62,7 +62,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     """The paper's tables 1 and 3, and the comparison with a running server."""
     names = {
         "retriever": "retriever alone",
-        "ranker_letters": "+ ranker, letters only (the paper's way)",
+        "ranker_alone": "+ ranker alone, without the retriever's scores",
         "ranker": f"+ ranker as served (retriever's weight {result['fusion_weight']:g})",
     }
     columns = list(result["retriever"]["overall"])

@@ -177,8 +177,8 @@ class Showroom:
             return "", 0
         known = [item for raw in history if (item := self._known(raw)) is not None]
         candidates = [item for r in retrieved if (item := self._known(r.item_id)) is not None]
-        text, tokens = self.prompts.fit(known, candidates)
-        return text, len(tokens)
+        text, prompt = self.prompts.fit(known, candidates)
+        return text, len(prompt.tokens)
 
 
 def create_app(showroom: Showroom) -> FastAPI:

@@ -22,19 +22,19 @@ class Progress:
     validated: int = -1
     """Step of the latest validation."""
     best: float = -1.0
-    """NDCG@10 of the best validation, of the letters or fused."""
+    """NDCG@10 of the best validation, of the language model alone or fused."""
     best_step: int = 0
     waited: int = 0
     """Validations since the best one."""
     seconds: float = 0.0
     """Spent training, validations aside."""
     losses: list[float] = field(default_factory=list)
-    """Of the steps since the latest validation, per token."""
+    """Of the steps since the latest validation."""
     log: list[dict[str, float]] = field(default_factory=list)
-    """Per validation: step, mean loss since the last, NDCG@10 of the letters and fused."""
+    """Per validation: step, mean loss since the last, NDCG@10 of the language model alone and fused."""
     untuned: list[Tensor] = field(default_factory=list)
-    """Letter log-probabilities [k] of each validation example before the first step."""
-    letters: list[Tensor] = field(default_factory=list)
+    """The language model's log-probabilities [k] of each validation example before the first step."""
+    logprobs: list[Tensor] = field(default_factory=list)
     """The same at the best validation."""
     best_adapters: list[Tensor] = field(default_factory=list)
 
@@ -97,13 +97,13 @@ def plot_curves(log: Sequence[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(8, 3), layout="constrained")
     losses, validations = figure.subplots(1, 2)
     for axes, name, label in (
-        (losses, "loss", "training loss a token"),
-        (validations, "NDCG@10", "letters"),
+        (losses, "loss", "training loss"),
+        (validations, "NDCG@10", "language model alone"),
         (validations, "fused NDCG@10", "fused"),
     ):
         rows = [row for row in log if name in row]
         axes.plot([row["step"] for row in rows], [row[name] for row in rows], marker="o", markersize=3, label=label)
-    losses.set(xlabel="step", ylabel="training loss a token")
+    losses.set(xlabel="step", ylabel="training loss")
     validations.set(xlabel="step", ylabel="validation NDCG@10")
     validations.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -55,13 +55,13 @@ class CrossFit:
     candidates: int
     """Length of a list."""
 
-    def lists(self, positions: Sequence[Position]) -> list[Items]:
+    def lists(self, positions: Sequence[Position]) -> list[Candidates]:
         """The candidates of each position, best first, from the retriever of its user's fold."""
-        made: dict[int, Items] = {}
+        made: dict[int, Candidates] = {}
         for fold, (model, length) in enumerate(self.retrievers):
             rows = [row for row, position in enumerate(positions) if self.fold[position.user] == fold]
             found = retrieve(model, length, [positions[row].history for row in rows], self.candidates)
-            made.update(zip(rows, (candidates.items for candidates in found), strict=True))
+            made.update(zip(rows, found, strict=True))
         return [made[row] for row in range(len(positions))]
 
 

@@ -8,14 +8,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.retriever.candidates import Candidates
 from preprocessing.errors import InputError
 
 Items = NDArray[np.int32]
 Negatives = Literal["random", "retriever"]
 Order = Literal["shuffled", "retriever"]
 
-EVIDENT_FROM = 0.1
-"""Nearness of titles, from 0 to 1, above which it may be evident what came next: two common words are no likeness."""
 POSITIONS_AT_ONCE = 512
 """Positions whose candidates are made together: the retriever scores in batches."""
 
@@ -30,6 +29,8 @@ class Example:
     """In the order of their letters."""
     truth: int
     """Place (from 0) of the true item among the candidates."""
+    scores: NDArray[np.float32]
+    """The retriever's logits [k] of the candidates; all the same where it was not asked."""
 
 
 class Position(NamedTuple):
@@ -94,9 +95,8 @@ def sample_examples(
             return examples[:most]
     if not examples:
         raise InputError(
-            f"none of {len(order)} training positions gives an example: either the retriever has the next item nowhere"
-            " among its candidates (train it longer, or train the ranker with random negatives), or no title gives the"
-            " next item away (choose a preset without evident prompts)"
+            f"none of {len(order)} training positions gives an example: the retriever has the next item nowhere among its"
+            " candidates. Train it longer, or train the ranker with random negatives"
         )
     return examples
 
@@ -126,41 +126,16 @@ class RandomPools:
     def _example(self, position: Position, rng: np.random.Generator) -> Example:
         taken = np.append(position.history, position.target)
         drawn = draw_negatives(self.items, taken, self.candidates - 1, rng)
-        return _shuffled(position.history, np.append(drawn, position.target), position.target, rng)
-
-
-@dataclass(frozen=True)
-class CopiedPools:
-    """An item of the history itself among random ones, shuffled: nothing to know, only to bind a title to its letter.
-
-    A small model that doesn't bind them yet learns nothing from real targets, which are seldom plain to see.
-    """
-
-    items: int
-    """Size of the catalogue; item numbers count from 1."""
-    candidates: int
-    """Of one example, the target included; fewer where the catalogue has no more."""
-    history: int
-    """How many of the latest items a prompt shows: the target is one of them."""
-    pools: int = 1
-    """Examples of one position, each with a target and candidates of its own."""
-
-    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
-        """See :data:`Pools`."""
-        return [[self._example(position.history, rng) for _ in range(self.pools)] for position in positions]
-
-    def _example(self, history: Items, rng: np.random.Generator) -> Example:
-        target = int(rng.choice(history[-self.history :]))
-        drawn = draw_negatives(self.items, history, self.candidates - 1, rng)
-        return _shuffled(history, np.append(drawn, target), target, rng)
+        shuffled = rng.permutation(np.append(drawn, position.target)).astype(np.int32)
+        return _example(position.history, shuffled, position.target)
 
 
 @dataclass(frozen=True)
 class RetrievedPools:
     """The retriever's own list, for the positions whose target is in it: what the ranker will meet when it serves."""
 
-    lists: Callable[[Sequence[Position]], list[Items]]
-    """The retriever's candidates of each position, best first. It must not have learned from the position's user, or
+    lists: Callable[[Sequence[Position]], list[Candidates]]
+    """The retriever's candidates of each position. It must not have learned from the position's user, or
     it ranks the target better than it ever will again (:mod:`models.ranker.crossfit`)."""
     order: Order = "retriever"
     """With the ``retriever`` order the letter carries the retriever's opinion; ``shuffled`` it carries none."""
@@ -170,68 +145,24 @@ class RetrievedPools:
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
         """See :data:`Pools`."""
         made: list[list[Example]] = []
-        for position, items in zip(positions, self.lists(positions), strict=True):
-            found = np.flatnonzero(items == position.target)
-            if len(found) == 0:
-                made.append([])
-            elif self.order == "retriever":
-                made.append([Example(position.history, items, int(found[0]))])
-            else:
-                made.append([_shuffled(position.history, items, position.target, rng) for _ in range(self.pools)])
+        for position, listed in zip(positions, self.lists(positions), strict=True):
+            places = np.arange(len(listed.items))
+            orders = [] if position.target not in listed.items else [places]
+            if orders and self.order == "shuffled":
+                orders = [rng.permutation(places) for _ in range(self.pools)]
+            made.append(
+                [
+                    _example(position.history, listed.items[order], position.target, listed.scores[order])
+                    for order in orders
+                ]
+            )
         return made
 
 
-@dataclass(frozen=True)
-class EvidentPools:
-    """The examples of other pools that the titles give away: no other candidate's is as near to one of the history.
-
-    Behind those that copy they ask for a likeness instead of the same title. What is left for the real lists, where
-    one target in six is evident, is how much to make of it.
-    """
-
-    pools: Pools
-    """Makes the examples of which some are kept."""
-    nearness: Callable[[Items, Items], NDArray[np.float64]]
-    """How near the titles of items [a] and of others [b] are [a, b]: :class:`models.ranker.titles.TitleNearness`."""
-    history: int
-    """How many of the latest items a prompt shows."""
-
-    def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
-        """See :data:`Pools`."""
-        return [[example for example in made if self._is_evident(example)] for made in self.pools(positions, rng)]
-
-    def _is_evident(self, example: Example) -> bool:
-        nearest = self.nearness(example.candidates, example.history[-self.history :]).max(axis=1)
-        others = np.delete(nearest, example.truth)
-        return bool(nearest[example.truth] > max(others.max(initial=0.0), EVIDENT_FROM))
-
-
-def growing(examples: Sequence[Example], fewest: int, start: float = 0.0) -> list[Example]:
-    """Examples with few of their candidates at first and all of them in the end, the target always among them.
-
-    Among twenty a small model does not find out what the letters are for; among five it does in some hundred prompts.
-
-    Args:
-        examples: in the order of training.
-        fewest: candidates of the first.
-        start: share of the examples after which they get more.
-    """
-    most = max(len(example.candidates) for example in examples)
-    sizes = np.interp(np.linspace(0, 1, len(examples)), [0, start, 1], [fewest, fewest, most]).astype(int)
-    grown = []
-    for example, size in zip(examples, sizes, strict=True):
-        others = np.delete(np.arange(len(example.candidates)), example.truth)
-        # From the whole list: among a retriever's first ones a target from far below would always be the last.
-        others = others[np.linspace(0, len(others) - 1, size - 1).round().astype(int)]
-        places = np.sort(np.append(others, example.truth))
-        truth = int(np.flatnonzero(places == example.truth)[0])
-        grown.append(Example(example.history, example.candidates[places], truth))
-    return grown
-
-
-def _shuffled(history: Items, items: Items, target: int, rng: np.random.Generator) -> Example:
-    mixed = rng.permutation(items).astype(np.int32)
-    return Example(history, mixed, int(np.flatnonzero(mixed == target)[0]))
+def _example(history: Items, items: Items, target: int, scores: NDArray[np.float32] | None = None) -> Example:
+    unknown = np.zeros(len(items), np.float32)
+    place = int(np.flatnonzero(items == target)[0])
+    return Example(history, items, place, unknown if scores is None else scores)
 
 
 def draw_negatives(items: int, taken: Items, count: int, rng: np.random.Generator) -> Items:

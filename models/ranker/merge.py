@@ -62,6 +62,7 @@ def save_merged(model: Any, base: Path, folder: Path, shard_bytes: int = SHARD_B
     _save_sharded(merged_tensors(model), folder, shard_bytes)
     config = model.get_base_model().config.__class__.from_pretrained(str(base))
     config.dtype = torch.float16
+    config.num_hidden_layers = model.config.num_hidden_layers
     config.save_pretrained(folder)
     for pattern in COPIED:
         for file in base.glob(pattern):

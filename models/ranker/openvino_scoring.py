@@ -1,6 +1,6 @@
 """The merged ranker in OpenVINO: Llama's layers as one graph, straight from the safetensors, without torch.
 
-Above the last layer's keys and values only the last position is computed: nothing else reaches the letters.
+Above the last layer's keys and values only the places that are read are computed: nothing else reaches the scores.
 Source of the architecture: Touvron et al. 2023; of the rotary halves: transformers' Llama, with which a test compares.
 """
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 from safetensors import safe_open
 
-from models.ranker.scoring import Runtime
+from models.ranker.scoring import Runtime, Scorer
 from preprocessing.errors import InputError
 
 Weight = Callable[[str], NDArray[Any]]
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
-class OpenVinoScorer:
+class OpenVinoScorer(Scorer):
     """See :class:`models.ranker.scoring.Scorer`."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
@@ -37,7 +37,7 @@ class OpenVinoScorer:
         head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
         self._head = weight(head)  # [vocabulary, hidden], as stored
         self._compiled = openvino.Core().compile_model(
-            last_hidden_state(config, weight),
+            hidden_states(config, weight),
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
@@ -48,12 +48,15 @@ class OpenVinoScorer:
             },
         )
 
-    def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+    def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
         """See :class:`models.ranker.scoring.Scorer`."""
-        rows = self._head[list(label_ids)].astype(np.float32)  # [letters, hidden]
-        hidden = [self._compiled([np.asarray(prompt, np.int64)])[0][0] for prompt in token_ids]
-        # Not rows @ state: BLAS shares that among threads, whose number would decide the last bits of a score.
-        return np.stack([np.einsum("lh,h->l", rows, state) for state in hidden])
+        rows: NDArray[np.float32] = self._head[list(label_ids)].astype(np.float32)
+        return rows
+
+    def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
+        """See :class:`models.ranker.scoring.Scorer`."""
+        states: NDArray[np.float32] = self._compiled([np.asarray(token_ids, np.int64), np.asarray(places, np.int64)])[0]
+        return states
 
 
 def weights_of(folder: Path) -> Weight:
@@ -70,8 +73,8 @@ def weights_of(folder: Path) -> Weight:
     return weight
 
 
-def last_hidden_state(config: dict[str, Any], weight: Weight) -> openvino.Model:
-    """The graph from token ids [length] to the normalised state at the last position [1, hidden].
+def hidden_states(config: dict[str, Any], weight: Weight) -> openvino.Model:
+    """The graph from token ids [length] and places [n] among them to the normalised states there [n, hidden].
 
     Args:
         config: of the Hugging Face folder.
@@ -88,26 +91,27 @@ def last_hidden_state(config: dict[str, Any], weight: Weight) -> openvino.Model:
             "OpenVINO runs LlamaForCausalLM without biases and rope scaling only: export with --runtime torch"
         )
     eps = config["rms_norm_eps"]
-    tokens = op.parameter([-1], np.int64, name="tokens")
+    tokens, places = (op.parameter([-1], np.int64, name=name) for name in ("tokens", "places"))
     x = op.gather(_constant(weight("model.embed_tokens.weight")), tokens, np.int64(0))  # [length, hidden]
     attention = _Attention(config, op.shape_of(tokens))
     layers = config["num_hidden_layers"]
     for number in range(layers):
-        x = _layer(x, partial(_weight_of_layer, weight, number), attention, eps, number + 1 == layers)
+        read = places if number + 1 == layers else None
+        x = _layer(x, partial(_weight_of_layer, weight, number), attention, eps, read)
     x = _norm(x, weight("model.norm.weight"), eps)
-    return openvino.Model([x], [tokens], "llama")
+    return openvino.Model([x], [tokens, places], "llama")
 
 
 def _weight_of_layer(weight: Weight, number: int, name: str) -> NDArray[Any]:
     return weight(f"model.layers.{number}.{name}.weight")
 
 
-def _layer(x: Any, weight: Weight, attention: "_Attention", eps: float, is_last: bool) -> Any:
-    """One decoder layer over [length, hidden]; the last one gives its last position only."""
+def _layer(x: Any, weight: Weight, attention: "_Attention", eps: float, places: Any) -> Any:
+    """One decoder layer over [length, hidden]; with ``places``, no others than they are given [n, hidden]."""
     normed = _norm(x, weight("input_layernorm"), eps)
-    if is_last:
-        x = op.slice(x, [-1], [np.iinfo(np.int64).max], [1], [0])  # [1, hidden]
-    x = op.add(x, _linear(attention(normed, weight, is_last), weight("self_attn.o_proj")))
+    if places is not None:
+        x = op.gather(x, places, np.int64(0))  # [n, hidden]
+    x = op.add(x, _linear(attention(normed, weight, places), weight("self_attn.o_proj")))
     normed = _norm(x, weight("post_attention_layernorm"), eps)
     gate = op.swish(_linear(normed, weight("mlp.gate_proj")))
     return op.add(x, _linear(op.multiply(gate, _linear(normed, weight("mlp.up_proj"))), weight("mlp.down_proj")))
@@ -126,17 +130,18 @@ class _Attention:
             op.slice(op.constant(table[None, None].astype(np.float32)), [0], length, [1], [2])
             for table in (np.cos(angles), np.sin(angles))
         )  # [1, 1, length, width]
+        self.positions = op.range(np.int64(0), op.squeeze(length, np.int64(0)), np.int64(1), "i64")  # [length]
 
-    def __call__(self, x: Any, weight: Weight, is_last: bool) -> Any:
-        """[length, hidden] -> [length, heads * width]; of the last position only if ``is_last``."""
+    def __call__(self, x: Any, weight: Weight, places: Any) -> Any:
+        """[length, hidden] -> [length, heads * width], or [n, heads * width] of the places only."""
         query = self._rotate(self._split(_linear(x, weight("self_attn.q_proj")), self.heads))
-        key = self._rotate(self._split(_linear(x, weight("self_attn.k_proj")), self.key_heads))
-        value = self._split(_linear(x, weight("self_attn.v_proj")), self.key_heads)
-        if is_last:  # it may look at every position
-            query = op.slice(query, [-1], [np.iinfo(np.int64).max], [1], [2])
-        attended = op.scaled_dot_product_attention(
-            query, self._repeat(key), self._repeat(value), causal=not is_last
-        )  # [1, heads, length, width]
+        key = self._repeat(self._rotate(self._split(_linear(x, weight("self_attn.k_proj")), self.key_heads)))
+        value = self._repeat(self._split(_linear(x, weight("self_attn.v_proj")), self.key_heads))
+        if places is None:
+            attended = op.scaled_dot_product_attention(query, key, value, causal=True)  # [1, heads, length, width]
+        else:
+            before = op.less_equal(self.positions, op.unsqueeze(places, np.int64(1)))  # [n, length]
+            attended = op.scaled_dot_product_attention(op.gather(query, places, np.int64(2)), key, value, before)
         merged = op.transpose(attended, np.array([0, 2, 1, 3]))
         return op.reshape(merged, np.array([-1, self.heads * self.width]), special_zero=False)
 

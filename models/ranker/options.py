@@ -6,7 +6,7 @@ from typing import Any
 
 from client.contract import MAX_CANDIDATES
 from models.ranker.examples import Negatives, Order
-from models.ranker.verbalizer import LETTERS
+from models.ranker.verbalizer import LETTERS, Read
 from preprocessing.errors import InputError
 
 
@@ -45,19 +45,14 @@ class RankerTraining:
     """Most different prompts to train on, a random sample; all there are if absent."""
     max_user_prompts: int | None = None
     """Most prompts of one user, so that long sequences don't dominate; no limit if absent."""
-    copy_prompts: int = 0
-    """Prompts before the others whose answer is an item of the history itself, among few candidates at first: from them
-    a small base learns to bind a title to its letter, without which it learns nothing from the others."""
-    evident_prompts: int = 0
-    """Prompts between those and the others: real targets among random candidates, with no other title as near to one of
-    the history."""
-    evident_lists: int = 0
-    """Such prompts behind them with the others' candidates, fewer at first; of use where those are the retriever's,
-    whose titles are near to the history's in their own right."""
-    line_weight: float = 0.0
-    """Of a second loss: at the middle of the layers with adapters the end of each candidate's line says its letter and
-    whether that one came next (:mod:`models.ranker.lines`), which the layers above then have to find only. A small base
-    learns from it what a letter stands for in a fraction of the prompts."""
+    read: Read = "letters"
+    """What the ranking is read from: the ``letters`` behind the prompt as in the paper, or the ends of the candidates'
+    ``lines``, which a small base learns to use in a fraction of the prompts."""
+    depth: int | None = None
+    """How many of the base's lower layers are kept, all if absent: the first ones learn to read lines as fast."""
+    random_prompts: int = 0
+    """Prompts with random candidates before those of the retriever's ``negatives``: what titles have to do with one
+    another is easier to learn from strangers."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""
@@ -70,10 +65,9 @@ class RankerTraining:
     """Of users, for cross-fitting the retriever."""
     candidates: int = MAX_CANDIDATES
     """In a prompt. The paper's, and what the server retrieves, are 20."""
-    validate_by: str = "letters"
-    """Whose NDCG@10 chooses the adapters: the ``letters`` alone as in the paper, or ``fused`` with the retriever at the
-    best weight, as served. Letters that lean to the first candidates, which the retriever thinks best, look better
-    alone than they are worth to it."""
+    validate_by: str = "alone"
+    """Whose NDCG@10 chooses the adapters: that of the language model ``alone`` as in the paper, or ``fused`` with the
+    retriever at the best weight, as served."""
     validation_users: int | None = None
     """Most users to validate on during training, a fixed random sample of those whose item the retriever found; all of
     them if absent."""
@@ -109,7 +103,7 @@ class RankerTraining:
             "pools",
             "checkpoint_every",
         )
-        optional = ("layers", "max_prompts", "max_user_prompts", "validation_users", "threads")
+        optional = ("layers", "depth", "max_prompts", "max_user_prompts", "validation_users", "threads")
         for name in (*counts, "title_tokens", "max_tokens", *optional):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -124,8 +118,12 @@ class RankerTraining:
             raise InputError(f"there is no order {self.order!r}: choose shuffled or retriever")
         if self.order == "retriever" and (self.negatives == "random" or self.pools > 1):
             raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
-        if self.validate_by not in ("letters", "fused"):
-            raise InputError(f"there is no validation by {self.validate_by!r}: choose letters or fused")
+        if self.validate_by not in ("alone", "fused"):
+            raise InputError(f"there is no validation by {self.validate_by!r}: choose alone or fused")
+        if self.read not in ("letters", "lines"):
+            raise InputError(f"there is no reading of {self.read!r}: choose letters or lines")
+        if self.depth and self.read == "letters":
+            raise InputError("a base cut to some of its layers says no letters: set read to lines, or leave depth out")
         if not 2 <= self.candidates <= len(LETTERS):
             raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
         if self.folds < 2:
@@ -134,61 +132,35 @@ class RankerTraining:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
             raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
-        for name in ("copy_prompts", "evident_prompts", "evident_lists", "line_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.random_prompts < 0:
+            raise InputError(f"random_prompts must be at least 0, not {self.random_prompts}")
 
 
+SMALL = {
+    "read": "lines",
+    "depth": 12,
+    "quantisation": "none",
+    "rank": 16,
+    "dropout": 0.0,
+    "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "learning_rate": 1e-3,
+    "warmup_steps": 30,
+    "batch_size": 4,
+    "max_history": 10,
+    "title_tokens": 12,
+    "max_user_prompts": 5,
+    "validate_by": "fused",
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "demo": {
-        "batch_size": 4,
-        "max_prompts": 64,
-        "pools": 4,
-        "layers": 12,
-        "max_history": 10,
-        "validation_users": 48,
-        "validate_every": 16,
-        "full_validation": False,
-    },
-    "quick": {
-        "batch_size": 4,
-        "max_prompts": 16,
-        "pools": 4,
-        "layers": 12,
-        "max_history": 10,
-        "validation_users": 8,
-        "validate_every": 4,
-        "full_validation": False,
-    },
+    "demo": {**SMALL, "max_prompts": 256, "validation_users": 48, "validate_every": 32, "full_validation": False},
+    "quick": {**SMALL, "max_prompts": 16, "validation_users": 8, "validate_every": 4, "full_validation": False},
     "paper": {},
     "llama2-7b": {},
-    "smollm2-135m": {
-        "quantisation": "none",
-        "rank": 16,
-        "dropout": 0.0,
-        "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        "layers": 12,
-        "learning_rate": 1.5e-3,
-        "warmup_steps": 30,
-        "batch_size": 4,
-        "max_history": 10,
-        "title_tokens": 12,
-        "copy_prompts": 700,
-        "evident_prompts": 900,
-        "evident_lists": 800,
-        "line_weight": 0.6,
-        "max_prompts": 600,
-        "max_user_prompts": 5,
-        "negatives": "retriever",
-        "validate_by": "fused",
-        "validation_users": 300,
-        "validate_every": 125,
-    },
+    "smollm2-135m": {**SMALL, "max_prompts": 2400, "validation_users": 300, "validate_every": 125},
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: 3,000 prompts of 10 history items and titles of 12 tokens, from those that copy to the retriever's
-lists, at most 5 of a user and stage, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``,
-with a quarter of its prompts and a sixth of its validation users, for trying what comes after: its answers are hardly
-better than the untuned base's."""
+base on two cores: the lower 12 of its 30 layers read at the candidates' lines, 2,400 prompts of 10 history items and
+titles of 12 tokens, at most 5 of a user, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``,
+for trying what comes after: its answers are hardly better than the retriever's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""

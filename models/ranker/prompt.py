@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,15 @@ class PromptSettings:
             raise InputError(f"{self.candidates} candidates: there are {len(LETTERS)} index letters, ask for no more")
 
 
+class Prompt(NamedTuple):
+    """What a ranker reads."""
+
+    tokens: list[int]
+    line_ends: list[int]
+    """For each candidate the place among the tokens of the first one behind its title, which has read all of its line
+    and nothing below."""
+
+
 class PromptBuilder:
     """Builds prompts for one catalogue and one language model's tokenizer."""
 
@@ -93,6 +102,7 @@ class PromptBuilder:
         self._length_of = lru_cache(maxsize=2)(self._count_tokens)
         self._lines = None if titles is None else (_mapped(titles / TOKENS_FILE), _mapped(titles / ENDS_FILE))
         self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
+        self._end_lengths = [self._count_tokens(f"A{end}") - self._count_tokens("A") for end in LINE_ENDS]
         self._in_pieces = self._pieces_make_the_whole()
 
     @classmethod
@@ -154,51 +164,36 @@ class PromptBuilder:
         )
         return f"{HEAD}{history}{POOL}{candidates}{RESPONSE}"
 
-    def build(self, history_items: Items, candidate_items: Items) -> list[int]:
-        """Token ids of the prompt, at most ``max_tokens``: the oldest history goes first, a candidate never.
+    def build(self, history_items: Items, candidate_items: Items) -> Prompt:
+        """The prompt, at most ``max_tokens`` long: the oldest history goes first, a candidate never.
 
         Raises:
             InputError: as :meth:`text`; or the candidates alone do not fit.
         """
         return self._fit(history_items, candidate_items)[1]
 
-    def fit(self, history_items: Items, candidate_items: Items) -> tuple[str, list[int]]:
-        """The prompt that :meth:`build` gives, as text and as token ids.
+    def fit(self, history_items: Items, candidate_items: Items) -> tuple[str, Prompt]:
+        """The prompt that :meth:`build` gives, as text too.
 
         Raises:
             InputError: as :meth:`build`.
         """
-        history, ids = self._fit(history_items, candidate_items)
-        return self.text(history, candidate_items), ids
+        history, prompt = self._fit(history_items, candidate_items)
+        return self.text(history, candidate_items), prompt
 
-    def line_ends(self, history_items: Items, candidate_items: Items) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt, and for each candidate the place among them of the first token behind its title.
-
-        Raises:
-            InputError: as :meth:`build`.
-        """
-        text, ids = self.fit(history_items, candidate_items)
-        titles = [self._short_title(item) for item in candidate_items]
-        marks = [f"({letter}) " for letter in LETTERS[: len(titles)]]
-        lengths = [len(mark) + len(title) for mark, title in zip(marks, titles, strict=True)]
-        first = len(text) - len(RESPONSE) - sum(lengths) - len(SEPARATOR) * (len(lengths) - 1)
-        title_ends = first + np.cumsum(lengths) + len(SEPARATOR) * np.arange(len(lengths))  # characters of the text
-        token_ends = [end for _, end in self._tokenizer.encode(text).offsets]
-        return ids, np.searchsorted(token_ends, title_ends, side="right").tolist()
-
-    def _fit(self, history_items: Items, candidate_items: Items) -> tuple[list[int], list[int]]:
-        """The history items that fit, and the token ids of the prompt with them."""
+    def _fit(self, history_items: Items, candidate_items: Items) -> tuple[list[int], Prompt]:
+        """The history items that fit, and the prompt with them."""
         self._check(candidate_items)
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
         while True:
             whole = not (self._in_pieces and history)
-            ids = (self._tokens_of_whole if whole else self._tokens_of_pieces)(history, candidate_items)
-            if len(ids) <= self.settings.max_tokens:
-                return history, ids
+            prompt = (self._whole if whole else self._of_pieces)(history, candidate_items)
+            if len(prompt.tokens) <= self.settings.max_tokens:
+                return history, prompt
             if not history:
                 raise InputError(
-                    f"{len(candidate_items)} candidates take {len(ids)} tokens without any history, more than the"
-                    f" {self.settings.max_tokens} of the prompt: allow more tokens, or cut titles shorter"
+                    f"{len(candidate_items)} candidates take {len(prompt.tokens)} tokens without any history, more than"
+                    f" the {self.settings.max_tokens} of the prompt: allow more tokens, or cut titles shorter"
                 )
             history.pop(0)
 
@@ -206,22 +201,33 @@ class PromptBuilder:
         if not 1 <= len(candidate_items) <= self.settings.candidates:
             raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
 
-    def _tokens_of_whole(self, history: Items, candidates: Items) -> list[int]:
-        return list(self._tokenizer.encode(self.text(history, candidates)).ids)
+    def _whole(self, history: Items, candidates: Items) -> Prompt:
+        text = self.text(history, candidates)
+        encoding = self._tokenizer.encode(text)
+        # Marks and titles by their characters, from the first candidate's on.
+        lengths = [
+            len(f"({letter}) {self._short_title(item)}") for letter, item in zip(LETTERS, candidates, strict=False)
+        ]
+        first = len(text) - len(RESPONSE) - sum(lengths) - len(SEPARATOR) * (len(lengths) - 1)
+        title_ends = first + np.cumsum(lengths) + len(SEPARATOR) * np.arange(len(lengths))
+        line_ends = np.searchsorted([end for _, end in encoding.offsets], title_ends, side="right")
+        return Prompt(list(encoding.ids), line_ends.tolist())
 
-    def _tokens_of_pieces(self, history: Items, candidates: Items) -> list[int]:
-        """The same tokens, put together from those of marks and titles, which are encoded once and kept.
+    def _of_pieces(self, history: Items, candidates: Items) -> Prompt:
+        """The same, put together from the tokens of marks and titles, which are encoded once and kept.
 
         A token never reaches across the end of a mark or a line: a tokenizer of words splits there, and the other
         kind, Llama 2's, has no token with a line break or with a space behind another character.
         """
-        ids = list(self._head_tokens)
+        ids, line_ends = list(self._head_tokens), list[int]()
         places = [str(place) for place in range(1, len(history) + 1)]
         for last, marks, items in ((1, places, history), (2, LETTERS[: len(candidates)], candidates)):
             for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
+                end = last if place == len(items) else 0
                 ids.extend(self._mark_tokens(mark))
-                ids.extend(self._title_tokens(item, last if place == len(items) else 0))
-        return ids
+                ids.extend(self._title_tokens(item, end))
+                line_ends.append(len(ids) - self._end_lengths[end])
+        return Prompt(ids, line_ends[len(history) :])
 
     def _pieces_make_the_whole(self) -> bool:
         """Whether this tokenizer gives the same tokens in pieces, tried on prompts from all over the catalogue."""
@@ -231,7 +237,7 @@ class PromptBuilder:
             (items[start : start + history], items[start + history : start + history + candidates] or items[:1])
             for start in range(0, len(items), history + candidates)
         ]
-        return all(self._tokens_of_pieces(*prompt) == self._tokens_of_whole(*prompt) for prompt in prompts)
+        return all(self._of_pieces(*prompt) == self._whole(*prompt) for prompt in prompts)
 
     def _encode_mark(self, mark: str) -> "array[int]":
         return self._tokens_behind("\n", f" ({mark})")

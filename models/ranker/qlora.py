@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
-from models.ranker.lines import Lines, LineTeacher
-from models.ranker.packing import TREE_ATTENTION, pack
+from models.ranker.packing import TREE_ATTENTION, PackedPrompts, pack
+from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
 disable_progress_bar()
@@ -29,7 +29,7 @@ NF4 = "nf4"
 UNQUANTISED = "none"
 
 
-def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: str) -> Any:
+def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: str, depth: int | None = None) -> Any:
     """A frozen base: its linear layers in NF4 with double quantisation, or everything in ``dtype``.
 
     Args:
@@ -37,9 +37,10 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         quantisation: ``nf4`` or ``none``.
         dtype: precision of the arithmetic, and of what is not quantised.
         device: ``cpu`` or ``cuda``.
+        depth: how many of its lower layers are kept; all if absent.
 
     Raises:
-        InputError: the folder lacks weights of its architecture.
+        InputError: the folder lacks weights of its architecture, or has fewer layers.
     """
     given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
@@ -53,9 +54,22 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
     model, loaded = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **given)
     if missing := loaded["missing_keys"]:
         raise InputError(f"base model {folder} lacks weights, {min(missing)} first: download it again")
+    if depth is not None:
+        _cut(model, depth)
     if quantisation != NF4:
         model = model.to(device)
     return model.requires_grad_(False)
+
+
+def _cut(model: Any, depth: int) -> None:
+    """Leaves the lower layers of a model alone, whose final norm then stands behind the last of them."""
+    decoder = model.get_decoder()
+    if not hasattr(decoder, "layers"):
+        raise InputError(f"{model.config.architectures} keeps its layers elsewhere than Llama: leave depth out")
+    if depth > len(decoder.layers):
+        raise InputError(f"a depth of {depth} layers: the base has {len(decoder.layers)}, ask for no more")
+    decoder.layers = decoder.layers[:depth]
+    model.config.num_hidden_layers = depth
 
 
 def add_adapters(
@@ -100,8 +114,6 @@ def answer_loss(
     answers: Sequence[Sequence[int]],
     *,
     share: bool = True,
-    teacher: LineTeacher | None = None,
-    lines: Sequence[Lines] = (),
 ) -> Tensor:
     """Summed cross-entropy of the answers' tokens behind their prompts, nothing else of the text being learned.
 
@@ -112,8 +124,6 @@ def answer_loss(
         prompts: token ids.
         answers: token ids, equally many for each prompt: the letter and the end token.
         share: compute what prompts begin with alike only once; the loss is the same.
-        teacher: adds the loss of the candidates' lines.
-        lines: of each prompt, for the teacher.
     """
     decoder, head = _decoder_and_head(model)
     device = head.weight.device
@@ -126,14 +136,47 @@ def answer_loss(
     # The token at a position is predicted from the position before it.
     places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
     with _mixed_precision(model):
-        hidden = decoder(
-            input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
-        ).last_hidden_state[0]  # [total, hidden]
-        logits = head(hidden[places]).float()  # [batch, answer, vocabulary]
-    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    if teacher is not None:
-        loss = loss + teacher.loss([row[line.places] for row, line in zip(packed.places, lines, strict=True)], lines)
+        logits = head(_hidden_states(decoder, packed)[places]).float()  # [batch, answer, vocabulary]
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def line_loss(
+    model: Any,
+    direction: Tensor,
+    prompts: Sequence[Prompt],
+    truths: Sequence[int],
+    priors: Sequence[Tensor],
+    *,
+    share: bool = True,
+) -> Tensor:
+    """Summed cross-entropy of the candidate that came next, by what its line says beside the others'.
+
+    Args:
+        model: of :func:`add_adapters`.
+        direction: [hidden] along which the lines are read.
+        prompts: see :class:`models.ranker.prompt.Prompt`.
+        truths: place of the true item among each prompt's candidates, from 0.
+        priors: log-probabilities [k] of each prompt's candidates to which the lines add what they know.
+        share: compute what prompts begin with alike only once; the loss is the same.
+    """
+    decoder, _ = _decoder_and_head(model)
+    packed = pack([prompt.tokens for prompt in prompts], direction.device, share=share)
+    with _mixed_precision(model):
+        hidden = _hidden_states(decoder, packed)
+    loss = direction.new_zeros(())
+    for prompt, places, truth, prior in zip(prompts, packed.places, truths, priors, strict=True):
+        ends = torch.from_numpy(places[prompt.line_ends]).to(direction.device)  # [k]
+        says = hidden[ends].float() @ direction + prior.to(direction.device)
+        loss = loss - says.log_softmax(0)[truth]
     return loss
+
+
+def _hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
+    """Normalised states behind the last layer [total, hidden]."""
+    hidden: Tensor = decoder(
+        input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
+    ).last_hidden_state[0]
+    return hidden
 
 
 @contextmanager
@@ -172,6 +215,15 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
     tokens = torch.tensor([list(prompt)], device=rows.device)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
     logits: Tensor = rows @ hidden.float()
+    return logits
+
+
+def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
+    """What the candidates' lines of one prompt say [k], in fp32; within :func:`evaluating`."""
+    decoder, _ = _decoder_and_head(model)
+    tokens = torch.tensor([prompt.tokens], device=direction.device)
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
+    logits: Tensor = hidden[prompt.line_ends].float() @ direction
     return logits
 
 

@@ -1,16 +1,17 @@
-"""One forward pass of a merged ranker a prompt: logits of the index letters behind it.
+"""One forward pass of a merged ranker a prompt: what it has read at the places that a verbalizer looks at.
 
-Only the last position is projected, and only onto the letters' rows of the head, in fp32 whatever the precision of
-the layers below. Prompts run one at a time, without padding, so that a prompt's scores never depend on who shares its
+Only those are projected, and only onto the letters' rows of the head or along the lines' direction, in fp32 whatever
+the precision of the layers below. Prompts run one at a time, without padding, so that a prompt's scores never depend on who shares its
 batch; on two cores nothing is gained by running them together.
 """
 
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,8 +44,21 @@ class Runtime:
             raise InputError(f"{self} is no runtime of this version: run `llamarec export` again")
 
 
-class Scorer(Protocol):
-    """A language model that scores index letters."""
+class Scorer(ABC):
+    """A language model that is read at places of a prompt."""
+
+    @abstractmethod
+    def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
+        """What the model has read up to each place, normalised as below its head [places, hidden].
+
+        Args:
+            token_ids: of a prompt.
+            places: from 0.
+        """
+
+    @abstractmethod
+    def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The head's rows of these tokens [labels, hidden], as they are stored."""
 
     def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of the letters behind each prompt [batch, letters].
@@ -53,6 +67,28 @@ class Scorer(Protocol):
             token_ids: of each prompt.
             label_ids: token id of each letter.
         """
+        rows = self.rows(label_ids)
+        return np.stack([_dots(rows, self.states(prompt, [len(prompt) - 1])[0]) for prompt in token_ids])
+
+    def score_lines(
+        self, token_ids: Sequence[int], places: Sequence[int], direction: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """How far along ``direction`` the state at each place of a prompt is [places].
+
+        Args:
+            token_ids: of the prompt.
+            places: where the candidates' lines end.
+            direction: [hidden]
+        """
+        return _dots(self.states(token_ids, places), direction)
+
+
+def _dots(rows: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Dot products [n] of rows [n, hidden]. Not ``rows @ vector``: BLAS shares that among threads, whose number would
+    decide the last bits of a score.
+    """
+    products: NDArray[np.float32] = np.einsum("nh,h->n", rows, vector)
+    return products
 
 
 def choose_runtime(device: str | None = None) -> Runtime:
@@ -108,25 +144,27 @@ def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
     return OpenVinoScorer(folder, runtime)
 
 
-class TorchScorer:
+class TorchScorer(Scorer):
     """The merged model in PyTorch; in fp32 the oracle of every other runtime."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
         """Args: see :func:`load_scorer`."""
         torch.set_num_threads(runtime.threads)
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
-        device = torch.device(runtime.device)
+        self._device = torch.device(runtime.device)
         # As stored, before the layers, with which it may be tied, are rounded to the runtime's precision.
-        self._head = model.get_output_embeddings().weight.detach().to(device)  # [vocabulary, hidden]
-        self._layers = model.get_decoder().to(device, DTYPES[runtime.dtype])
+        self._head = model.get_output_embeddings().weight.detach()  # [vocabulary, hidden]
+        self._layers = model.get_decoder().to(self._device, DTYPES[runtime.dtype])
+
+    def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """See :class:`Scorer`."""
+        rows: NDArray[np.float32] = self._head[list(label_ids)].float().cpu().numpy()
+        return rows
 
     @torch.inference_mode()
-    def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+    def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
         """See :class:`Scorer`."""
-        rows = self._head[list(label_ids)].float()  # [letters, hidden]
-        logits = []
-        for prompt in token_ids:
-            tokens = torch.tensor([list(prompt)], device=rows.device)  # [1, length]
-            hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
-            logits.append((rows @ hidden.float()).cpu().numpy())
-        return np.stack(logits)
+        tokens = torch.tensor([list(token_ids)], device=self._device)  # [1, length]
+        hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
+        states: NDArray[np.float32] = hidden[list(places)].float().cpu().numpy()
+        return states

@@ -1,7 +1,6 @@
 """The ranker as it is served and as offline evaluation measures it: prompt and candidates in, order out."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.ranker.fusion import fuse, log_softmax, order
+from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime, Scorer, load_scorer
+from models.ranker.verbalizer import VERBALIZER_FILE, Verbalizer, load_verbalizer
 from preprocessing.errors import InputError
 
 MODEL_FOLDER = "merged"
-LETTERS_FILE = "letters.json"
 FUSION_FILE = "fusion.json"
 PROBES_FILE = "probes.json"
 RUNTIME_FILE = "runtime.json"
-EXPORTED_FILES = (LETTERS_FILE, FUSION_FILE, PROBES_FILE)
+EXPORTED_FILES = (VERBALIZER_FILE, FUSION_FILE, PROBES_FILE)
 
 PROBE_TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 1.0}
-"""Change of a prompt's log-probabilities (root mean square over the letters) that the precision explains. Measured on
+"""Change of a prompt's log-probabilities (root mean square over the candidates) that the precision explains. Measured on
 tuned models: 5e-7 on the same processor in fp32, 3e-5 from PyTorch to OpenVINO; in bf16 0.04 and, where a model that is
 very sure of itself wavers, 0.7 in PyTorch and OpenVINO alike, one letter moving by 1.7."""
 
@@ -35,11 +35,11 @@ class Ranker:
     """Orders the candidates of one prompt after another."""
 
     def __init__(
-        self, scorer: Scorer, letter_ids: Sequence[int], weight: float, runtime: Runtime, temperature: float = 1.0
+        self, scorer: Scorer, verbalizer: Verbalizer, weight: float, runtime: Runtime, temperature: float = 1.0
     ) -> None:
         """Args:
-        scorer: gives the letters' logits.
-        letter_ids: token id of each letter.
+        scorer: the language model.
+        verbalizer: reads the candidates' logits from it.
         weight: of the retriever, see :func:`models.ranker.fusion.fuse`.
         runtime: how the scorer runs.
         temperature: of the probabilities; the order does not depend on it.
@@ -53,14 +53,14 @@ class Ranker:
                 " run `llamarec train-ranker` again"
             )
         self._scorer = scorer
-        self._letter_ids = letter_ids
+        self._verbalizer = verbalizer
         self._temperature = temperature
         self.weight = weight
         self.runtime = runtime
 
     @classmethod
     def load(cls, folder: Path, runtime: Runtime | None = None) -> "Ranker":
-        """The ranker of a folder with the merged model, ``{letters,fusion,probes,runtime}.json``.
+        """The ranker of a folder with the merged model, ``{verbalizer,fusion,probes,runtime}.json``.
 
         Args:
             folder: what `llamarec export` wrote.
@@ -70,13 +70,13 @@ class Ranker:
             InputError: a file is missing, or the model does not give the probes' scores that were stored with it.
         """
         runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
-        letter_ids, fusion = list(_read(folder / LETTERS_FILE).values()), _read(folder / FUSION_FILE)
+        verbalizer, fusion = load_verbalizer(folder), _read(folder / FUSION_FILE)
         scorer = load_scorer(folder / MODEL_FOLDER, runtime)
-        ranker = cls(scorer, letter_ids, fusion["weight"], runtime, fusion.get("temperature", 1.0))
+        ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))
         tolerance = PROBE_TOLERANCE[runtime.dtype]
         for place, probe in enumerate(_read(folder / PROBES_FILE)):
             expected = np.asarray(probe["logprobs"])
-            found = log_softmax(ranker.letter_logits(probe["tokens"], len(expected)))
+            found = log_softmax(ranker.logits(Prompt(probe["tokens"], probe["line_ends"])))
             change = np.sqrt(np.mean((found - expected) ** 2))
             if not change <= tolerance:
                 raise InputError(
@@ -85,28 +85,34 @@ class Ranker:
                 )
         return ranker
 
-    def letter_logits(self, token_ids: Sequence[int], k: int) -> NDArray[np.float32]:
-        """Logits of the first ``k`` letters [k] behind a prompt."""
-        logits: NDArray[np.float32] = self._scorer.score([token_ids], self._letter_ids[:k])[0]
-        return logits
+    def logits(self, prompt: Prompt) -> NDArray[np.float32]:
+        """Of the candidates of a prompt [k]."""
+        return self._verbalizer.logits(self._scorer, prompt)
 
     def rank(
-        self, token_ids: Sequence[int], scores: ArrayLike, ranks: ArrayLike
+        self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Orders the k candidates of a prompt.
 
         Args:
-            token_ids: the prompt.
+            prompt: with the place of each candidate's line end.
             scores: the retriever's logits [k]; -inf where it does not know a candidate.
             ranks: the retriever's places [k], from 1; 0 where it does not know a candidate.
 
         Returns:
             The candidates' places in the prompt, best first [k], and their probabilities in that order [k].
+
+        Raises:
+            InputError: the line ends are not k places in the prompt.
         """
-        k = np.asarray(scores).size
+        k, tokens, ends = np.asarray(scores).size, len(prompt.tokens), prompt.line_ends
+        if len(ends) != k or not all(0 <= end < tokens for end in ends):
+            raise InputError(
+                f"{len(ends)} line ends for {k} candidates in {tokens} tokens: give one place in the prompt for each"
+            )
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        logprobs = fuse(self.letter_logits(token_ids, k), scores, self.weight)
+        logprobs = fuse(self.logits(prompt), scores, self.weight)
         places = order(logprobs, ranks)
         probabilities = np.exp(log_softmax(logprobs / self._temperature))
         return places, probabilities[places].astype(np.float32)

@@ -11,28 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from client.contract import MAX_CANDIDATES
 from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.checkpoint import CHECKPOINT_FILE, CURVES_FILE
-from models.ranker.examples import (
-    CopiedPools,
-    EvidentPools,
-    Example,
-    Items,
-    RandomPools,
-    RetrievedPools,
-    growing,
-    sample_examples,
-)
+from models.ranker.examples import Example, Items, RandomPools, RetrievedPools, sample_examples
 from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
-from models.ranker.serving import FUSION_FILE, LETTERS_FILE, MODEL_FOLDER, PROBES_FILE
-from models.ranker.verbalizer import LETTERS, letter_ids
+from models.ranker.serving import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
+from models.ranker.verbalizer import Verbalizer, letter_ids, save_verbalizer
 from models.retriever.candidates import Candidates, CandidateTable
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
@@ -43,8 +33,6 @@ TRAINING_FOLDER = "ranker-training"
 """Checkpoint and TensorBoard events of the latest training; the checkpoint goes when the artifact stands."""
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
-LINES_FILE = "lines.safetensors"
-"""What candidates' lines were taught to say, where they were."""
 PROBES = 4
 """Validation prompts whose scores are stored, for every runtime to replay."""
 
@@ -52,10 +40,9 @@ PROBES = 4
 def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED) -> dict[str, Any]:
     """Tunes the base on this data, chooses the retriever's weight, and writes ``artifacts/ranker``.
 
-    The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``letters.json``,
-    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``, and ``lines.safetensors`` where lines were
-    taught. A folder that these options and inputs made already is left as it is; a training of theirs that was
-    interrupted goes on from its last checkpoint.
+    The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``verbalizer.json``,
+    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder that these options and inputs made
+    already is left as it is; a training of theirs that was interrupted goes on from its last checkpoint.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -63,7 +50,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         base: see :func:`models.ranker.base.find_base`.
 
     Returns:
-        what ``metrics.json`` holds: validation metrics of the retriever, the untuned and the tuned letters and both
+        what ``metrics.json`` holds: validation metrics of the retriever, the untuned and the tuned model alone and
         fused, the weight, and the course of training.
 
     Raises:
@@ -92,7 +79,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     # optional package by way of a warning while it is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from models.ranker.merge import save_merged
-    from models.ranker.tuning import letter_ranks, score_examples, tune
+    from models.ranker.tuning import ranks_alone, score_examples, tune
 
     data = load_data(artifacts)
     tokenizer = Tokenizer.from_file(str(base_folder / TOKENIZER_FILE))
@@ -105,35 +92,32 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
     prompts = PromptBuilder(data.catalogue, tokenizer, settings)
     letters = letter_ids(tokenizer, RESPONSE, options.candidates)
     everyone = validation_examples(validation_table(artifacts, data, options.candidates), data)
-    order = np.random.default_rng(options.seed).permutation(len(everyone))
-    everyone = [everyone[place] for place in order]
-    sample = [example for example, _ in everyone[: options.validation_users]]
-    scores = [row for _, row in everyone]
+    everyone = [everyone[place] for place in np.random.default_rng(options.seed).permutation(len(everyone))]
+    sample = everyone[: options.validation_users]
     examples = training_examples(options, artifacts, data)
 
     facts: dict[str, Any] = {"dataset": data.name, "prompts": len(examples)}
     training = artifacts / TRAINING_FOLDER
     key = hashlib.sha256(json.dumps([made_with, made_from], sort_keys=True).encode()).hexdigest()
     with new_artifact(folder, KIND, options=made_with, inputs=made_from, facts=facts) as new:
-        tuned = tune(options, base_folder, prompts, letters, examples, sample, scores[: len(sample)], training, key)
-        validated = everyone if options.full_validation else everyone[: len(sample)]
-        rest = [example for example, _ in validated[len(sample) :]]
-        scored = [*tuned.letters, *score_examples(tuned.model, prompts, letters, rest)]
-        truths = [example.truth for example, _ in validated]
-        scores = scores[: len(validated)]
+        tuned = tune(options, base_folder, prompts, letters, examples, sample, training, key)
+        validated = everyone if options.full_validation else sample
+        rest = validated[len(sample) :]
+        scored = [*tuned.logprobs, *score_examples(tuned.model, tuned.reading, prompts, rest)]
+        truths, scores = [example.truth for example in validated], [example.scores for example in validated]
         weight, ndcg_by_weight = choose_weight(scored, scores, truths)
         temperature = choose_temperature(scored, scores, truths, weight)
         metrics = {
             "validation": {
                 "users": len(validated),
                 "retriever": summary(np.asarray(truths) + 1),
-                "letters": summary(letter_ranks(scored, [example for example, _ in validated])),
+                "alone": summary(ranks_alone(scored, validated)),
                 "fused": summary(fused_ranks(scored, scores, truths, weight)),
             },
             "sample": {
                 "users": len(sample),
-                "untuned_letters": summary(letter_ranks(tuned.untuned, sample)),
-                "letters": summary(letter_ranks(tuned.letters, sample)),
+                "untuned": summary(ranks_alone(tuned.untuned, sample)),
+                "alone": summary(ranks_alone(tuned.logprobs, sample)),
             },
             "weight": weight,
             "temperature": temperature,
@@ -144,12 +128,11 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         facts["prompts_per_second"] = round(tuned.prompts_per_second, 3)
         _save_adapter(tuned.model, base, new / ADAPTER_FOLDER)
         save_merged(tuned.model, base_folder, new / MODEL_FOLDER)
-        if tuned.teacher is not None:
-            tuned.teacher.save(new / LINES_FILE)
         prompts.save_settings(new)
-        _write(new / LETTERS_FILE, dict(zip(LETTERS, letters, strict=False)))
+        verbalizer = tuned.reading.verbalizer()
+        save_verbalizer(verbalizer, new)
         _write(new / FUSION_FILE, {"weight": weight, "temperature": temperature})
-        _write(new / PROBES_FILE, probes(new / MODEL_FOLDER, prompts, letters, sample[:PROBES]))
+        _write(new / PROBES_FILE, probes(new / MODEL_FOLDER, prompts, verbalizer, sample[:PROBES]))
         _write(new / METRICS_FILE, metrics)
         shutil.copyfile(training / CURVES_FILE, new / CURVES_FILE)
     (training / CHECKPOINT_FILE).unlink()
@@ -173,23 +156,11 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
         fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
         pools = RetrievedPools(fitted.lists, options.order, options.pools)
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts)
-    # Each stage begins among few candidates: six until copying is mastered, eight where it already is, and five among
-    # the retriever's, which are harder to tell apart.
-    easier: list[Example] = []
-    if options.copy_prompts:
-        copying = CopiedPools(data.catalogue.trained, options.candidates, options.max_history, options.pools)
-        easier += growing(sample(copying, count=options.copy_prompts, seed=(options.seed, 1)), fewest=6, start=0.6)
-    if options.evident_prompts or options.evident_lists:
-        from models.ranker.titles import TitleNearness
-
-        nearness = TitleNearness(data.catalogue)
+    strangers: list[Example] = []
+    if options.random_prompts:
         random = RandomPools(data.catalogue.trained, options.candidates, options.pools)
-        stages = ((options.evident_prompts, random, 8), (options.evident_lists, pools, 5))
-        for number, (count, made, fewest) in enumerate(stages, 2):
-            if count:
-                evident = EvidentPools(made, nearness, options.max_history)
-                easier += growing(sample(evident, count=count, seed=(options.seed, number)), fewest)
-    return [*easier, *sample(pools, count=options.max_prompts, seed=options.seed)]
+        strangers = sample(random, count=options.random_prompts, seed=(options.seed, 1))
+    return [*strangers, *sample(pools, count=options.max_prompts, seed=options.seed)]
 
 
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:
@@ -205,8 +176,8 @@ def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateT
     return CandidateTable(data.users, rows, data.validation, table.ranks)
 
 
-def validation_examples(table: CandidateTable, data: Data) -> list[tuple[Example, NDArray[np.float32]]]:
-    """Users whose true item is among their candidates: examples in the retriever's order, with its scores of each.
+def validation_examples(table: CandidateTable, data: Data) -> list[Example]:
+    """Users whose true item is among their candidates: examples in the retriever's order.
 
     Args:
         table: the retriever's candidates for validation.
@@ -220,7 +191,7 @@ def validation_examples(table: CandidateTable, data: Data) -> list[tuple[Example
     for user, row, item in zip(table.users, table.candidates, table.truth, strict=True):
         found = np.flatnonzero(row.items == item)
         if len(found):
-            examples.append((Example(histories[user], row.items, int(found[0])), row.scores))
+            examples.append(Example(histories[user], row.items, int(found[0]), row.scores))
     if not examples:
         raise InputError(
             f"the retriever has the next item of none of {len(table.users)} users among its candidates, so the ranker"
@@ -230,17 +201,17 @@ def validation_examples(table: CandidateTable, data: Data) -> list[tuple[Example
 
 
 def probes(
-    model: Path, prompts: PromptBuilder, letters: Sequence[int], examples: Sequence[Example]
+    model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
-    """Token ids of a few prompts and the merged model's fp32 letter log-probabilities, which every runtime replays."""
+    """A few prompts and the merged model's fp32 log-probabilities, which every runtime replays."""
     from models.ranker.scoring import Runtime, TorchScorer, choose_runtime
 
     scorer = TorchScorer(model, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
     stored = []
     for example in examples:
-        tokens = prompts.build(example.history, example.candidates)
-        logprobs = log_softmax(scorer.score([tokens], letters[: len(example.candidates)])[0])
-        stored.append({"tokens": tokens, "logprobs": np.round(logprobs, 6).tolist()})
+        prompt = prompts.build(example.history, example.candidates)
+        logprobs = log_softmax(verbalizer.logits(scorer, prompt))
+        stored.append({**prompt._asdict(), "logprobs": np.round(logprobs, 6).tolist()})
     return stored
 
 

@@ -17,22 +17,16 @@ from models.metrics import ndcg
 from models.ranker.checkpoint import CURVES_FILE, Progress, load_checkpoint, plot_curves, save_checkpoint
 from models.ranker.examples import Example
 from models.ranker.fusion import choose_weight, fused_ranks, log_softmax
-from models.ranker.lines import Lines, LineTeacher
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
-from models.ranker.qlora import (
-    add_adapters,
-    answer_loss,
-    check_architecture,
-    evaluating,
-    letter_logits,
-    load_base,
-)
+from models.ranker.qlora import add_adapters, check_architecture, evaluating, load_base
+from models.ranker.reading import Reading, new_reading
 from models.ranker.scoring import DTYPES, has_native_bf16
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
 
-Letters = list[NDArray[np.float64]]
+Logprobs = list[NDArray[np.float64]]
+"""Of the candidates [k] of each example."""
 EVENTS_FOLDER = "tensorboard"
 
 
@@ -42,18 +36,17 @@ class Tuned:
 
     model: Any
     """Base with the adapters of the best validation."""
-    letters: Letters
-    """Its letter log-probabilities [k] of each validation example."""
-    untuned: Letters
+    reading: Reading
+    """How it is read."""
+    logprobs: Logprobs
+    """Its log-probabilities of each validation example."""
+    untuned: Logprobs
     """The same before the first step."""
     best_step: int
     log: list[dict[str, float]]
-    """Per validation: step, mean training loss per answer token since the last, that of the lines included, NDCG@10 of
-    the letters and fused."""
+    """Per validation: step, mean training loss since the last, NDCG@10 of the language model alone and fused."""
     prompts_per_second: float
     """Training alone, without validation."""
-    teacher: LineTeacher | None
-    """Of the candidates' lines, with the direction of the best validation."""
 
 
 def tune(
@@ -63,7 +56,6 @@ def tune(
     letter_ids: Sequence[int],
     examples: Sequence[Example],
     validation: Sequence[Example],
-    scores: Sequence[NDArray[np.float32]],
     folder: Path,
     key: str,
 ) -> Tuned:
@@ -76,7 +68,6 @@ def tune(
         letter_ids: token id of each letter.
         examples: to learn from, in this order.
         validation: candidates in the retriever's order.
-        scores: the retriever's [k] of each.
         folder: for checkpoints, TensorBoard events and ``curves.png``; a training that was interrupted there goes on.
         key: of everything that decides the result; a checkpoint of another key is not used.
 
@@ -87,21 +78,15 @@ def tune(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = prepare(options, base, prompts.settings.max_tokens, letter_ids)
-    end = model.config.eos_token_id
-    end_token = end[0] if isinstance(end, list) else end
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    teacher = None
-    if options.line_weight:
-        adapted = options.layers or model.config.num_hidden_layers
-        teacher = LineTeacher(model, model.config.num_hidden_layers - adapted // 2, letter_ids, options.line_weight)
-        trained.append(teacher.direction)
+    reading = new_reading(options, model, letter_ids)
+    trained = [*(parameter for parameter in model.parameters() if parameter.requires_grad), *reading.trained]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
     batches = [
         examples[start : start + options.batch_size]
         for _ in range(options.epochs)
         for start in range(0, len(examples), options.batch_size)
     ]
-    truths = [example.truth for example in validation]
+    truths, scores = [example.truth for example in validation], [example.scores for example in validation]
     progress = load_checkpoint(folder, key, trained, optimizer)
     if progress is None:
         progress = Progress()
@@ -114,13 +99,13 @@ def tune(
             last = step == len(batches)
             due = step % options.checkpoint_every == 0
             if (step % options.validate_every == 0 or last) and step > progress.validated:
-                letters = score_examples(model, prompts, letter_ids, validation, lambda: bar.advance(task))
+                logprobs = score_examples(model, reading, prompts, validation, lambda: bar.advance(task))
                 reached = {
-                    "NDCG@10": ndcg(letter_ranks(letters, validation), 10),
-                    "fused NDCG@10": max(choose_weight(letters, scores, truths)[1].values()),
+                    "NDCG@10": ndcg(ranks_alone(logprobs, validation), 10),
+                    "fused NDCG@10": max(choose_weight(logprobs, scores, truths)[1].values()),
                 }
                 chosen_by = "fused NDCG@10" if options.validate_by == "fused" else "NDCG@10"
-                _note_validation(progress, letters, reached, chosen_by, trained)
+                _note_validation(progress, logprobs, reached, chosen_by, trained)
                 for name, metric in reached.items():
                     record(f"validation/{name.replace('@', '_').replace(' ', '_')}", metric, step)
                 plot_curves(progress.log, folder / CURVES_FILE)
@@ -133,8 +118,7 @@ def tune(
             started = time.perf_counter()
             rate = options.learning_rate * learning_rate_share(step, options.warmup_steps, len(batches))
             optimizer.param_groups[0]["lr"] = rate
-            micro = options.micro_batch_size
-            loss = _accumulate(model, prompts, letter_ids, end_token, batches[step], micro, teacher)
+            loss = _accumulate(model, reading, prompts, batches[step], options.micro_batch_size)
             if not np.isfinite(loss):
                 raise InputError(f"the loss is {loss} at step {step + 1}, learning rate {rate:.2g}: lower it")
             torch.nn.utils.clip_grad_norm_(trained, options.clip)
@@ -151,12 +135,12 @@ def tune(
             parameter.copy_(value)
     return Tuned(
         model=model,
-        letters=[row.numpy() for row in progress.letters],
+        reading=reading,
+        logprobs=[row.numpy() for row in progress.logprobs],
         untuned=[row.numpy() for row in progress.untuned],
         best_step=progress.best_step,
         log=progress.log,
         prompts_per_second=sum(map(len, batches[: progress.step])) / max(progress.seconds, 1e-9),
-        teacher=teacher,
     )
 
 
@@ -175,7 +159,9 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
     """
     native = has_native_bf16(options.device)
     dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
-    model = load_base(base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=options.device)
+    model = load_base(
+        base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=options.device, depth=options.depth
+    )
     if prompt_tokens + 1 > (context := model.config.max_position_embeddings):
         raise InputError(
             f"max_tokens {prompt_tokens} and the letter exceed the base's context of {context}: lower --max-tokens to"
@@ -204,34 +190,33 @@ def learning_rate_share(step: int, warmup_steps: int, steps: int) -> float:
     return (steps - step) / (steps - warmup)
 
 
-def letter_ranks(letters: Letters, examples: Sequence[Example]) -> NDArray[np.int64]:
-    """Place (from 1) of each example's true item by letters alone; ties keep the order of the candidates."""
-    no_scores = [np.zeros(len(row)) for row in letters]
-    return fused_ranks(letters, no_scores, [example.truth for example in examples], weight=0.0)
+def ranks_alone(logprobs: Logprobs, examples: Sequence[Example]) -> NDArray[np.int64]:
+    """Place (from 1) of each example's true item by the language model alone; ties keep the order of the candidates."""
+    no_scores = [np.zeros(len(row)) for row in logprobs]
+    return fused_ranks(logprobs, no_scores, [example.truth for example in examples], weight=0.0)
 
 
 def score_examples(
     model: Any,
+    reading: Reading,
     prompts: PromptBuilder,
-    letter_ids: Sequence[int],
     examples: Sequence[Example],
     advance: Callable[[], None] = lambda: None,
-) -> Letters:
-    """Letter log-probabilities [k] of each example; ``advance`` is called after each."""
-    letters = []
+) -> Logprobs:
+    """The language model's log-probabilities of each example's candidates; ``advance`` is called after each."""
+    logprobs = []
     with evaluating(model):
         for example in examples:
-            tokens = prompts.build(example.history, example.candidates)
-            logits = letter_logits(model, tokens, letter_ids[: len(example.candidates)])
-            letters.append(log_softmax(logits.cpu().numpy()))
+            logits = reading.logits(model, prompts.build(example.history, example.candidates))
+            logprobs.append(log_softmax(logits.cpu().numpy()))
             advance()
-    return letters
+    return logprobs
 
 
 def _note_validation(
-    progress: Progress, letters: Letters, reached: Mapping[str, float], chosen_by: str, trained: Sequence[Tensor]
+    progress: Progress, logprobs: Logprobs, reached: Mapping[str, float], chosen_by: str, trained: Sequence[Tensor]
 ) -> None:
-    rows = [torch.from_numpy(row) for row in letters]
+    rows = [torch.from_numpy(row) for row in logprobs]
     if progress.validated < 0:
         progress.untuned = rows
     loss = {"loss": float(np.mean(progress.losses))} if progress.losses else {}
@@ -241,7 +226,7 @@ def _note_validation(
     progress.waited += 1
     if reached[chosen_by] > progress.best:
         progress.best, progress.best_step, progress.waited = reached[chosen_by], progress.step, 0
-        progress.letters = rows
+        progress.logprobs = rows
         progress.best_adapters = [parameter.detach().clone() for parameter in trained]
 
 
@@ -255,30 +240,15 @@ def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], Non
 
 
 def _accumulate(
-    model: Any,
-    prompts: PromptBuilder,
-    letter_ids: Sequence[int],
-    end_token: int,
-    batch: Sequence[Example],
-    micro_batch_size: int,
-    teacher: LineTeacher | None,
+    model: Any, reading: Reading, prompts: PromptBuilder, batch: Sequence[Example], micro_batch_size: int
 ) -> float:
     """Adds the gradient of the mean loss over a batch; prompts that begin alike are computed together."""
-    texts = []
-    for example in batch:
-        answer = [letter_ids[example.truth], end_token]
-        if teacher is None:
-            prompt, ends = prompts.build(example.history, example.candidates), list[int]()
-        else:
-            prompt, ends = prompts.line_ends(example.history, example.candidates)
-        texts.append((prompt, answer, Lines(ends, example.truth)))
-    texts.sort(key=lambda text: text[:2])
+    read = [(prompts.build(example.history, example.candidates), example) for example in batch]
+    read.sort(key=lambda one: one[0].tokens)
     total = 0.0
-    for start in range(0, len(texts), micro_batch_size):
-        micro = texts[start : start + micro_batch_size]
-        given, answers, lines = zip(*micro, strict=True)
-        loss = answer_loss(model, given, answers, teacher=teacher, lines=lines)
-        loss = loss / sum(len(answer) for _, answer, _ in texts)
+    for start in range(0, len(read), micro_batch_size):
+        given, examples = zip(*read[start : start + micro_batch_size], strict=True)
+        loss = reading.loss(model, given, examples) / len(batch)
         torch.autograd.backward(loss)
         total += float(loss.detach())
     return total

@@ -1,23 +1,97 @@
-"""Index letters and the token each of them is where the answer begins (paper, section 3.2.2).
+"""How a ranking is read from the one forward pass over a prompt.
 
-A ranking is read from the logits of the next token at the letters' ids. A letter's id depends on what stands before
-it: with Llama 2 the "A" after a line break is 29909, while encoding "A" alone gives 319. So each id is taken behind
-the very text that ends a prompt.
+The paper reads the logits of the next token at the index letters' ids (section 3.2.2): the model must find which
+candidate fits, and the letter that stands before it. A small base learns the first long before the second. So there is
+another way to read the same prompt in the same pass: at the end of each candidate's line, where the model has read the
+history and that title, along a direction that is learned with the adapters.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from client.contract import MAX_CANDIDATES
 from preprocessing.errors import InputError
 
+if TYPE_CHECKING:  # the prompt builder needs the letters, and neither a scorer nor torch
+    from models.ranker.prompt import Prompt
+    from models.ranker.scoring import Scorer
+
+Read = Literal["letters", "lines"]
 LETTERS = ascii_uppercase + ascii_lowercase
 """In the order of the candidates: A to Z, and a to z behind them, which are single tokens like the capitals."""
+VERBALIZER_FILE = "verbalizer.json"
+
+
+@dataclass(frozen=True)
+class LetterVerbalizer:
+    """Reads the index letters' logits behind the prompt."""
+
+    letter_ids: Sequence[int]
+    """Token id of each letter, see :func:`letter_ids`."""
+
+    def logits(self, scorer: "Scorer", prompt: "Prompt") -> NDArray[np.float32]:
+        """Of the prompt's candidates [k]."""
+        logits: NDArray[np.float32] = scorer.score([prompt.tokens], self.letter_ids[: len(prompt.line_ends)])[0]
+        return logits
+
+    def stored(self) -> Mapping[str, Any]:
+        """What :func:`load_verbalizer` reads again."""
+        return {"letters": dict(zip(LETTERS, self.letter_ids, strict=False))}
+
+
+@dataclass(frozen=True)
+class LineVerbalizer:
+    """Reads the ends of the candidates' lines."""
+
+    direction: NDArray[np.float32]
+    """[hidden] along which a line says that its candidate came next."""
+
+    def logits(self, scorer: "Scorer", prompt: "Prompt") -> NDArray[np.float32]:
+        """Of the prompt's candidates [k]."""
+        return scorer.score_lines(prompt.tokens, prompt.line_ends, self.direction)
+
+    def stored(self) -> Mapping[str, Any]:
+        """What :func:`load_verbalizer` reads again."""
+        return {"direction": self.direction.tolist()}
+
+
+Verbalizer = LetterVerbalizer | LineVerbalizer
+
+
+def save_verbalizer(verbalizer: Verbalizer, folder: Path) -> None:
+    """Writes ``verbalizer.json``: the letters' ids, or the lines' direction."""
+    (folder / VERBALIZER_FILE).write_text(json.dumps(verbalizer.stored(), indent=1) + "\n", encoding="utf-8")
+
+
+def load_verbalizer(folder: Path) -> Verbalizer:
+    """What :func:`save_verbalizer` wrote.
+
+    Raises:
+        InputError: it is missing.
+    """
+    path = folder / VERBALIZER_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run `llamarec export`") from None
+    if "direction" in stored:
+        return LineVerbalizer(np.array(stored["direction"], np.float32))
+    return LetterVerbalizer(list(stored["letters"].values()))
 
 
 def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -> list[int]:
     """Token id of each of the first ``count`` index letters behind ``prompt``.
+
+    A letter's id depends on what stands before it: with Llama 2 the "A" after a line break is 29909, while encoding
+    "A" alone gives 319. So each id is taken behind the very text that ends a prompt.
 
     Args:
         tokenizer: of the language model.

@@ -35,7 +35,7 @@ from benchmarks.rankers import (
     reciprocals,
     table,
 )
-from models.ranker.titles import TitleNearness
+from benchmarks.titles import TitleNearness
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import load_data
 

@@ -135,8 +135,8 @@ def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, pa
 @pytest.mark.parametrize(("fused", "warned"), [(0.39, True), (0.4, True), (0.41, False)])
 def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, fused, warned):
     """By the NDCG@10 of its own validation, as served, beside the retriever's .4."""
-    found = {"retriever": {"NDCG@10": 0.4}, "letters": {"NDCG@10": 0.3}, "fused": {"NDCG@10": fused}, "users": 9}
-    sample = {"users": 9, "untuned_letters": {"NDCG@10": 0.2}}
+    found = {"retriever": {"NDCG@10": 0.4}, "alone": {"NDCG@10": 0.3}, "fused": {"NDCG@10": fused}, "users": 9}
+    sample = {"users": 9, "untuned": {"NDCG@10": 0.2}}
     metrics = {"validation": found, "sample": sample, "best_step": 0, "weight": 0.95}
     monkeypatch.setattr("models.ranker.train.train_ranker", lambda *given: metrics)
     code, out, _ = run("train-ranker", "--artifacts", tmp_path, "--preset", "quick")

@@ -11,11 +11,11 @@ from models.ranker import crossfit
 from models.ranker.crossfit import cross_fit, retrieve
 from models.ranker.examples import Position, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
+from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker
-from models.ranker.titles import TitleNearness
 from models.ranker.train import train_ranker, training_examples, validation_table
-from models.retriever.candidates import CandidateTable
+from models.retriever.candidates import Candidates, CandidateTable
 from models.retriever.training import load_retriever
 from preprocessing.data import load_data
 
@@ -44,10 +44,12 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
         assert options == whole
 
     positions = [Position(user, data.training[user][:9], int(data.training[user][9])) for user in range(6)]
-    for position, items in zip(positions, fitted.lists(positions), strict=True):
+    for position, listed in zip(positions, fitted.lists(positions), strict=True):
         model, length = fitted.retrievers[fitted.fold[position.user]]
-        assert items.tolist() == retrieve(model, length, [position.history], 20)[0].items.tolist()
-        assert not set(items.tolist()) & set(position.history.tolist())
+        expected = retrieve(model, length, [position.history], 20)[0]
+        assert listed.items.tolist() == expected.items.tolist()
+        assert listed.scores == pytest.approx(expected.scores, abs=1e-5)  # in a batch the last bits differ
+        assert not set(listed.items.tolist()) & set(position.history.tolist())
 
     def trained_again(*args: object) -> None:
         raise AssertionError("a finished fold is not trained again")
@@ -61,11 +63,11 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
 ):
     """With the retriever's negatives in its order, each example is a list as given, of positions where it was right."""
     data = load_data(copied)
-    lists = [np.arange(1, 21, dtype=np.int32)]
+    lists = [Candidates(np.arange(1, 21, dtype=np.int32), np.zeros(20, np.float32), np.arange(1, 21, dtype=np.int32))]
     asked: list[dict[str, int]] = []
 
     class Fitted:
-        def lists(self, positions: list[Position]) -> list[np.ndarray]:
+        def lists(self, positions: list[Position]) -> list[Candidates]:
             return lists * len(positions)
 
     monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: asked.append(options) or Fitted())
@@ -73,32 +75,26 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
     examples = training_examples(options, copied, data)
     assert asked == [{"folds": 3, "candidates": 20}]
     assert len(examples) == 50
-    assert all((example.candidates == lists[0]).all() for example in examples)
+    assert all((example.candidates == lists[0].items).all() for example in examples)
     expected = sample_examples(data.training, RetrievedPools(Fitted().lists), count=50, seed=5)
     assert [example.truth for example in examples] == [example.truth for example in expected]
 
 
-def test_prompts_that_copy_come_first(copied: Path):
-    """The answer of the first 7 of 12 stands among the 3 items of the history that are shown; of the others nowhere."""
+def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """7 random ones before the 5 of the retriever's lists, and none of them the same as without."""
     data = load_data(copied)
-    options = RankerTraining(copy_prompts=7, max_prompts=5, max_history=3)
-    examples = training_examples(options, copied, data)
-    shown = [example.candidates[example.truth] in example.history[-3:] for example in examples]
-    assert shown == [True] * 7 + [False] * 5
+    lists = Candidates(
+        np.arange(1, 21, dtype=np.int32), np.arange(20, dtype=np.float32), np.arange(1, 21, dtype=np.int32)
+    )
 
+    class Fitted:
+        def lists(self, positions: list[Position]) -> list[Candidates]:
+            return [lists] * len(positions)
 
-def test_evident_prompts_come_between(copied: Path):
-    """Of 15 the first 3 copy; 4 with 8 to 20 candidates and 3 with 5 to 20 have the target's title the nearest."""
-    data = load_data(copied)
-    options = RankerTraining(copy_prompts=3, evident_prompts=4, evident_lists=3, max_prompts=5, max_history=6)
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: Fitted())
+    options = RankerTraining(random_prompts=7, negatives="retriever", order="retriever", max_prompts=5)
     examples = training_examples(options, copied, data)
-    assert len(examples) == 15
-    assert [len(example.candidates) for example in examples[3:]] == [8, 12, 16, 20, 5, 12, 20, *[20] * 5]
-    near = TitleNearness(data.catalogue)
-    for example in examples[3:10]:
-        nearest = near(example.candidates, example.history[-6:]).max(axis=1)
-        assert nearest.argmax() == example.truth
-        assert example.candidates[example.truth] not in example.history
+    assert [example.scores.any() for example in examples] == [False] * 7 + [True] * 5
 
 
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
@@ -121,11 +117,11 @@ def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
     )
     metrics = train_ranker(brief, copied, str(tiny_base(tmp_path / "base")))
     assert metrics["validation"]["users"] == 2
-    letters = json.loads((copied / "ranker" / "letters.json").read_text())
+    letters = json.loads((copied / "ranker" / "verbalizer.json").read_text())["letters"]
     assert (len(letters), list(letters)[-1]) == (50, "x")
     probe = json.loads((copied / "ranker" / "probes.json").read_text())[0]
     assert len(probe["logprobs"]) == 50
     ranker = Ranker.load(copied / "ranker", Runtime())
-    order, _ = ranker.rank(probe["tokens"], np.zeros(50, np.float32), np.arange(1, 51))
+    order, _ = ranker.rank(Prompt(probe["tokens"], probe["line_ends"]), np.zeros(50, np.float32), np.arange(1, 51))
     assert sorted(order.tolist()) == list(range(50))
     assert order.tolist() == np.argsort(-np.array(probe["logprobs"]), kind="stable").tolist()

@@ -1,4 +1,4 @@
-"""What candidates' lines are taught at a middle layer: the loss, what learns from it, and what stays as it was."""
+"""Reading candidates' lines: the loss, what is logged of a prompt while tuning, and bases that cannot be cut."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,27 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_base
-from torch.nn.functional import logsigmoid
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from models.ranker.lines import LineReader, Lines, LineTeacher
-from models.ranker.merge import save_merged
+from models.ranker.examples import Example
 from models.ranker.packing import SHORTEST_SHARED
-from models.ranker.qlora import add_adapters, answer_loss, load_base
+from models.ranker.prompt import Prompt
+from models.ranker.qlora import add_adapters, evaluating, line_logits, line_loss, load_base
+from models.ranker.reading import LineReading
 from preprocessing.errors import InputError
 
-LETTERS = list(range(49, 69))
 STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
-PROMPTS = [[*STEM, 7, 8, 9, 10, 11], [*STEM, 8, 8, 6], [11, 12, 13, 14]]
-ANSWERS = [[50, 2], [49, 2], [51, 2]]
-LINES = [Lines([33, 34, 36], 1), Lines([33, 34], 0), Lines([1, 2, 3], 2)]
-WEIGHT = 0.5
+PROMPTS = [
+    Prompt([*STEM, 7, 8, 9, 10, 11], [33, 34, 36]),
+    Prompt([*STEM, 8, 8, 6], [33, 34]),
+    Prompt([11, 12, 13, 14], [1, 2, 3]),
+]
+TRUTHS = [1, 0, 2]
+SCORES = [
+    np.array([2.0, 0.0, 1.0], np.float32),
+    np.array([0.0, 0.0], np.float32),
+    np.array([5.0, 4.0, 3.0], np.float32),
+]
 
 
 @pytest.fixture
@@ -36,69 +42,68 @@ def model(tmp_path: Path) -> Any:
     return model
 
 
-def hidden_behind(model: Any, layer: int, prompt: list[int]) -> torch.Tensor:
-    """Transformers' own hidden states of one prompt behind a layer, normalised as at the end."""
-    states = model(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states
-    return model.get_base_model().get_decoder().norm(states[layer][0])
+def says(model: Any, prompt: Prompt, direction: torch.Tensor) -> torch.Tensor:
+    """By the definition, from transformers' own last hidden states, which its norm has passed, of one prompt alone."""
+    states = model(input_ids=torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states[-1][0]
+    return states[prompt.line_ends] @ direction
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_the_loss_is_that_of_each_prompt_read_alone(model: Any, share: bool):
-    """Written out by the definition from transformers' hidden states of one unpacked prompt at a time."""
-    teacher = LineTeacher(model, 1, LETTERS, WEIGHT)
-    with torch.no_grad():
-        teacher.direction.normal_()
-    ours = answer_loss(model, PROMPTS, ANSWERS, share=share, teacher=teacher, lines=LINES)
-    expected = answer_loss(model, PROMPTS, ANSWERS)
-    rows = model.get_base_model().get_output_embeddings().weight
-    for prompt, line in zip(PROMPTS, LINES, strict=True):
-        read = hidden_behind(model, 1, prompt)[list(line.places)]
-        letters = read @ rows[LETTERS[: len(read)]].T
-        expected = expected - WEIGHT * letters.log_softmax(1).diagonal().mean()
-        says = read @ teacher.direction
-        expected = expected - WEIGHT * says.log_softmax(0)[line.truth]
-        for place, said in enumerate(says):
-            expected = expected - WEIGHT * logsigmoid(said if place == line.truth else -said)
+    """Cross-entropy of retriever's and lines' log-probabilities added up, written out for one unpacked prompt each."""
+    direction = torch.randn(64)
+    priors = [torch.from_numpy(row).log_softmax(0) for row in SCORES]
+    expected = -sum(
+        (prior + says(model, prompt, direction)).log_softmax(0)[truth]
+        for prompt, truth, prior in zip(PROMPTS, TRUTHS, priors, strict=True)
+    )
+    ours = line_loss(model, direction, PROMPTS, TRUTHS, priors, share=share)
     assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def test_lines_teach_the_layers_below_and_the_direction_only(model: Any):
-    """Behind the first of two layers: the second's adapters learn from the answer alone, so get nothing from this."""
-    teacher = LineTeacher(model, 1, LETTERS, WEIGHT)
+def test_at_first_the_loss_is_the_retrievers_and_both_learn(model: Any):
+    """A direction of zeros adds nothing: the cross-entropy of the retriever alone; then adapters get a gradient too."""
+    reading = LineReading(model)
+    examples = [
+        Example(np.array([1]), np.arange(len(row)), truth, row) for truth, row in zip(TRUTHS, SCORES, strict=True)
+    ]
+    alone = -sum(torch.from_numpy(row).log_softmax(0)[truth] for row, truth in zip(SCORES, TRUTHS, strict=True))
+    loss = reading.loss(model, PROMPTS, examples)
+    assert float(loss.detach()) == pytest.approx(float(alone), rel=1e-6)
+    loss.backward()
+    (direction,) = reading.trained
+    assert direction.grad is not None
+    assert direction.grad.abs().max() > 0
     with torch.no_grad():
-        teacher.direction.normal_()
-    with_lines = answer_loss(model, PROMPTS, ANSWERS, teacher=teacher, lines=LINES)
-    (with_lines - answer_loss(model, PROMPTS, ANSWERS)).backward()
-    assert teacher.direction.grad is not None
-    assert float(teacher.direction.grad.abs().max()) > 1e-3
-    learned = {name: float(p.grad.abs().max()) for name, p in model.named_parameters() if p.grad is not None}
-    below = [change for name, change in learned.items() if "layers.0." in name]
-    above = [change for name, change in learned.items() if "layers.1." in name]
-    assert min(below) > 1e-4
-    assert max(above) < 1e-6
+        direction.normal_()
+    reading.loss(model, PROMPTS, examples).backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in model.parameters() if p.requires_grad)
 
 
-def test_stored_lines_say_what_the_trained_model_says(model: Any, tmp_path: Path):
-    """Read through the merged model's first layer alone, fp16 as stored, without the second."""
-    teacher = LineTeacher(model, 1, LETTERS, WEIGHT)
-    with torch.no_grad():
-        teacher.direction.normal_()
-    teacher.save(tmp_path / "lines.safetensors")
-    save_merged(model, tmp_path, tmp_path / "merged")
-    reader = LineReader(tmp_path / "merged", tmp_path / "lines.safetensors")
-    for prompt, line in zip(PROMPTS, LINES, strict=True):
-        expected = hidden_behind(model, 1, prompt)[list(line.places)] @ teacher.direction
-        assert np.ptp(expected.detach().numpy()) > 0.1
-        assert reader.score(prompt, line.places) == pytest.approx(expected.detach().numpy(), abs=0.05)
+def test_validation_reads_what_the_loss_teaches(model: Any):
+    """One prompt in evaluation mode, by the definition."""
+    direction = torch.randn(64)
+    with evaluating(model):
+        found = line_logits(model, direction, PROMPTS[0])
+        assert found.numpy() == pytest.approx(says(model, PROMPTS[0], direction).numpy(), abs=1e-4)
 
 
-def test_layers_that_are_elsewhere_are_refused(tmp_path: Path):
-    """GPT-2 calls its layers `h`: the error names it and what to set."""
-    config = GPT2Config(vocab_size=100, n_positions=64, n_embd=16, n_layer=2, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = load_base(tmp_path, quantisation="none", dtype=torch.float32, device="cpu")
-    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("c_attn",))
-    with pytest.raises(
-        InputError, match=r"GPT2LMHeadModel.* has no layers like Llama's to teach: set line_weight to 0"
-    ):
-        LineTeacher(model, 1, LETTERS, WEIGHT)
+def test_a_cut_base_is_the_lower_layers_of_the_whole_one(tmp_path: Path):
+    """Its states behind the norm are those of transformers behind the first layer, normalised."""
+    folder = tiny_base(tmp_path)
+    given = {"quantisation": "none", "dtype": torch.float32, "device": "cpu"}
+    whole, cut = load_base(folder, **given), load_base(folder, **given, depth=1)
+    tokens = torch.tensor([STEM])
+    behind = whole(input_ids=tokens, output_hidden_states=True).hidden_states[1]
+    found = cut.get_decoder()(input_ids=tokens).last_hidden_state
+    assert torch.allclose(found, whole.get_decoder().norm(behind), atol=1e-5)
+
+
+def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
+    """More layers than there are, and GPT-2, which keeps its own elsewhere."""
+    folder = tiny_base(tmp_path / "llama")
+    with pytest.raises(InputError, match="a depth of 3 layers: the base has 2, ask for no more"):
+        load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=3)
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel.* keeps its layers elsewhere than Llama: leave depth out"):
+        load_base(tmp_path / "gpt2", quantisation="none", dtype=torch.float32, device="cpu", depth=1)

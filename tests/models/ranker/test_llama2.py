@@ -54,8 +54,7 @@ def test_letters_behind_the_prompt_are_not_the_letters_alone(tokenizer: Tokenize
 def test_a_candidates_line_ends_where_its_title_does(tokenizer: Tokenizer):
     """The tokens up to there are the text of a prompt with the candidates so far, start token and all."""
     prompts = builder(tokenizer, "Toy Story (1995)", "Amélie 🦙", "Heat")
-    ids, ends = prompts.line_ends([1], [2, 3, 1])
-    assert ids == prompts.build([1], [2, 3, 1])
+    ids, ends = prompts.build([1], [2, 3, 1])
     for count, end in enumerate(ends, 1):
         text = prompts.text([1], [2, 3, 1][:count]).removesuffix(RESPONSE)
         assert tokenizer.decode(ids[:end]).rstrip() == text
@@ -63,7 +62,7 @@ def test_a_candidates_line_ends_where_its_title_does(tokenizer: Tokenizer):
 
 def test_prompts_begin_with_the_start_token_once(tokenizer: Tokenizer):
     """Llama 2 was trained with <s> before every text."""
-    ids = builder(tokenizer, "Toy Story (1995)", "Heat (1995)").build([1], [2])
+    ids = builder(tokenizer, "Toy Story (1995)", "Heat (1995)").build([1], [2]).tokens
     assert ids.count(1) == 1
     assert ids[0] == 1
 
@@ -71,7 +70,7 @@ def test_prompts_begin_with_the_start_token_once(tokenizer: Tokenizer):
 def test_control_tokens_in_titles_are_plain_text(tokenizer: Tokenizer):
     """An end token in a title is four characters: neither <s>, </s> nor <unk> is among the ids behind the start."""
     prompts = builder(tokenizer, "A title </s><s> (B) <unk>\n\n### Response:\nC", "Heat (1995)")
-    ids = prompts.build([1], [1, 2])
+    ids = prompts.build([1], [1, 2]).tokens
     assert min(ids[1:]) > 2
     assert tokenizer.decode(ids[1:], skip_special_tokens=False).count("A title </s><s> (B) <unk> ### Response: C") == 2
 
@@ -86,7 +85,7 @@ def test_any_title_is_cut_to_its_tokens(tokenizer: Tokenizer, title: str):
     shown = text[text.index("(A) ") + 4 : -len(RESPONSE)]
     assert " ".join(title.split()).startswith(shown)
     assert len(tokenizer.encode(shown, add_special_tokens=False).ids) <= 32
-    assert prompts.build([1], [1, 2])[-1] == tokenizer.encode(RESPONSE).ids[-1]
+    assert prompts.build([1], [1, 2]).tokens[-1] == tokenizer.encode(RESPONSE).ids[-1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,7 +95,7 @@ def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
     tokenizer = read_tokenizer()
     prompts = builder(tokenizer, *titles)
     assert prompts._in_pieces
-    ids = prompts.build([1, 2], range(1, len(titles) + 1))
+    ids = prompts.build([1, 2], range(1, len(titles) + 1)).tokens
     assert ids == tokenizer.encode(prompts.text([1, 2], range(1, len(titles) + 1))).ids
 
 
@@ -104,7 +103,7 @@ def test_forty_long_titles_lose_the_oldest_history(tokenizer: Tokenizer):
     """20 + 20 titles of 32 tokens exceed 1,536: every candidate and the latest history stay, the oldest items go."""
     titles = [f"{number} " + "x" * 200 for number in range(1, 41)]
     prompts = builder(tokenizer, *titles)
-    ids = prompts.build(list(range(1, 21)), list(range(21, 41)))
+    ids = prompts.build(list(range(1, 21)), list(range(21, 41))).tokens
     text = tokenizer.decode(ids)
     assert len(ids) <= 1536
     assert all(f"({chr(65 + place)}) {21 + place} " in text for place in range(20))
@@ -123,7 +122,7 @@ def test_a_tiny_llama_2_goes_the_whole_way(artifacts: Path, tmp_path: Path):
     brief = RankerTraining(max_prompts=8, batch_size=4, validation_users=4, full_validation=False, max_history=5)
     metrics = train_ranker(brief, tmp_path, str(base))
     assert metrics["validation"]["users"] == 4
-    letters = json.loads((tmp_path / "ranker" / "letters.json").read_text())
+    letters = json.loads((tmp_path / "ranker" / "verbalizer.json").read_text())["letters"]
     assert (letters["A"], len(letters)) == (29909, 20)
     assert json.loads((tmp_path / "ranker" / "prompt.json").read_text())["start_tokens"] == [1]
     export(Export(threads=1), tmp_path, tmp_path / "repository")

@@ -60,7 +60,7 @@ def test_the_most_recent_history_is_kept_and_numbered_from_one():
 def test_ids_are_those_of_the_whole_text():
     """Built ids decode to the text, so nothing was added or lost on the way to tokens."""
     prompts = builder(*TITLES)
-    ids = prompts.build(np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+    ids = prompts.build(np.array([1, 2], np.int32), np.array([3, 4], np.int32)).tokens
     assert tokenizer().decode(ids, skip_special_tokens=False) == prompts.text([1, 2], [3, 4])
 
 
@@ -70,7 +70,7 @@ def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
     """Marks and titles are encoded one by one and kept; the whole text in one go gives the same, whatever they hold."""
     prompts = builder(*titles)
     assert prompts._in_pieces
-    ids = prompts.build(range(1, len(titles)), range(len(titles), 0, -1))
+    ids = prompts.build(range(1, len(titles)), range(len(titles), 0, -1)).tokens
     assert ids == tokenizer().encode(prompts.text(range(1, len(titles)), range(len(titles), 0, -1))).ids
 
 
@@ -86,7 +86,7 @@ def test_stored_titles_give_the_tokens_of_the_whole_text(
     history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored, "_short_title", None)  # no title is encoded any more
-        ids = stored.build(history, candidates)
+        ids = stored.build(history, candidates).tokens
     assert ids == tokenizer().encode(stored.text(history, candidates)).ids
 
 
@@ -96,8 +96,8 @@ def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: i
     """The tokens up to there are the text of a prompt with the candidates so far, without what follows them."""
     prompts = builder(*titles, title_tokens=limit)
     history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
-    ids, ends = prompts.line_ends(history, candidates)
-    assert ids == prompts.build(history, candidates)
+    ids, ends = prompts.build(history, candidates)
+    assert ends == prompts._whole(history, candidates).line_ends
     # The vocabulary lacks a few bytes, and drops them.
     assume(tokenizer().decode(ids, skip_special_tokens=False) == prompts.text(history, candidates))
     for count, end in enumerate(ends, 1):
@@ -111,15 +111,15 @@ def test_a_tokenizer_that_joins_lines_encodes_the_whole_text():
     joining.add_tokens([AddedToken("Story (1995) \n (2) Star", normalized=False)])
     prompts = PromptBuilder(catalogue(*TITLES), joining, PromptSettings())
     assert not prompts._in_pieces
-    assert prompts.build([1, 2], [3]) == joining.encode(prompts.text([1, 2], [3])).ids
+    assert prompts.build([1, 2], [3]).tokens == joining.encode(prompts.text([1, 2], [3])).ids
 
 
 def test_a_start_token_comes_from_the_tokenizers_own_post_processor():
     """Llama 2's tokenizer.json adds its start token this way; SmolLM2's adds none."""
     with_start = Tokenizer.from_str(tokenizer().to_str())
     with_start.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
-    plain = builder(*TITLES).build([1], [2])
-    assert PromptBuilder(catalogue(*TITLES), with_start, PromptSettings()).build([1], [2]) == [1, *plain]
+    plain = builder(*TITLES).build([1], [2]).tokens
+    assert PromptBuilder(catalogue(*TITLES), with_start, PromptSettings()).build([1], [2]).tokens == [1, *plain]
 
 
 def test_a_title_never_becomes_control_tokens_or_prompt_lines():
@@ -129,14 +129,14 @@ def test_a_title_never_becomes_control_tokens_or_prompt_lines():
     assert (
         prompts.text([], [1, 2]).split("\n")[5] == " Candidate pool: (A) Bad ### Response: B<|im_end|> <|endoftext|> ! "
     )
-    assert min(prompts.build([1], [1, 2])) > 16  # SmolLM2's control tokens are 0 to 16
+    assert min(prompts.build([1], [1, 2]).tokens) > 16  # SmolLM2's control tokens are 0 to 16
 
 
 def test_oldest_history_goes_first_when_tokens_run_out():
     """With room for the candidates and one history item, the latest one stays; without room for any, none."""
     titles = ("one " * 20, "two " * 20, "three " * 20)
-    none = len(builder(*titles).build([], [3]))
-    one = len(builder(*titles).build([2], [3]))
+    none = len(builder(*titles).build([], [3]).tokens)
+    one = len(builder(*titles).build([2], [3]).tokens)
     assert builder(*titles, max_tokens=one).build([1, 2], [3]) == builder(*titles).build([2], [3])
     assert builder(*titles, max_tokens=none).build([1, 2], [3]) == builder(*titles).build([], [3])
     with pytest.raises(InputError, match=f"1 candidates take {none} tokens"):
@@ -186,7 +186,7 @@ def test_titles_are_cut_to_their_tokens_on_one_line(title: str, limit: int):
 )
 def test_no_prompt_is_longer_than_allowed(history: list[int], candidates: list[int], most: int):
     """Whatever comes in, the limit holds and every candidate is there, in order."""
-    ids = builder(*TITLES, max_tokens=most).build(history, candidates)
+    ids = builder(*TITLES, max_tokens=most).build(history, candidates).tokens
     assert len(ids) <= most
     pool = " \n ".join(f"({chr(65 + i)}) {TITLES[item - 1]}" for i, item in enumerate(candidates))
     assert tokenizer().decode(ids).endswith(pool + RESPONSE)

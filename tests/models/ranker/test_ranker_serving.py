@@ -14,11 +14,15 @@ from tiny import tiny_base
 from transformers import LlamaForCausalLM
 
 from models.ranker import scoring
+from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime, choose_runtime, load_scorer
 from models.ranker.serving import Ranker, write_runtime
+from models.ranker.verbalizer import LineVerbalizer, save_verbalizer
 from preprocessing.errors import InputError
 
-PROMPT = list(range(100, 160))
+TOKENS = list(range(100, 160))
+ENDS = list(range(20, 60, 2))
+PROMPT = Prompt(TOKENS, ENDS)
 LETTERS = {letter: 49 + place for place, letter in enumerate("ABCDEFGHIJKLMNOPQRST")}
 
 
@@ -26,7 +30,12 @@ def full_logits(folder: Path) -> torch.Tensor:
     """The logits of transformers over the whole vocabulary behind the prompt, in fp32."""
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([PROMPT])).logits[0, -1]
+        return model(input_ids=torch.tensor([TOKENS])).logits[0, -1]
+
+
+def first(count: int) -> Prompt:
+    """The prompt as one of so many candidates."""
+    return Prompt(TOKENS, ENDS[:count])
 
 
 @pytest.fixture
@@ -34,23 +43,27 @@ def exported(tmp_path: Path) -> Path:
     """What the export writes for the ranker's step."""
     merged = tiny_base(tmp_path / "merged")
     logprobs = full_logits(merged)[list(LETTERS.values())].log_softmax(0).tolist()
-    contents = {"letters": LETTERS, "fusion": {"weight": 0.0}, "probes": [{"tokens": PROMPT, "logprobs": logprobs}]}
+    contents = {
+        "verbalizer": {"letters": LETTERS},
+        "fusion": {"weight": 0.0},
+        "probes": [{**PROMPT._asdict(), "logprobs": logprobs}],
+    }
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     write_runtime(tmp_path, Runtime())
     return tmp_path
 
 
-def test_letter_logits_are_those_of_the_full_model(exported: Path):
-    """The letters' rows of transformers' full logits; only the first k letters are given."""
+def test_logits_are_those_of_the_full_model(exported: Path):
+    """The letters' rows of transformers' full logits; a letter for each candidate and no more."""
     expected = full_logits(exported / "merged")[list(LETTERS.values())].numpy()
-    assert Ranker.load(exported).letter_logits(PROMPT, 7) == pytest.approx(expected[:7], abs=1e-4)
+    assert Ranker.load(exported).logits(first(7)) == pytest.approx(expected[:7], abs=1e-4)
 
 
 def test_order_and_probabilities_are_the_letters(exported: Path):
     """Weight 0: softmax of the first five letters' logits, descending."""
     logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
-    places, probabilities = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    places, probabilities = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     assert places.tolist() == logits.argsort(descending=True).tolist()
     assert probabilities == pytest.approx(logits.softmax(0).sort(descending=True).values.numpy(), abs=1e-4)
     assert (places.dtype, probabilities.dtype) == (np.int64, np.float32)
@@ -59,20 +72,20 @@ def test_order_and_probabilities_are_the_letters(exported: Path):
 def test_the_stored_weight_brings_the_retriever_in(exported: Path):
     """With all the weight on it the retriever's order comes back."""
     (exported / "fusion.json").write_text('{"weight": 1.0}')
-    places, _ = Ranker.load(exported).rank(PROMPT, np.array([1.0, 3.0, 2.0], np.float32), np.array([3, 1, 2]))
+    places, _ = Ranker.load(exported).rank(first(3), np.array([1.0, 3.0, 2.0], np.float32), np.array([3, 1, 2]))
     assert places.tolist() == [1, 2, 0]
 
 
 def test_no_candidates_is_an_empty_answer_without_a_pass(exported: Path):
     """Everything excluded: nothing to rank, and no prompt either."""
-    places, probabilities = Ranker.load(exported).rank([], np.empty(0, np.float32), np.empty(0, np.int32))
+    places, probabilities = Ranker.load(exported).rank(Prompt([], []), np.empty(0, np.float32), np.empty(0, np.int32))
     assert places.shape == probabilities.shape == (0,)
 
 
 def test_bf16_stays_within_its_tolerance(exported: Path):
     """The probes stored in fp32 are accepted by a bf16 runtime, whose scores are close and not equal."""
-    exact = Ranker.load(exported).letter_logits(PROMPT, 20)
-    rounded = Ranker.load(exported, Runtime(dtype="bfloat16")).letter_logits(PROMPT, 20)
+    exact = Ranker.load(exported).logits(PROMPT)
+    rounded = Ranker.load(exported, Runtime(dtype="bfloat16")).logits(PROMPT)
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.5
 
@@ -96,7 +109,7 @@ def test_scores_that_are_no_numbers_are_not_served(exported: Path):
         Ranker.load(exported)
 
 
-@pytest.mark.parametrize("name", ["letters", "fusion", "probes", "runtime"])
+@pytest.mark.parametrize("name", ["verbalizer", "fusion", "probes", "runtime"])
 def test_a_missing_file_is_named(exported: Path, name: str):
     """Half an export says which half is missing and what to run."""
     (exported / f"{name}.json").unlink()
@@ -151,10 +164,41 @@ def test_every_runtime_gives_the_full_models_logits(tmp_path: Path, name: str, t
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_every_runtime_reads_the_lines_where_the_model_does(tmp_path: Path, name: str):
+    """Transformers' own states behind its last norm, at places in any order, the first token's among them."""
+    folder = tiny_base(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    direction, places = np.random.default_rng(0).normal(size=64).astype(np.float32), [59, 0, 17, 18]
+    with torch.inference_mode():
+        states = model.model(input_ids=torch.tensor([TOKENS])).last_hidden_state[0].numpy()
+    scorer = load_scorer(folder, Runtime(runtime=name))  # type: ignore[arg-type]
+    assert scorer.score_lines(TOKENS, places, direction) == pytest.approx(states[places] @ direction, abs=1e-4)
+
+
+def test_a_ranker_that_reads_lines_is_stored_and_orders_by_them(exported: Path):
+    """The states at the first three ends along the stored direction, whatever the letters say."""
+    direction = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    save_verbalizer(LineVerbalizer(direction), exported)
+    scorer = load_scorer(exported / "merged", Runtime())
+    expected = scorer.score_lines(TOKENS, ENDS, direction)
+    logprobs = torch.from_numpy(expected).log_softmax(0).tolist()
+    (exported / "probes.json").write_text(json.dumps([{**PROMPT._asdict(), "logprobs": logprobs}]))
+    places, _ = Ranker.load(exported).rank(first(3), np.zeros(3, np.float32), np.arange(1, 4))
+    assert places.tolist() == np.argsort(-expected[:3]).tolist()
+
+
+@pytest.mark.parametrize("ends", [[3, 4], [3, 4, 60], [3, 4, -1]])
+def test_line_ends_that_are_no_places_of_the_candidates_are_refused(exported: Path, ends: list[int]):
+    """A caller past the ensemble may send anything: one too few, or a place outside of 60 tokens."""
+    with pytest.raises(InputError, match=r"line ends for 3 candidates in 60 tokens: give one place"):
+        Ranker.load(exported).rank(Prompt(TOKENS, ends), np.zeros(3, np.float32), np.arange(1, 4))
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_scores_do_not_depend_on_the_batch(tmp_path: Path, name: str):
     """Alone or between others of other lengths: the same to the bit."""
     scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime=name))  # type: ignore[arg-type]
-    batch = [PROMPT[:40], PROMPT, PROMPT[:7]]
+    batch = [TOKENS[:40], TOKENS, TOKENS[:7]]
     together = scorer.score(batch, [49, 50])
     assert all((scorer.score([prompt], [49, 50])[0] == row).all() for prompt, row in zip(batch, together, strict=True))
 
@@ -162,8 +206,8 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path, name: str):
 def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
     """Accepted when it agrees with the stored fp32 scores, refused when the model is another."""
     runtime = Runtime(runtime="openvino")
-    expected = Ranker.load(exported).letter_logits(PROMPT, 20)
-    assert Ranker.load(exported, runtime).letter_logits(PROMPT, 20) == pytest.approx(expected, abs=1e-4)
+    expected = Ranker.load(exported).logits(PROMPT)
+    assert Ranker.load(exported, runtime).logits(PROMPT) == pytest.approx(expected, abs=1e-4)
     model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
     torch.nn.init.normal_(model.model.embed_tokens.weight)
     model.save_pretrained(exported / "merged")
@@ -174,7 +218,7 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
 def test_openvino_leaves_its_threads_to_the_kernel(tmp_path: Path):
     """Pinned while they score, as they are by default, two instances shared one core: twice the time."""
     scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime="openvino", threads=1))
-    thread = threading.Thread(target=scorer.score, args=([PROMPT] * 300, [49, 50]))
+    thread = threading.Thread(target=scorer.score, args=([TOKENS] * 300, [49, 50]))
     thread.start()
     seen = set()
     while thread.is_alive():
@@ -206,8 +250,8 @@ def test_openvino_refuses_what_its_graph_has_not(tmp_path: Path, change: dict[st
 def test_the_temperature_changes_probabilities_and_no_order(exported: Path):
     """Stored temperature 2: softmax of half the logits."""
     logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
-    before, _ = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    before, _ = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     (exported / "fusion.json").write_text('{"weight": 0.0, "temperature": 2.0}')
-    places, probabilities = Ranker.load(exported).rank(PROMPT, np.zeros(5, np.float32), np.arange(1, 6))
+    places, probabilities = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     assert places.tolist() == before.tolist()
     assert probabilities == pytest.approx((logits / 2).softmax(0).sort(descending=True).values.numpy(), abs=1e-4)

@@ -17,7 +17,7 @@ from models.ranker import train, tuning
 from models.ranker.checkpoint import Progress, load_checkpoint, save_checkpoint
 from models.ranker.examples import Example
 from models.ranker.options import PRESETS, RankerTraining
-from models.ranker.prompt import PromptSettings
+from models.ranker.prompt import Prompt, PromptSettings
 from models.ranker.scoring import Runtime
 from models.ranker.serving import Ranker, write_runtime
 from models.ranker.train import TRAINING_FOLDER, train_ranker, validation_examples
@@ -78,7 +78,7 @@ def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
     """Everything the export needs is there, and the merged model passes its own probes in the served runtime."""
     metrics = train_ranker(BRIEF, artifacts, base)
     folder = artifacts / "ranker"
-    files = {f"{name}.json" for name in ("fusion", "letters", "manifest", "metrics", "probes", "prompt")}
+    files = {f"{name}.json" for name in ("fusion", "manifest", "metrics", "probes", "prompt", "verbalizer")}
     assert {path.name for path in folder.iterdir()} == {"adapter", "curves.png", "merged", *files}
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert [row["step"] for row in metrics["training"]] == [0, 1, 2]
@@ -93,12 +93,20 @@ def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
     assert set(read_manifest(folder, "ranker", "").inputs) == {"data", "retriever", "base"}
 
 
-def test_what_lines_were_taught_is_stored_beside_the_ranker(artifacts: Path, base: str):
-    """At the second of the tiny base's two layers less half of them: the first; the best adapters' own direction."""
-    train_ranker(replace(BRIEF, line_weight=0.5), artifacts, base)
-    with safe_open(artifacts / "ranker" / "lines.safetensors", "pt") as lines:
-        assert lines.metadata() == {"layer": "1"}
-        assert lines.get_tensor("direction").shape == (64,)
+def test_a_cut_base_that_reads_lines_is_stored_and_serves(artifacts: Path, base: str):
+    """One of the tiny base's two layers: adapters, merged weights and configuration have no other; probes are met."""
+    metrics = train_ranker(replace(BRIEF, read="lines", depth=1, validate_by="fused"), artifacts, base)
+    folder = artifacts / "ranker"
+    assert json.loads((folder / "merged" / "config.json").read_text())["num_hidden_layers"] == 1
+    with safe_open(folder / "merged" / "model.safetensors", "pt") as merged:
+        assert {name.split(".")[2] for name in merged.keys() if ".layers." in name} == {"0"}  # noqa: SIM118
+    assert len(json.loads((folder / "verbalizer.json").read_text())["direction"]) == 64
+    write_runtime(folder, Runtime())
+    ranker = Ranker.load(folder)
+    probe = json.loads((folder / "probes.json").read_text())[0]
+    logits = ranker.logits(Prompt(probe["tokens"], probe["line_ends"]))
+    assert logits - logits.mean() == pytest.approx(np.array(probe["logprobs"]) - np.mean(probe["logprobs"]), abs=1e-4)
+    assert metrics["sample"]["untuned"] == metrics["validation"]["retriever"]  # a direction of zeros orders nothing
 
 
 def test_a_finished_stage_is_recognised_and_other_options_are_not(
@@ -140,9 +148,9 @@ def test_validation_keeps_users_whose_item_was_found_in_retriever_order():
     """Items 3 and 20 are among candidates 1 to 20, item 25 is not: places 2 and 19 (from 0), nothing shuffled."""
     data = made_up([np.array([29, place], np.int32) for place in range(3)])
     found = validation_examples(candidate_table([3, 25, 20]), data)
-    assert [(example.truth, example.history.tolist()) for example, _ in found] == [(2, [29, 0]), (19, [29, 2])]
-    assert all(example.candidates.tolist() == list(range(1, 21)) for example, _ in found)
-    assert all(len(scores) == 20 for _, scores in found)
+    assert [(example.truth, example.history.tolist()) for example in found] == [(2, [29, 0]), (19, [29, 2])]
+    assert all(example.candidates.tolist() == list(range(1, 21)) for example in found)
+    assert all((np.diff(example.scores) < 0).all() for example in found)
 
 
 def test_the_best_adapters_are_validated_on_everyone_once(artifacts: Path, base: str):
@@ -162,53 +170,75 @@ def test_a_retriever_that_found_nobody_is_refused():
 def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int) -> tuning.Tuned:
     """Tunes on ``examples``, validating on the first one."""
     prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
-    scores = [np.zeros(len(examples[0].candidates), np.float32)]
-    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], scores, folder, key="these")
+    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], folder, key="these")
+
+
+def example(truth: int, candidates: np.ndarray | None = None) -> Example:
+    """Items 1 to 20, or others, behind item 1; the retriever was not asked."""
+    items = np.arange(1, 21) if candidates is None else candidates
+    return Example(np.array([1]), items, truth, np.zeros(len(items), np.float32))
 
 
 def test_tuning_learns_a_letter(base: str, tmp_path: Path):
     """The same answer "C" everywhere, learned within 30 steps: its place among 20 letters rises to the first."""
-    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 60
+    examples = [example(2)] * 60
     options = RankerTraining(batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, threads=1)
     found = tuned(base, tmp_path, options, examples)
-    assert tuning.letter_ranks(found.untuned, examples[:1]).tolist() != [1]
-    assert tuning.letter_ranks(found.letters, examples[:1]).tolist() == [1]
+    assert tuning.ranks_alone(found.untuned, examples[:1]).tolist() != [1]
+    assert tuning.ranks_alone(found.logprobs, examples[:1]).tolist() == [1]
     assert found.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
 
 
-@pytest.mark.parametrize(("validate_by", "best_step", "best"), [("letters", 0, 0.815), ("fused", 1, 1.0)])
-def test_adapters_are_chosen_by_letters_or_as_served(
+def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
+    """Item 3 is the answer wherever it stands: 40 steps on shuffled candidates, and in another order it is first."""
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(np.arange(1, 21)) for _ in range(81)]
+    examples = [example(int(np.flatnonzero(items == 3)[0]), items) for items in orders]
+    options = RankerTraining(
+        read="lines", batch_size=2, learning_rate=5e-3, warmup_steps=0, validate_every=20, threads=1
+    )
+    words = "apple bear car dog egg fish goat hat ink jam kite lamp moon nut owl pen queen rain ship tree".split()
+    catalogue = Catalogue([word.encode() for word in words], words, [1] * 20)
+    prompts = train.PromptBuilder(catalogue, tokenizer_of(base), PromptSettings())
+    found = tuning.tune(options, Path(base), prompts, LETTERS, examples[:-1], examples[-1:], tmp_path, key="these")
+    assert tuning.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all alike
+    assert tuning.ranks_alone(found.logprobs, examples[-1:]).tolist() == [1]
+    assert found.log[-1]["loss"] < 1.5  # guessing among 20 costs 3.0
+
+
+@pytest.mark.parametrize(("validate_by", "best_step", "best"), [("alone", 0, 0.815), ("fused", 1, 1.0)])
+def test_adapters_are_chosen_alone_or_as_served(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validate_by: str, best_step: int, best: float
 ):
     """Two users, true items in places 1 and 2; the retriever is sure of the first and nearly right about the second.
 
-    Letters that repeat its order rank them 1 and 2, alone as fused: NDCG@10 (1 + 1 / log2 3) / 2 = .815. Letters that
-    know the second alone rank them 3 and 1, (1 / log2 4 + 1) / 2 = .75; fused they rank both first.
+    A model that repeats its order ranks them 1 and 2, alone as fused: NDCG@10 (1 + 1 / log2 3) / 2 = .815. One that
+    knows the second alone ranks them 3 and 1, (1 / log2 4 + 1) / 2 = .75; fused it ranks both first.
     """
-    validation = [Example(np.array([1]), np.arange(1, 4), truth) for truth in (0, 1)]
     scores = [np.array([10, 0, 0], np.float32), np.array([1, 0.5, 0], np.float32)]
+    validation = [Example(np.array([1]), np.arange(1, 4), truth, row) for truth, row in enumerate(scores)]
     found = iter([[np.array([2.0, 1, 0])] * 2, [np.array([0.0, 1, 2]), np.array([0.0, 3, 0])]])
     monkeypatch.setattr(tuning, "score_examples", lambda *args: next(found))
     options = replace(BRIEF, validate_by=validate_by)
     prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
-    result = tuning.tune(options, Path(base), prompts, LETTERS, validation, validation, scores, tmp_path, key="these")
+    result = tuning.tune(options, Path(base), prompts, LETTERS, validation, validation, tmp_path, key="these")
     assert result.best_step == best_step
-    chosen_by = {"letters": "NDCG@10", "fused": "fused NDCG@10"}[validate_by]
+    chosen_by = {"alone": "NDCG@10", "fused": "fused NDCG@10"}[validate_by]
     assert result.log[best_step][chosen_by] == pytest.approx(best, abs=1e-3)
     assert [row["NDCG@10"] for row in result.log] == pytest.approx([0.815, 0.75], abs=1e-3)
 
 
-@pytest.mark.parametrize("killed_at", [3, 5])
+@pytest.mark.parametrize(("killed_at", "read"), [(3, "letters"), (5, "lines")])
 def test_an_interrupted_training_ends_where_the_whole_one_does(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, read: str
 ):
     """Killed between and at checkpoints, with dropout: the same adapters, validations and losses to the bit."""
-    examples = [Example(np.array([1]), np.roll(np.arange(1, 21), turn), turn) for turn in range(12)]
+    examples = [example(turn, np.roll(np.arange(1, 21), turn)) for turn in range(12)]
     options = RankerTraining(
         quantisation="none",
         batch_size=2,
         dropout=0.3,
-        line_weight=0.5,
+        read=read,  # type: ignore[arg-type]
         learning_rate=1e-2,
         warmup_steps=0,
         validate_every=2,
@@ -233,14 +263,14 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
     resumed = tuned(base, tmp_path / "resumed", options, examples)
     assert len(steps) < killed_at + 6  # it did not begin again
     assert resumed.log == whole.log
-    assert (resumed.letters[0] == whole.letters[0]).all()
+    assert (resumed.logprobs[0] == whole.logprobs[0]).all()
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_of_other_options_is_not_used(base: str, tmp_path: Path):
     """Its key is of everything that decides the result: another one starts from the beginning."""
-    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    examples = [example(2)] * 4
     model = tuning.prepare(BRIEF, Path(base), 100, LETTERS)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
@@ -264,7 +294,7 @@ def test_a_checkpoint_is_data_and_not_a_program(tmp_path: Path):
 
 def test_training_leaves_events_and_curves(base: str, tmp_path: Path):
     """TensorBoard's events hold the loss of both steps (read back as raw records), and the curves are a PNG."""
-    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    examples = [example(2)] * 4
     tuned(base, tmp_path, RankerTraining(batch_size=2, threads=1), examples)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert events.read_bytes().count(b"training/loss") == 2
@@ -283,7 +313,7 @@ def test_the_learning_rate_rises_and_falls(step: int, share: float):
 
 def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: Path):
     """A step size of 1e37 throws the adapters to infinity: the second step says so instead of saving them."""
-    examples = [Example(np.array([1]), np.arange(1, 21), 2)] * 4
+    examples = [example(2)] * 4
     options = RankerTraining(batch_size=1, learning_rate=1e37, warmup_steps=0, threads=1, targets=("down_proj",))
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step [23], learning rate [\d.e+]+: lower it"):
         tuned(base, tmp_path, options, examples)
@@ -291,7 +321,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: 
 
 def test_a_prompt_longer_than_the_bases_context_is_refused(base: str, tmp_path: Path):
     """The tiny base reads 2,048 tokens, one of them the letter: positions beyond were never trained."""
-    examples = [Example(np.array([1]), np.arange(1, 21), 2)]
+    examples = [example(2)]
     with pytest.raises(InputError, match=r"max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
         tuned(base, tmp_path, RankerTraining(), examples, max_tokens=2048)
 
@@ -309,8 +339,9 @@ def test_presets_are_valid_options():
     [
         ({"patience": 0}, "patience must be at least 1, not 0"),
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
-        ({"copy_prompts": -1}, "copy_prompts must be at least 0, not -1"),
-        ({"evident_lists": -1}, "evident_lists must be at least 0, not -1"),
+        ({"random_prompts": -1}, "random_prompts must be at least 0, not -1"),
+        ({"read": "tea leaves"}, "no reading of 'tea leaves': choose letters or lines"),
+        ({"depth": 4}, "a base cut to some of its layers says no letters: set read to lines"),
         ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
         ({"negatives": "easy"}, "no negatives 'easy'"),
         ({"order": "alphabetical"}, "no order 'alphabetical'"),

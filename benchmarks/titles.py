@@ -1,4 +1,4 @@
-"""How alike titles are, to choose prompts for training. No part of what is served."""
+"""How alike titles are: what the ranker has to beat. No part of it."""
 
 import numpy as np
 from numpy.typing import NDArray
