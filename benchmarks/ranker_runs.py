@@ -1,8 +1,8 @@
 """The trainings behind docs/results/ranker.md, and the letter scores that are kept of them.
 
 For each data set and retriever one file of candidate lists (the retriever's scores, the true item's place, how popular
-each candidate is), and for each run and way of asking it one file of the language model's log-probabilities: of every test user and
-a sample of the validation users whose item is among the candidates. From these every figure is computed
+each candidate is), and for each run and way of asking it one file of the language model's log-probabilities: of every
+test user and a sample of the validation users whose item is among the candidates. From these every figure is computed
 (:mod:`benchmarks.rankers`).
 """
 
@@ -90,8 +90,8 @@ class Run:
     variant: str = "main"
     seed: int = 42
     ways: tuple[str, ...] = ("tuned",)
-    """``tuned``: as served; ``permuted``: with titles permuted over the catalogue; ``orders``: scores averaged over four
-    orders of the candidates; ``untuned``: the base's letters."""
+    """``tuned``: as served; ``permuted``: with titles permuted over the catalogue; ``orders``: scores averaged over
+    four orders of the candidates; ``untuned``: the base's letters."""
     hours: float = 1.0
     """After which the run is stopped, to go on at the next call."""
 

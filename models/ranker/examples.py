@@ -95,8 +95,8 @@ def sample_examples(
             return examples[:most]
     if not examples:
         raise InputError(
-            f"none of {len(order)} training positions gives an example: the retriever has the next item nowhere among its"
-            " candidates. Train it longer, or train the ranker with random negatives"
+            f"none of {len(order)} training positions gives an example: the retriever has the next item nowhere among"
+            " its candidates. Train it longer, or train the ranker with random negatives"
         )
     return examples
 

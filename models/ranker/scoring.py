@@ -1,8 +1,8 @@
 """One forward pass of a merged ranker a prompt: what it has read at the places that a verbalizer looks at.
 
 Only those are projected, and only onto the letters' rows of the head or along the lines' direction, in fp32 whatever
-the precision of the layers below. Prompts run one at a time, without padding, so that a prompt's scores never depend on who shares its
-batch; on two cores nothing is gained by running them together.
+the precision of the layers below. Prompts run one at a time, without padding, so that a prompt's scores never depend on
+who shares its batch; on two cores nothing is gained by running them together.
 """
 
 import importlib.util

@@ -21,9 +21,9 @@ RUNTIME_FILE = "runtime.json"
 EXPORTED_FILES = (VERBALIZER_FILE, FUSION_FILE, PROBES_FILE)
 
 PROBE_TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 1.0}
-"""Change of a prompt's log-probabilities (root mean square over the candidates) that the precision explains. Measured on
-tuned models: 5e-7 on the same processor in fp32, 3e-5 from PyTorch to OpenVINO; in bf16 0.04 and, where a model that is
-very sure of itself wavers, 0.7 in PyTorch and OpenVINO alike, one letter moving by 1.7."""
+"""Change of a prompt's log-probabilities (root mean square over the candidates) that the precision explains. Measured
+on tuned models: 5e-7 on the same processor in fp32, 3e-5 from PyTorch to OpenVINO; in bf16 0.04 and, where a model that
+is very sure of itself wavers, 0.7 in PyTorch and OpenVINO alike, one letter moving by 1.7."""
 
 
 def write_runtime(folder: Path, runtime: Runtime) -> None:

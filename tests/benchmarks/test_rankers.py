@@ -147,7 +147,7 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
 ):
     """Lists and letters of a trained tiny ranker on real data; stopped after three users, it scores only the rest."""
     data = load_data(artifacts)
-    run = Run("movielens-100k", variant="random-negatives")
+    run = Run("movielens-100k", variant="letters")
     splits = {name: first(found_lists(artifacts, data, name, 20), 3) for name in ("validation", "test")}
     keep_lists(tmp_path / "lists.parquet", splits, data)
     kept = load_lists(tmp_path / "lists.parquet")
@@ -166,7 +166,7 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
     keep_letters(tmp_path / "whole.parquet", run, "tuned", artifacts, data, splits)
     whole, said = load_letters(tmp_path / "whole.parquet")
     assert all(np.exp(row.astype(float)).sum() == pytest.approx(1, abs=1e-4) for row in whole["test"])
-    assert (said["run"]["variant"], said["way"]) == ("random-negatives", "tuned")
+    assert (said["run"]["variant"], said["way"]) == ("letters", "tuned")
     assert said["seconds_a_request"] > 0
 
     monkeypatch.setattr(ranker_runs, "SAVE_EVERY", 3)

@@ -23,6 +23,7 @@ from client.contract import (
     HISTORY_ITEM,
     ITEM_ID,
     LIMIT,
+    LINE_END,
     QUEUED,
     RETRIEVE,
     RETRIEVER_RANK,
@@ -32,6 +33,7 @@ from client.contract import (
     TOP_K,
 )
 from export.steps import ARTIFACT_KIND, Features, Prompting, Ranking, Retrieval, answer_each, artifact_folder
+from models.ranker.prompt import Prompt
 from models.retriever.candidates import Candidates
 from preprocessing.artifacts import new_artifact
 from preprocessing.errors import InputError
@@ -169,7 +171,7 @@ def test_each_request_gets_its_own_answer_or_error(logged):
             raise InputError("HISTORY_ITEM is 1")
         if item == 2:
             raise KeyError("lost")
-        return {TOKEN: [int(item)] * 3, QUEUED: [0]}
+        return {TOKEN: [int(item)] * 3, LINE_END: [2], QUEUED: [0]}
 
     numbers = [0, 1, 2, 3]
     requests = [request(HISTORY_ITEM=np.array([[n]]), CANDIDATE_ITEM=np.array([[1]])) for n in numbers]
@@ -186,7 +188,7 @@ def test_each_request_gets_its_own_answer_or_error(logged):
 def test_only_what_was_asked_for_is_made_a_tensor(logged):
     """The ensemble takes four of the retriever's seven outputs; each one costs a copy between processes."""
     asked = request("TOKEN", HISTORY_ITEM=np.array([[1]]), CANDIDATE_ITEM=np.array([[1]]))
-    (response,) = answer_each("prompt_builder", lambda tensors: {TOKEN: [1], QUEUED: [0]}, [asked])
+    (response,) = answer_each("prompt_builder", lambda tensors: {TOKEN: [1], LINE_END: [0], QUEUED: [0]}, [asked])
     assert set(response.tensors) == {"TOKEN"}
 
 
@@ -264,20 +266,23 @@ def test_retrieval_ranks_the_callers_candidates():
 
 
 class Prompts:
-    def build(self, history, candidates) -> list[int]:
+    def build(self, history, candidates) -> Prompt:
         assert candidates, "a prompt has at least one candidate"
-        return [*history, -1, *candidates]
+        return Prompt([*history, -1, *candidates], [1] * len(candidates))
 
 
 def test_no_candidates_make_no_prompt():
     """Everything excluded: an empty answer, without a pass of the language model."""
     step = Prompting(Prompts())
-    assert step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints(7, 5)})[TOKEN] == [3, -1, 7, 5]
-    assert step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints()})[TOKEN] == []
+    answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints(7, 5)})
+    assert (answer[TOKEN], answer[LINE_END]) == ([3, -1, 7, 5], [1, 1])
+    answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints()})
+    assert (answer[TOKEN], answer[LINE_END]) == ([], [])
 
 
 class BackwardsRanker:
-    def rank(self, token_ids, scores, ranks):
+    def rank(self, prompt, scores, ranks):
+        assert len(prompt.line_ends) == len(scores)
         order = np.arange(len(scores))[::-1]
         return order, np.linspace(0.5, 0.1, len(scores), dtype=np.float32)
 
@@ -288,6 +293,7 @@ def test_ranking_keeps_each_candidates_columns_together(count, limit):
     items = list(range(count))
     tensors = {
         TOKEN: ints(1, 2),
+        LINE_END: ints(*items),
         CANDIDATE_ID: np.array([b"raw%d" % item for item in items], dtype=object),
         CANDIDATE_SCORE: np.zeros(count, np.float32),
         CANDIDATE_RANK: ints(*(item + 1 for item in items)),
@@ -305,9 +311,9 @@ def test_a_remembered_prompt_is_ranked_once():
     asked = []
 
     class CountingRanker(BackwardsRanker):
-        def rank(self, tokens, scores, ranks):
-            asked.append(tokens)
-            return super().rank(tokens, scores, ranks)
+        def rank(self, prompt, scores, ranks):
+            asked.append(prompt.tokens)
+            return super().rank(prompt, scores, ranks)
 
     step = Ranking(CountingRanker(), remembered=10)
 
@@ -315,6 +321,7 @@ def test_a_remembered_prompt_is_ranked_once():
         return step.answer(
             {
                 TOKEN: ints(token),
+                LINE_END: ints(0, 0),
                 CANDIDATE_ID: texts(b"x", b"y"),
                 CANDIDATE_SCORE: np.full(2, score, np.float32),
                 CANDIDATE_RANK: ints(1, 2),

@@ -231,7 +231,7 @@ def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
     result = json.loads(out)
     assert result["dataset"] == "movielens-100k"
     share = result["subset_users"] / result["users"]
-    for name in ("retriever", "ranker_letters", "ranker"):
+    for name in ("retriever", "ranker_alone", "ranker"):
         assert result[name]["overall"]["Recall@10"] == pytest.approx(share * result[name]["subset"]["Recall@10"])
 
 
