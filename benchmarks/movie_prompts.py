@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from models.ranker.base import EMBEDDED, find_base
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, Prompt, PromptBuilder, PromptSettings
 from models.ranker.verbalizer import letter_ids
 from preprocessing.catalogue import Catalogue
 from preprocessing.sources import raw_files
@@ -35,15 +35,15 @@ def letters() -> list[int]:
     return letter_ids(tokenizer(), RESPONSE)
 
 
-def movie_prompts(histories: int, pools: int = 1, seed: int = 0) -> list[list[int]]:
-    """Token ids of prompts with 20 history items and 20 candidates, ``pools`` behind one another for each history."""
+def movie_prompts(histories: int, pools: int = 1, seed: int = 0) -> list[Prompt]:
+    """Prompts with 20 history items and 20 candidates, ``pools`` behind one another for each history."""
     titles = movie_titles()
     builder = PromptBuilder(Catalogue([b""] * len(titles), titles, []), tokenizer(), PromptSettings())
     rng = np.random.default_rng(seed)
     prompts = []
     for _ in range(histories):
         history = rng.integers(1, len(titles) + 1, 20)
-        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20)).tokens for _ in range(pools)]
+        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20)) for _ in range(pools)]
     return prompts
 
 

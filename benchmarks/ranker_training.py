@@ -4,15 +4,17 @@
     python -m benchmarks.ranker_training --steps 1 --batch 4 --busy    # a few minutes on a slow and busy machine
 
 Plain is what the paper's authors do, without the quantisation: fp32, prompts padded to the longest, the head at every
-position, adapters on all layers. The rungs above it each add one thing; all but the last compute exactly the gradients
-of their adapters, the last draws other examples: four candidate pools behind each history. Everything runs in one
-process, in turn, and medians are printed. A step is forward, backward and AdamW.
+position, adapters on all layers. The rungs above it each add one thing and compute exactly the gradients of their
+adapters, but for two: four candidate pools behind each history are other examples, and the lines of the lower layers,
+the preset `smollm2-135m`, are another loss. Everything runs in one process, in turn, and medians are printed. A step is
+forward, backward and AdamW.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +23,40 @@ from torch import Tensor
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.options import PRESETS
-from models.ranker.qlora import add_adapters, answer_loss, load_base
+from models.ranker.prompt import Prompt
+from models.ranker.qlora import add_adapters, answer_loss, line_loss, load_base
 from models.ranker.scoring import has_native_bf16
 
 END = 2
-UPPER = PRESETS["smollm2-135m"]["layers"]
-POOLS = 4
+UPPER = 12
+DEPTH = PRESETS["smollm2-135m"]["depth"]
+POOLS, CANDIDATES = 4, 20
 FLOOR = 2.2
 ADAPTERS: dict[str, Any] = {"rank": 8, "alpha": 32, "dropout": 0.05, "targets": ("q_proj", "v_proj")}
 
 
-def plain_loss(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
+@dataclass(frozen=True)
+class Rung:
+    """A way to train."""
+
+    loss: Callable[[Any, list[Prompt]], Tensor]
+    layers: int | None = None
+    """How many of the upper layers have adapters."""
+    depth: int | None = None
+    """How many of the lower layers there are."""
+    dtype: torch.dtype = torch.float32
+    pools: int = 1
+    """Candidate pools behind one history."""
+
+
+def answers_of(prompts: list[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the prompts, and of their answers: always A and the end."""
+    return [prompt.tokens for prompt in prompts], [[letters()[0], END]] * len(prompts)
+
+
+def plain_loss(model: Any, given: list[Prompt]) -> Tensor:
     """Transformers' causal loss over a padded batch, logits everywhere, everything but the answers ignored."""
+    prompts, answers = answers_of(given)
     length = max(map(len, prompts)) + len(answers[0])
     tokens = torch.full((len(prompts), length), END)
     labels = torch.full((len(prompts), length), -100)
@@ -44,16 +68,27 @@ def plain_loss(model: Any, prompts: list[list[int]], answers: list[list[int]]) -
     return loss
 
 
-def rungs(native: bool) -> dict[str, tuple[Callable[..., Tensor], dict[str, Any], torch.dtype, bool]]:
-    """Name to loss, adapters' layers, precision, and whether four pools share a history."""
+def letter_loss(model: Any, given: list[Prompt]) -> Tensor:
+    """Of the letter and the end behind packed prompts."""
+    return answer_loss(model, *answers_of(given))
+
+
+def lower_loss(model: Any, given: list[Prompt]) -> Tensor:
+    """Of the candidates' lines, the first candidate the true one."""
+    direction = torch.ones(model.config.hidden_size, requires_grad=True)
+    return line_loss(model, direction, given, [0] * len(given), [torch.zeros(CANDIDATES)] * len(given))
+
+
+def rungs(native: bool) -> dict[str, Rung]:
+    """Every rung by name, without the one for bf16 where the processor has none."""
     best = torch.bfloat16 if native else torch.float32
-    upper = {"layers": UPPER}
     ladder = {
-        "plain": (plain_loss, {}, torch.float32, False),
-        "head at the answers, packed": (answer_loss, {}, torch.float32, False),
-        f"adapters on the upper {UPPER} layers": (answer_loss, upper, torch.float32, False),
-        "bf16": (answer_loss, upper, best, False),
-        f"{POOLS} pools behind a history": (answer_loss, upper, best, True),
+        "plain": Rung(plain_loss),
+        "head at the answers, packed": Rung(letter_loss),
+        f"adapters on the upper {UPPER} layers": Rung(letter_loss, UPPER),
+        "bf16": Rung(letter_loss, UPPER, dtype=best),
+        f"{POOLS} pools behind a history": Rung(letter_loss, UPPER, dtype=best, pools=POOLS),
+        f"lines of the lower {DEPTH} layers": Rung(lower_loss, depth=DEPTH, dtype=best),
     }
     return ladder if native else {name: rung for name, rung in ladder.items() if name != "bf16"}
 
@@ -62,21 +97,17 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
     """Seconds a prompt of every rung, medians over ``steps`` rounds of ``batch`` prompts."""
     ladder = rungs(has_native_bf16("cpu"))
     models = {}
-    for name, (_, layers, dtype, _) in ladder.items():
-        key = (dtype, layers.get("layers"))
-        if key not in models:
-            base = load_base(embedded_base(), quantisation="none", dtype=dtype, device="cpu")
-            model = add_adapters(base, **ADAPTERS, **layers)
-            models[key] = (model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4))
-        step(*models[key], ladder[name][0], movie_prompts(1))  # the first one warms up
+    for name, rung in ladder.items():
+        base = load_base(embedded_base(), quantisation="none", dtype=rung.dtype, device="cpu", depth=rung.depth)
+        model = add_adapters(base, **ADAPTERS, layers=rung.layers)
+        models[name] = (model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4))
+        step(*models[name], rung, movie_prompts(1))  # the first one warms up
     seconds: dict[str, list[float]] = {name: [] for name in ladder}
     for number in range(steps):
-        apart = movie_prompts(batch, seed=number)
-        together = movie_prompts(-(-batch // POOLS), POOLS, seed=number)
-        for name, (loss, layers, dtype, shares) in ladder.items():
-            prompts = together if shares else apart
+        for name, rung in ladder.items():
+            prompts = movie_prompts(-(-batch // rung.pools), rung.pools, seed=number)
             started = clock()
-            step(*models[dtype, layers.get("layers")], loss, prompts)
+            step(*models[name], rung, prompts)
             seconds[name].append((clock() - started) / len(prompts))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(medians, key=lambda name: medians[name])
@@ -92,9 +123,9 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
     }
 
 
-def step(model: Any, optimizer: Any, loss: Callable[..., Tensor], prompts: list[list[int]]) -> None:
-    """One optimisation step; the answer is always A and the end."""
-    loss(model, prompts, [[letters()[0], END]] * len(prompts)).backward()
+def step(model: Any, optimizer: Any, rung: Rung, prompts: list[Prompt]) -> None:
+    """One optimisation step."""
+    rung.loss(model, prompts).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -112,41 +112,41 @@ def facts(table: Any) -> dict[str, Any]:
     return found
 
 
-def load_letters(path: Path) -> tuple[dict[str, list[NDArray[np.float32]]], dict[str, Any]]:
-    """Letter log-probabilities of both splits, and what was written beside them."""
+def load_kept(path: Path) -> tuple[dict[str, list[NDArray[np.float32]]], dict[str, Any]]:
+    """The language model's log-probabilities of both splits, and what was written beside them."""
     table = pq.read_table(path)
-    letters: dict[str, list[NDArray[np.float32]]] = {"validation": [], "test": []}
+    logprobs: dict[str, list[NDArray[np.float32]]] = {"validation": [], "test": []}
     for split, row in zip(table["split"].to_pylist(), table["letters"].to_pylist(), strict=True):
-        letters[split].append(np.array(row, np.float32))
-    return letters, facts(table)
+        logprobs[split].append(np.array(row, np.float32))
+    return logprobs, facts(table)
 
 
-def fused_row(label: str, kept: Kept, letters: Sequence[dict[str, Any]], seconds: float | None = None) -> Row:
-    """Letters of each seed, each fused with the retriever by the weight that is best on validation."""
+def fused_row(label: str, kept: Kept, logprobs: Sequence[dict[str, Any]], seconds: float | None = None) -> Row:
+    """The language model of each seed, fused with the retriever by the weight that is best on validation."""
     ranks, weights = [], []
-    for seed in letters:
+    for seed in logprobs:
         weight, _ = choose_weight(seed["validation"], kept.validation.scores, kept.validation.truths)
         ranks.append(fused_ranks(seed["test"], kept.test.scores, kept.test.truths, weight))
         weights.append(weight)
     return Row(label, ranks, weights, seconds)
 
 
-def letters_row(label: str, kept: Kept, letters: Sequence[dict[str, Any]], seconds: float | None = None) -> Row:
-    """Letters alone, the paper's way."""
-    ranks = [fused_ranks(seed["test"], kept.test.scores, kept.test.truths, 0.0) for seed in letters]
+def alone_row(label: str, kept: Kept, logprobs: Sequence[dict[str, Any]], seconds: float | None = None) -> Row:
+    """The language model alone, the paper's way."""
+    ranks = [fused_ranks(seed["test"], kept.test.scores, kept.test.truths, 0.0) for seed in logprobs]
     return Row(label, ranks, [0.0] * len(ranks), seconds)
 
 
-def popularity_letters(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
-    """Log-counts of the candidates in training, in the place of a language model's letters."""
+def popularity_kept(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
+    """Log-counts of the candidates in training, in the place of a language model."""
     return {
         name: [np.log1p(row.astype(np.float64)) for row in getattr(kept, name).popularity]
         for name in ("validation", "test")
     }
 
 
-def likeness_letters(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
-    """How alike titles are by their words, in the place of a language model's letters."""
+def likeness_kept(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
+    """How alike titles are by their words, in the place of a language model."""
     return {
         name: [NEARNESS_SCALE * row.astype(np.float64) for row in getattr(kept, name).nearness]
         for name in ("validation", "test")
@@ -188,30 +188,27 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
 
     def read(way: str, runs: Sequence[Run] = main) -> tuple[list[dict[str, Any]], float | None]:
         paths = [run.files()[way] for run in runs if way in run.ways and run.files()[way].exists()]
-        found = [load_letters(path) for path in paths]
+        found = [load_kept(path) for path in paths]
         seconds = float(np.mean([said["seconds_a_request"] for _, said in found])) if found else None
-        return [letters for letters, _ in found], seconds
+        return [logprobs for logprobs, _ in found], seconds
 
-    for way, label, read_alone in (
-        ("tuned", "main", "letters only"),
-        ("orders", "main, four orders averaged", "letters only"),
-    ):
-        letters, seconds = read(way)
-        if letters:
-            rows.append(letters_row(f"{label}: {read_alone}", kept, letters, seconds))
-            rows.append(fused_row(f"{label}: fused", kept, letters, seconds))
+    for way, label in (("tuned", "main"), ("orders", "main, four orders averaged")):
+        logprobs, seconds = read(way)
+        if logprobs:
+            rows.append(alone_row(f"{label}: alone", kept, logprobs, seconds))
+            rows.append(fused_row(f"{label}: fused", kept, logprobs, seconds))
     for variant, label in ABLATIONS.items():
         runs = [run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, retriever, variant)]
-        letters, seconds = read("tuned", runs)
-        if letters:
-            rows.append(letters_row(f"{label}: letters only", kept, letters, seconds))
-            rows.append(fused_row(f"{label}: fused", kept, letters, seconds))
+        logprobs, seconds = read("tuned", runs)
+        if logprobs:
+            rows.append(alone_row(f"{label}: alone", kept, logprobs, seconds))
+            rows.append(fused_row(f"{label}: fused", kept, logprobs, seconds))
     for way, label in (("permuted", "control: titles permuted"), ("untuned", "control: untuned base")):
-        letters, seconds = read(way)
-        if letters:
-            rows.append(fused_row(f"{label}, fused", kept, letters, seconds))
-    rows.append(fused_row("control: popularity, fused", kept, [popularity_letters(kept)]))
-    rows.append(fused_row(f"control: {LIKENESS}, fused", kept, [likeness_letters(kept)]))
+        logprobs, seconds = read(way)
+        if logprobs:
+            rows.append(fused_row(f"{label}, fused", kept, logprobs, seconds))
+    rows.append(fused_row("control: popularity, fused", kept, [popularity_kept(kept)]))
+    rows.append(fused_row(f"control: {LIKENESS}, fused", kept, [likeness_kept(kept)]))
     return kept, rows
 
 
@@ -271,11 +268,11 @@ def beyond_letters(dataset: str) -> list[str]:
     if not path.exists():
         return []
     kept = load_lists(lists_path(dataset, run.retriever, 50))
-    letters, said = load_letters(path)
+    logprobs, said = load_kept(path)
     rows = [
         Row("retriever", [np.array(kept.test.truths) + 1], [1.0]),
-        letters_row("letters A to x only", kept, [letters], said["seconds_a_request"]),
-        fused_row("fused", kept, [letters], said["seconds_a_request"]),
+        alone_row("main with 50: alone", kept, [logprobs], said["seconds_a_request"]),
+        fused_row("main with 50: fused", kept, [logprobs], said["seconds_a_request"]),
     ]
     heading = f"50 candidates, {len(kept.test.truths):,} users whose item is among them:"
     return ["", heading, "", *table(kept, rows, {}), ""]
@@ -286,12 +283,12 @@ def plot_weights(dataset: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     run = next(run for run in RUNS if run.dataset == dataset)
-    kept, (letters, _) = load_lists(lists_path(dataset, run.retriever, 20)), load_letters(run.files()["tuned"])
+    kept, (logprobs, _) = load_lists(lists_path(dataset, run.retriever, 20)), load_kept(run.files()["tuned"])
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     for name in ("validation", "test"):
         split = getattr(kept, name)
-        _, by_weight = choose_weight(letters[name], split.scores, split.truths, (*WEIGHTS, 1.0))
+        _, by_weight = choose_weight(logprobs[name], split.scores, split.truths, (*WEIGHTS, 1.0))
         axes.plot(list(by_weight), list(by_weight.values()), marker="o", markersize=3, label=name)
     axes.set(xlabel="weight of the retriever (1: retriever alone)", ylabel="NDCG@10", title=dataset)
     axes.legend()

@@ -23,15 +23,15 @@ from benchmarks.rankers import (
     Kept,
     Row,
     Split,
+    alone_row,
     bootstrap,
     fused_row,
     gains,
-    letters_row,
-    likeness_letters,
-    load_letters,
+    likeness_kept,
+    load_kept,
     load_lists,
     overall,
-    popularity_letters,
+    popularity_kept,
     reciprocals,
     table,
 )
@@ -57,7 +57,7 @@ WRONG = {name: [-row for row in rows] for name, rows in SEED.items()}
 
 def test_letters_that_know_the_answer_put_it_first():
     """Every rank is 1 with weight 0; on validation no weight is better, and the smallest of equals is taken."""
-    assert letters_row("", KEPT, [SEED]).ranks[0].tolist() == [1, 1, 1, 1]
+    assert alone_row("", KEPT, [SEED]).ranks[0].tolist() == [1, 1, 1, 1]
     row = fused_row("", KEPT, [SEED])
     assert (row.weights, row.ranks[0].tolist()) == ([0.0], [1, 1, 1, 1])
 
@@ -73,13 +73,13 @@ def test_each_seed_has_its_own_weight_from_validation():
 
 def test_popularity_takes_the_letters_place():
     """Counts 1, 10, 100: the third candidate is the most popular, so letters of popularity alone rank it first."""
-    row = letters_row("", KEPT, [popularity_letters(KEPT)])
+    row = alone_row("", KEPT, [popularity_kept(KEPT)])
     assert row.ranks[0].tolist() == [3, 2, 1, 3]
 
 
 def test_likeness_takes_the_letters_place():
     """0, 1 and .5: the second candidate's title is the likest, then the third's."""
-    row = letters_row("", KEPT, [likeness_letters(KEPT)])
+    row = alone_row("", KEPT, [likeness_kept(KEPT)])
     assert row.ranks[0].tolist() == [3, 1, 2, 3]
 
 
@@ -105,7 +105,7 @@ def test_bootstrap_is_the_normal_approximations_interval():
 def test_table_compares_with_the_retriever_and_the_paper():
     """Retriever ranks 1, 2, 3, 1, letters always 1: NDCG@10 1 to (1 + .6309 + .5 + 1) / 4 = .7827."""
     alone = Row("retriever", [np.array(KEPT.test.truths) + 1], [1.0])
-    lines = table(KEPT, [alone, letters_row("letters", KEPT, [SEED], seconds=0.5)], {"LRURec": (0.1,) * 6})
+    lines = table(KEPT, [alone, alone_row("letters", KEPT, [SEED], seconds=0.5)], {"LRURec": (0.1,) * 6})
     assert lines[2].startswith("| retriever | | 0.7083 | 0.7827 |")
     assert lines[3].startswith("| letters | 1 | 1.0000 | 1.0000 |")
     assert "| +0.2173 [" in lines[3]
@@ -115,7 +115,7 @@ def test_table_compares_with_the_retriever_and_the_paper():
 
 def test_overall_counts_the_users_without_a_chance():
     """Four of eight users have their item among the candidates: a perfect ranking reaches one half."""
-    lines = overall(KEPT, [letters_row("letters", KEPT, [SEED])], {})
+    lines = overall(KEPT, [alone_row("letters", KEPT, [SEED])], {})
     assert lines[2] == "| letters | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.5000 |"
 
 
@@ -164,7 +164,7 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
         assert row == pytest.approx([max(near([item], history[-10:])[0]) for item in items])
 
     keep_letters(tmp_path / "whole.parquet", run, "tuned", artifacts, data, splits)
-    whole, said = load_letters(tmp_path / "whole.parquet")
+    whole, said = load_kept(tmp_path / "whole.parquet")
     assert all(np.exp(row.astype(float)).sum() == pytest.approx(1, abs=1e-4) for row in whole["test"])
     assert (said["run"]["variant"], said["way"]) == ("letters", "tuned")
     assert said["seconds_a_request"] > 0
@@ -190,7 +190,7 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
             keep_letters(tmp_path / "again.parquet", run, "tuned", artifacts, data, splits)
     assert not (tmp_path / "again.parquet").exists()
     keep_letters(tmp_path / "again.parquet", run, "tuned", artifacts, data, splits)
-    again, _ = load_letters(tmp_path / "again.parquet")
+    again, _ = load_kept(tmp_path / "again.parquet")
     assert all((a == b).all() for a, b in zip(again["test"], whole["test"], strict=True))
     assert pq.read_table(tmp_path / "again.parquet").num_rows == 6
 
