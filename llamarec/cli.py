@@ -184,6 +184,10 @@ def train_ranker(
     order: Annotated[str | None, typer.Option(help="Of the candidates: `shuffled` or `retriever`.")] = None,
     pools: Annotated[int | None, typer.Option(help="Prompts behind one history.")] = None,
     candidates: Annotated[int | None, typer.Option(help="In a prompt, 2 to 52; the server retrieves 20.")] = None,
+    read: Annotated[
+        str | None, typer.Option(help="The `letters` behind the prompt, as the paper, or the candidates' `lines`.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="How many of the base's lower layers are kept.")] = None,
     layers: Annotated[int | None, typer.Option(help="How many of the upper layers get adapters.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Most history items in a prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt; the oldest history goes.")] = None,
@@ -191,7 +195,7 @@ def train_ranker(
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tune a Llama with LoRA to name the next item's letter, early-stopping on validation NDCG@10, and merge."""
+    """Tune a Llama with LoRA to rank the retriever's candidates, keep the best of its validations, and merge it."""
     from models.ranker.base import EMBEDDED
     from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
     from models.ranker.train import train_ranker as run
@@ -205,6 +209,8 @@ def train_ranker(
         order=order,
         pools=pools,
         candidates=candidates,
+        read=read,
+        depth=depth,
         layers=layers,
         max_history=max_history,
         max_tokens=max_tokens,

@@ -122,8 +122,6 @@ class RankerTraining:
             raise InputError(f"there is no validation by {self.validate_by!r}: choose alone or fused")
         if self.read not in ("letters", "lines"):
             raise InputError(f"there is no reading of {self.read!r}: choose letters or lines")
-        if self.depth and self.read == "letters":
-            raise InputError("a base cut to some of its layers says no letters: set read to lines, or leave depth out")
         if not 2 <= self.candidates <= len(LETTERS):
             raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
         if self.folds < 2:

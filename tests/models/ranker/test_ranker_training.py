@@ -343,7 +343,7 @@ def test_presets_are_valid_options():
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
         ({"random_prompts": -1}, "random_prompts must be at least 0, not -1"),
         ({"read": "tea leaves"}, "no reading of 'tea leaves': choose letters or lines"),
-        ({"depth": 4}, "a base cut to some of its layers says no letters: set read to lines"),
+        ({"depth": 0}, "depth must be at least 1"),
         ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
         ({"negatives": "easy"}, "no negatives 'easy'"),
         ({"order": "alphabetical"}, "no order 'alphabetical'"),
