@@ -208,7 +208,7 @@ function showTime(answer) {
 
 function showPrompt(answer) {
   byId("prompt-box").hidden = !answer.prompt;
-  byId("tokens").textContent = `${answer.tokens} tokens; the logits of the letters behind it are the scores`;
+  byId("tokens").textContent = `${answer.tokens} tokens; one pass over it gives the scores`;
   const parts = answer.prompt.split(/(\([A-T]\) |###[^\n]*\n)/);
   byId("prompt").replaceChildren(...parts.map((part) =>
     /^\([A-T]\) $/.test(part) ? element("b", part) : part.startsWith("###") ? element("u", part) : new Text(part)));

@@ -1,6 +1,6 @@
-"""Letters and retriever in one distribution over the candidates, and the order read from it.
+"""Language model and retriever in one distribution over the candidates, and the order read from it.
 
-The paper ranks by the letters alone (section 3.2.2): weight 0. A small or briefly tuned language model alone can
+The paper ranks by the language model alone (section 3.2.2): weight 0. A small or briefly tuned language model alone can
 lower the list, so the ranker may weigh in what the retriever thought of the same candidates.
 """
 
@@ -25,28 +25,28 @@ def log_softmax(scores: ArrayLike) -> Floats:
     return result
 
 
-def fuse(letter_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) -> Floats:
-    """Log-probabilities of k candidates: those of letters and retriever averaged, ``1 - weight`` to ``weight``.
+def fuse(model_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) -> Floats:
+    """Log-probabilities of k candidates: those of language model and retriever averaged, ``1 - weight`` to ``weight``.
 
     Both are normalised over the k first, and so is the result (a logarithmic opinion pool; Genest and Zidek 1986).
     A candidate that the retriever does not know (score -inf) gets the mean log-probability of those it knows, so that
-    the letters alone speak for or against it.
+    the language model alone speaks for or against it.
 
     Args:
-        letter_logprobs: the language model's logits or log-probabilities of the letters [..., k].
+        model_logprobs: the language model's logits or log-probabilities [..., k].
         retriever_scores: the retriever's logits [..., k].
-        weight: of the retriever, 0 (letters only) to 1.
+        weight: of the retriever, 0 (language model only) to 1.
     """
-    letters = log_softmax(letter_logprobs)
+    model = log_softmax(model_logprobs)
     if weight == 0.0:
-        return letters
+        return model
     scores = np.asarray(retriever_scores, dtype=np.float64)
     known = np.isfinite(scores)
     any_known = known.any(axis=-1, keepdims=True)
     prior = log_softmax(np.where(any_known, scores, 0.0))
     mean = np.where(known, prior, 0.0).sum(axis=-1, keepdims=True) / np.maximum(known.sum(axis=-1, keepdims=True), 1)
-    fused = log_softmax((1 - weight) * letters + weight * np.where(known, prior, mean))
-    return np.where(any_known, fused, letters)
+    fused = log_softmax((1 - weight) * model + weight * np.where(known, prior, mean))
+    return np.where(any_known, fused, model)
 
 
 def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
@@ -58,21 +58,21 @@ def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
 
 
 def fused_ranks(
-    letters: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int], weight: float
+    model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int], weight: float
 ) -> NDArray[np.int64]:
     """Place (from 1) of each user's true item in the fused list.
 
     Args:
-        letters: letter log-probabilities [k] of each user, candidates in retriever order.
+        model: the language model's log-probabilities [k] for each user, candidates in retriever order.
         scores: retriever logits [k] of each user.
         truths: place (from 0) of the true item among the candidates of each user.
         weight: of the retriever.
     """
     places = np.empty(len(truths), dtype=np.int64)
-    lengths = np.array([len(np.asarray(row)) for row in letters])
+    lengths = np.array([len(np.asarray(row)) for row in model])
     for k in np.unique(lengths):
         users = np.flatnonzero(lengths == k)
-        fused = fuse(np.stack([letters[u] for u in users]), np.stack([scores[u] for u in users]), weight)  # [users, k]
+        fused = fuse(np.stack([model[u] for u in users]), np.stack([scores[u] for u in users]), weight)  # [users, k]
         truth = np.array([truths[u] for u in users])[:, None]  # [users, 1]
         its_own = np.take_along_axis(fused, truth, axis=1)
         before = (fused > its_own) | ((fused == its_own) & (np.arange(k) < truth))
@@ -81,7 +81,7 @@ def fused_ranks(
 
 
 def choose_weight(
-    letters: Sequence[ArrayLike],
+    model: Sequence[ArrayLike],
     scores: Sequence[ArrayLike],
     truths: Sequence[int],
     weights: Sequence[float] = WEIGHTS,
@@ -90,12 +90,12 @@ def choose_weight(
 
     Args: see :func:`fused_ranks`.
     """
-    results = {weight: ndcg(fused_ranks(letters, scores, truths, weight), 10) for weight in sorted(weights)}
+    results = {weight: ndcg(fused_ranks(model, scores, truths, weight), 10) for weight in sorted(weights)}
     return max(results, key=lambda weight: results[weight]), results
 
 
 def choose_temperature(
-    letters: Sequence[ArrayLike],
+    model: Sequence[ArrayLike],
     scores: Sequence[ArrayLike],
     truths: Sequence[int],
     weight: float,
@@ -107,7 +107,7 @@ def choose_temperature(
 
     Args: see :func:`fused_ranks`.
     """
-    fused = [fuse(*row, weight) for row in zip(letters, scores, strict=True)]
+    fused = [fuse(*row, weight) for row in zip(model, scores, strict=True)]
 
     def likelihood(temperature: float) -> float:
         rows = zip(fused, truths, strict=True)
