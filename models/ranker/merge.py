@@ -62,7 +62,9 @@ def save_merged(model: Any, base: Path, folder: Path, shard_bytes: int = SHARD_B
     _save_sharded(merged_tensors(model), folder, shard_bytes)
     config = model.get_base_model().config.__class__.from_pretrained(str(base))
     config.dtype = torch.float16
-    config.num_hidden_layers = model.config.num_hidden_layers
+    for name in ("num_hidden_layers", "layer_types"):  # of a base that was cut
+        if hasattr(config, name):
+            setattr(config, name, getattr(model.config, name))
     config.save_pretrained(folder)
     for pattern in COPIED:
         for file in base.glob(pattern):

@@ -70,6 +70,8 @@ def _cut(model: Any, depth: int) -> None:
         raise InputError(f"a depth of {depth} layers: the base has {len(decoder.layers)}, ask for no more")
     decoder.layers = decoder.layers[:depth]
     model.config.num_hidden_layers = depth
+    if getattr(model.config, "layer_types", None):  # of Qwen and others: one for each layer
+        model.config.layer_types = model.config.layer_types[:depth]
 
 
 def add_adapters(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_base
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from models.ranker.examples import Example
+from models.ranker.merge import save_merged
 from models.ranker.packing import SHORTEST_SHARED
 from models.ranker.prompt import Prompt
 from models.ranker.qlora import add_adapters, evaluating, line_logits, line_loss, load_base
@@ -97,6 +98,19 @@ def test_a_cut_base_is_the_lower_layers_of_the_whole_one(tmp_path: Path):
     behind = whole(input_ids=tokens, output_hidden_states=True).hidden_states[1]
     found = cut.get_decoder()(input_ids=tokens).last_hidden_state
     assert torch.allclose(found, whole.get_decoder().norm(behind), atol=1e-5)
+
+
+def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_path: Path):
+    """Qwen 2 names a kind of attention for each of three layers; cut to two and merged, it loads again as it was."""
+    folder = tmp_path / "qwen"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=200, num_hidden_layers=3, **sizes)).save_pretrained(folder)
+    cut = load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=2)
+    save_merged(add_adapters(cut, rank=2, alpha=4, dropout=0.0, targets=("q_proj",)), folder, tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), dtype=torch.float32)
+    assert (len(again.model.layers), len(again.config.layer_types)) == (2, 2)
+    tokens = torch.tensor([STEM])
+    assert torch.allclose(again(input_ids=tokens).logits, cut(input_ids=tokens).logits, atol=1e-2)
 
 
 def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
