@@ -1,9 +1,12 @@
 """The ensemble on the real tritonserver: what it answers, what it refuses, and that it equals offline evaluation."""
 
 import asyncio
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,8 +22,12 @@ from export.offline import ExportedSteps
 from export.repository import Export, export
 from llamarec.served import ask_server
 from models.ranker.base import EMBEDDED
+from models.ranker.fusion import log_softmax
 from models.ranker.options import RankerTraining
+from models.ranker.prompt import Prompt
+from models.ranker.scoring import Runtime, load_scorer
 from models.ranker.train import train_ranker
+from models.ranker.verbalizer import LineVerbalizer, save_verbalizer
 from models.retriever.training import train_retriever
 from preprocessing.data import load_data
 
@@ -222,19 +229,42 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
     assert 0 <= result["served"]["equal_to_oracle"] <= 1
 
 
-def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts):
-    """SmolLM2, tuned on four prompts and merged, behind the real server: 20 users' lists equal the offline ones."""
+@pytest.mark.parametrize("read", ["letters", "lines"])
+def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, read):
+    """SmolLM2, tuned on four prompts and merged, behind the real server: 20 users' lists equal the offline ones, read
+    at the letters and at the lines of the lower half, and are no longer the retriever's.
+    """
     folder = tmp_path / "movielens-100k"
     for stage in ("data", "retriever"):
         shutil.copytree(artifacts / stage, folder / stage)
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
     )
-    train_ranker(brief, folder, EMBEDDED)
+    train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
+    if read == "lines":  # after one step its direction may still be that of zeros, which moves nothing
+        point_somewhere(folder / "ranker")
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
+    moved = 0
     with LocalServer(tmp_path / "repository") as server, RecommenderClient(server.url) as recommender:
         for user in range(20):
             items = (*data.training[user], data.validation[user])
             history = [data.catalogue.raw(int(item)).decode() for item in items]
-            assert recommender.recommend(history) == offline(steps, history)
+            answer = recommender.recommend(history)
+            assert answer == offline(steps, history)
+            moved += [row.retriever_rank for row in answer] != list(range(1, 21))
+    assert moved == 20
+
+
+def point_somewhere(ranker: Path) -> None:
+    """Gives a ranker that reads lines a random direction, the probes that go with it, and no retriever's weight."""
+    direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
+    verbalizer = LineVerbalizer(direction)
+    save_verbalizer(verbalizer, ranker)
+    (ranker / "fusion.json").write_text('{"weight": 0.0}')
+    scorer = load_scorer(ranker / "merged", Runtime())
+    stored = json.loads((ranker / "probes.json").read_text())
+    for probe in stored:
+        logits = verbalizer.logits(scorer, Prompt(probe["tokens"], probe["line_ends"]))
+        probe["logprobs"] = log_softmax(logits).tolist()
+    (ranker / "probes.json").write_text(json.dumps(stored))
