@@ -58,14 +58,15 @@ RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose."""
 PRESET = {
     **PRESETS["smollm2-135m"],
-    "validation_users": 200,
-    "validate_every": 300,
+    "validation_users": 100,
+    "validate_every": 600,
     "full_validation": False,
 }
 """The preset, validated less often and on fewer users; what is kept of every run is a fuller validation."""
 LISTS = {"negatives": "retriever", "order": "retriever"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
+    "large-steps": {"learning_rate": 1e-3},
     "lists-behind": {**LISTS, "random_prompts": 1600, "max_prompts": 800},
     "lists-only": LISTS,
     "letters": {"read": "letters", "depth": None, "layers": 12},
@@ -117,7 +118,11 @@ RUNS = [
         for dataset in ("amazon-2014-beauty", "ml-latest-small")
         for seed in (42, 43, 44)
     ),
-    *(Run(dataset, variant=name) for name in VARIANTS if name != "main" for dataset in DATA),
+    *(
+        Run("amazon-2014-beauty", variant="large-steps", seed=seed, ways=MAIN_WAYS if seed == 42 else ("tuned",))
+        for seed in (42, 43, 44)
+    ),
+    *(Run(dataset, variant=name) for name in VARIANTS if name not in ("main", "large-steps") for dataset in DATA),
     Run("amazon-2014-beauty", retriever="sasrec", ways=MAIN_WAYS, hours=6),
 ]
 """In the order of training: the main rows, one-seed ablations of an hour at most, the best retriever where that is

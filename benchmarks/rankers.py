@@ -48,6 +48,7 @@ REPORTED = {
 }
 """The paper's Table 4: NDCG@5, Recall@5, NDCG@10 and Recall@10 on Beauty."""
 ABLATIONS = {
+    "large-steps": "steps twice as large",
     "lists-behind": "the last third on the retriever's lists",
     "lists-only": "on the retriever's lists only",
     "letters": "letters read, as in the paper",
@@ -203,6 +204,9 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
         if logprobs:
             rows.append(alone_row(f"{label}: alone", kept, logprobs, seconds))
             rows.append(fused_row(f"{label}: fused", kept, logprobs, seconds))
+        logprobs, seconds = read("permuted", runs)
+        if logprobs:
+            rows.append(fused_row(f"{label}, titles permuted: fused", kept, logprobs, seconds))
     for way, label in (("permuted", "control: titles permuted"), ("untuned", "control: untuned base")):
         logprobs, seconds = read(way)
         if logprobs:

@@ -332,7 +332,12 @@ def test_presets_are_valid_options():
     assert built["paper"] == built["llama2-7b"] == RankerTraining()
     assert built["smollm2-135m"].validate_every * built["smollm2-135m"].batch_size == 500
     assert built["demo"] == replace(
-        built["smollm2-135m"], max_prompts=256, validation_users=48, validate_every=32, full_validation=False
+        built["smollm2-135m"],
+        learning_rate=1e-3,
+        max_prompts=256,
+        validation_users=48,
+        validate_every=32,
+        full_validation=False,
     )
 
 
