@@ -286,7 +286,8 @@ def plot_weights(dataset: str, path: Path) -> None:
     """NDCG@10 of the first main run against the retriever's weight, on validation (where it is chosen) and test."""
     from matplotlib.figure import Figure
 
-    run = next(run for run in RUNS if run.dataset == dataset)
+    main = (run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, "lrurec", "main"))
+    run = next(run for run in main if run.files()["tuned"].exists())
     kept, (logprobs, _) = load_lists(lists_path(dataset, run.retriever, 20)), load_kept(run.files()["tuned"])
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
