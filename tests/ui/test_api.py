@@ -39,10 +39,10 @@ def test_the_prompt_is_the_one_that_was_ranked(page, repository):
     steps = ExportedSteps.load(repository)
     request = steps.features.encode([b"50", b"no such item", b"181"])
     candidates = steps.candidates(request)
-    text, tokens = steps.prompts.fit(request.history, candidates.items)
+    text, prompt = steps.prompts.fit(request.history, candidates.items)
     assert answer["prompt"] == text
-    assert answer["tokens"] == len(tokens)
-    places, _ = steps.ranker.rank(tokens, candidates.scores, candidates.ranks)
+    assert answer["tokens"] == len(prompt.tokens)
+    places, _ = steps.ranker.rank(prompt, candidates.scores, candidates.ranks)
     assert [row["retriever_rank"] for row in answer["ranked"]] == candidates.ranks[places].tolist()
     assert answer["unknown"] == ["no such item"]
 
