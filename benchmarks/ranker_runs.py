@@ -1,4 +1,4 @@
-"""The trainings behind docs/results/ranker.md, and the letter scores that are kept of them.
+"""The trainings behind docs/results/ranker.md, and the scores that are kept of them.
 
 For each data set and retriever one file of candidate lists (the retriever's scores, the true item's place, how popular
 each candidate is), and for each run and way of asking it one file of the language model's log-probabilities: of every
@@ -30,7 +30,7 @@ from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, Prompt
 from models.ranker.scoring import choose_runtime, load_scorer
 from models.ranker.serving import MODEL_FOLDER
 from models.ranker.train import train_ranker
-from models.ranker.verbalizer import LetterVerbalizer, letter_ids, load_verbalizer
+from models.ranker.verbalizer import VERBALIZER_FILE, LetterVerbalizer, Verbalizer, letter_ids, restore_verbalizer
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import load_retriever, train_retriever
 from preprocessing.catalogue import Catalogue
@@ -281,10 +281,11 @@ def _reader(way: str, run: Run, folder: Path, data: Data) -> Any:
     limits = {name: getattr(options, name) for name in ("max_history", "title_tokens", "max_tokens", "candidates")}
     catalogue = permuted(data.catalogue, run.seed) if way == "permuted" else data.catalogue
     prompts = PromptBuilder(catalogue, tokenizer, PromptSettings(**limits))
+    verbalizer: Verbalizer
     if way == "untuned":
         verbalizer = LetterVerbalizer(letter_ids(tokenizer, RESPONSE, options.candidates))
     else:
-        verbalizer = load_verbalizer(folder / "ranker")
+        verbalizer = restore_verbalizer(json.loads((folder / "ranker" / VERBALIZER_FILE).read_text(encoding="utf-8")))
     scorer = load_scorer(model, choose_runtime("cpu"))
 
     def score(history: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.float64]:

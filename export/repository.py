@@ -152,6 +152,10 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
     def rank(folder: Path) -> None:
         shutil.copytree(ranker / MODEL_FOLDER, folder / MODEL_FOLDER)
         for name in EXPORTED_FILES:
+            if not (ranker / name).is_file():
+                raise InputError(
+                    f"{ranker / name} is missing: an older version trained it, run `llamarec train-ranker`"
+                )
             shutil.copy(ranker / name, folder)
         write_runtime(folder, runtime)
         measured = {"seconds": measure_pass(folder)}

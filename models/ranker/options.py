@@ -49,10 +49,10 @@ class RankerTraining:
     """What the ranking is read from: the ``letters`` behind the prompt as in the paper, or the ends of the candidates'
     ``lines``, which a small base learns to use in a fraction of the prompts."""
     depth: int | None = None
-    """How many of the base's lower layers are kept, all if absent: the first ones learn to read lines as fast."""
+    """How many of the base's lower layers are kept, all if absent. Letters want them all."""
     random_prompts: int = 0
-    """Prompts with random candidates before those of the retriever's ``negatives``: what titles have to do with one
-    another is easier to learn from strangers."""
+    """Prompts with random candidates before those of the retriever's ``negatives``: among
+    strangers titles differ more."""
     negatives: Negatives = "random"
     """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
     is cross-fitted."""

@@ -147,7 +147,7 @@ def line_loss(
     direction: Tensor,
     prompts: Sequence[Prompt],
     truths: Sequence[int],
-    priors: Sequence[Tensor],
+    scores: Sequence[Tensor],
     *,
     share: bool = True,
 ) -> Tensor:
@@ -158,7 +158,7 @@ def line_loss(
         direction: [hidden] along which the lines are read.
         prompts: see :class:`models.ranker.prompt.Prompt`.
         truths: place of the true item among each prompt's candidates, from 0.
-        priors: log-probabilities [k] of each prompt's candidates to which the lines add what they know.
+        scores: logits [k] of each prompt's candidates to which the lines add what they know: the retriever's.
         share: compute what prompts begin with alike only once; the loss is the same.
     """
     decoder, _ = _decoder_and_head(model)
@@ -166,9 +166,9 @@ def line_loss(
     with _mixed_precision(model):
         hidden = _hidden_states(decoder, packed)
     loss = direction.new_zeros(())
-    for prompt, places, truth, prior in zip(prompts, packed.places, truths, priors, strict=True):
+    for prompt, places, truth, known in zip(prompts, packed.places, truths, scores, strict=True):
         ends = torch.from_numpy(places[prompt.line_ends]).to(direction.device)  # [k]
-        says = hidden[ends].float() @ direction + prior.to(direction.device)
+        says = hidden[ends].float() @ direction + known.to(direction.device)
         loss = loss - says.log_softmax(0)[truth]
     return loss
 

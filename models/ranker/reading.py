@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from models.ranker.examples import Example
-from models.ranker.fusion import log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import Prompt
 from models.ranker.qlora import answer_loss, letter_logits, line_logits, line_loss
@@ -78,8 +77,8 @@ class LineReading:
 
     def loss(self, model: Any, prompts: Sequence[Prompt], examples: Sequence[Example]) -> Tensor:
         """See :class:`Reading`; where the retriever's scores are known, of what the lines add to them."""
-        priors = [torch.from_numpy(log_softmax(example.scores)).float() for example in examples]
-        return line_loss(model, self._direction, prompts, [example.truth for example in examples], priors)
+        scores = [torch.from_numpy(example.scores) for example in examples]
+        return line_loss(model, self._direction, prompts, [example.truth for example in examples], scores)
 
     def logits(self, model: Any, prompt: Prompt) -> Tensor:
         """See :class:`Reading`."""

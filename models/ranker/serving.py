@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.ranker.fusion import fuse, log_softmax, order
 from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime, Scorer, load_scorer
-from models.ranker.verbalizer import VERBALIZER_FILE, Verbalizer, load_verbalizer
+from models.ranker.verbalizer import VERBALIZER_FILE, Verbalizer, restore_verbalizer
 from preprocessing.errors import InputError
 
 MODEL_FOLDER = "merged"
@@ -70,7 +70,7 @@ class Ranker:
             InputError: a file is missing, or the model does not give the probes' scores that were stored with it.
         """
         runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
-        verbalizer, fusion = load_verbalizer(folder), _read(folder / FUSION_FILE)
+        verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
         scorer = load_scorer(folder / MODEL_FOLDER, runtime)
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))
         tolerance = PROBE_TOLERANCE[runtime.dtype]

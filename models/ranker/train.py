@@ -22,7 +22,7 @@ from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks,
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.serving import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
-from models.ranker.verbalizer import Verbalizer, letter_ids, save_verbalizer
+from models.ranker.verbalizer import VERBALIZER_FILE, Verbalizer, letter_ids
 from models.retriever.candidates import Candidates, CandidateTable
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
@@ -130,7 +130,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         save_merged(tuned.model, base_folder, new / MODEL_FOLDER)
         prompts.save_settings(new)
         verbalizer = tuned.reading.verbalizer()
-        save_verbalizer(verbalizer, new)
+        _write(new / VERBALIZER_FILE, verbalizer.stored())
         _write(new / FUSION_FILE, {"weight": weight, "temperature": temperature})
         _write(new / PROBES_FILE, probes(new / MODEL_FOLDER, prompts, verbalizer, sample[:PROBES]))
         _write(new / METRICS_FILE, metrics)

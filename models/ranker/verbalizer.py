@@ -6,10 +6,8 @@ another way to read the same prompt in the same pass: at the end of each candida
 history and that title, along a direction that is learned with the adapters.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +26,7 @@ Read = Literal["letters", "lines"]
 LETTERS = ascii_uppercase + ascii_lowercase
 """In the order of the candidates: A to Z, and a to z behind them, which are single tokens like the capitals."""
 VERBALIZER_FILE = "verbalizer.json"
+"""Of a ranker: the letters' ids, or the lines' direction."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class LetterVerbalizer:
         return logits
 
     def stored(self) -> Mapping[str, Any]:
-        """What :func:`load_verbalizer` reads again."""
+        """What :func:`restore_verbalizer` makes it from again."""
         return {"letters": dict(zip(LETTERS, self.letter_ids, strict=False))}
 
 
@@ -59,29 +58,15 @@ class LineVerbalizer:
         return scorer.score_lines(prompt.tokens, prompt.line_ends, self.direction)
 
     def stored(self) -> Mapping[str, Any]:
-        """What :func:`load_verbalizer` reads again."""
+        """What :func:`restore_verbalizer` makes it from again."""
         return {"direction": self.direction.tolist()}
 
 
 Verbalizer = LetterVerbalizer | LineVerbalizer
 
 
-def save_verbalizer(verbalizer: Verbalizer, folder: Path) -> None:
-    """Writes ``verbalizer.json``: the letters' ids, or the lines' direction."""
-    (folder / VERBALIZER_FILE).write_text(json.dumps(verbalizer.stored(), indent=1) + "\n", encoding="utf-8")
-
-
-def load_verbalizer(folder: Path) -> Verbalizer:
-    """What :func:`save_verbalizer` wrote.
-
-    Raises:
-        InputError: it is missing.
-    """
-    path = folder / VERBALIZER_FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: run `llamarec export`") from None
+def restore_verbalizer(stored: Mapping[str, Any]) -> Verbalizer:
+    """What its ``stored`` gave."""
     if "direction" in stored:
         return LineVerbalizer(np.array(stored["direction"], np.float32))
     return LetterVerbalizer(list(stored["letters"].values()))

@@ -81,7 +81,7 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
 
 
 def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    """7 random ones before the 5 of the retriever's lists, and none of them the same as without."""
+    """7 random ones, which the retriever was not asked about, before the 5 of its own lists."""
     data = load_data(copied)
     lists = Candidates(
         np.arange(1, 21, dtype=np.int32), np.arange(20, dtype=np.float32), np.arange(1, 21, dtype=np.int32)

@@ -17,7 +17,7 @@ from models.ranker import scoring
 from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime, choose_runtime, load_scorer
 from models.ranker.serving import Ranker, write_runtime
-from models.ranker.verbalizer import LineVerbalizer, save_verbalizer
+from models.ranker.verbalizer import LineVerbalizer
 from preprocessing.errors import InputError
 
 TOKENS = list(range(100, 160))
@@ -178,7 +178,7 @@ def test_every_runtime_reads_the_lines_where_the_model_does(tmp_path: Path, name
 def test_a_ranker_that_reads_lines_is_stored_and_orders_by_them(exported: Path):
     """The states at the first three ends along the stored direction, whatever the letters say."""
     direction = np.random.default_rng(0).normal(size=64).astype(np.float32)
-    save_verbalizer(LineVerbalizer(direction), exported)
+    (exported / "verbalizer.json").write_text(json.dumps(LineVerbalizer(direction).stored()))
     scorer = load_scorer(exported / "merged", Runtime())
     expected = scorer.score_lines(TOKENS, ENDS, direction)
     logprobs = torch.from_numpy(expected).log_softmax(0).tolist()
