@@ -4,10 +4,10 @@
     python -m benchmarks.ranker_training --steps 1 --batch 4 --busy    # a few minutes on a slow and busy machine
 
 Plain is what the paper's authors do, without the quantisation: fp32, prompts padded to the longest, the head at every
-position, adapters on all layers. The rungs above it each add one thing and compute exactly the gradients of their
-adapters, but for two: four candidate pools behind each history are other examples, and the lines of the lower layers,
-the preset `smollm2-135m`, are another loss. Everything runs in one process, in turn, and medians are printed. A step is
-forward, backward and AdamW.
+position, adapters on all layers, computed by peft's own. The rungs above it each add one thing and compute exactly the
+gradients of their adapters, but for two: four candidate pools behind each history are other examples, and the lines of
+the lower layers, the preset `smollm2-135m`, are another loss. Everything runs in one process, in turn, and medians are
+printed. A step is forward, backward and AdamW.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
 from benchmarks.clock import add_clock, chosen_clock
@@ -100,6 +101,10 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
     for name, rung in ladder.items():
         base = load_base(embedded_base(), quantisation="none", dtype=rung.dtype, device="cpu", depth=rung.depth)
         model = add_adapters(base, **ADAPTERS, layers=rung.layers)
+        if rung.loss is plain_loss:
+            for module in model.modules():
+                if isinstance(module, LoraLayer):
+                    module.lora_variant.clear()
         models[name] = (model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4))
         step(*models[name], rung, movie_prompts(1))  # the first one warms up
     seconds: dict[str, list[float]] = {name: [] for name in ladder}

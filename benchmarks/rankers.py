@@ -48,7 +48,8 @@ REPORTED = {
 }
 """The paper's Table 4: NDCG@5, Recall@5, NDCG@10 and Recall@10 on Beauty."""
 ABLATIONS = {
-    "large-steps": "steps twice as large",
+    "fewer-prompts": "2,400 prompts instead of 6,000",
+    "large-steps": "2,400 prompts, steps twice as large",
     "lists-behind": "the last third on the retriever's lists",
     "lists-only": "on the retriever's lists only",
     "letters": "letters read, as in the paper",

@@ -143,7 +143,6 @@ SMALL = {
     "dropout": 0.0,
     "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "learning_rate": 5e-4,
-    "warmup_steps": 30,
     "batch_size": 4,
     "max_history": 10,
     "title_tokens": 12,
@@ -157,11 +156,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {**BRIEF, "max_prompts": 16, "validation_users": 8, "validate_every": 4},
     "paper": {},
     "llama2-7b": {},
-    "smollm2-135m": {**SMALL, "max_prompts": 2400, "validation_users": 300, "validate_every": 125},
+    "smollm2-135m": {**SMALL, "max_prompts": 6000, "validation_users": 300, "validate_every": 125},
 }
 """Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: the lower 12 of its 30 layers read at the candidates' lines, 2,400 prompts of 10 history items and
-titles of 12 tokens, at most 5 of a user, validated every 500; ``demo``, bounded to minutes on two cores; and ``quick``,
-for trying what comes after: its answers are hardly better than the retriever's."""
+base on two cores: the lower 12 of its 30 layers read at the candidates' lines, 6,000 prompts of 10 history items and
+titles of 12 tokens but at most 5 of a user (3,000 of the 610 of ml-latest-small), validated every 500; ``demo``,
+bounded to minutes on two cores; and ``quick``, for trying what comes after: its answers are hardly better than the
+retriever's."""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
 """The base of a preset, where it is another than the embedded one."""

@@ -28,6 +28,9 @@ TREE_ATTENTION = "prompt_tree"
 SHORTEST_SHARED = 16
 """Tokens that prompts must have in common to be computed together: with fewer, a segment costs more than it saves."""
 
+ATTENTION_BLOCK = 128
+"""Tokens whose attention is computed at once in bf16 on a processor."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -144,11 +147,16 @@ def tree_attention(
         return whole
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    # Split, not sliced: each slice's gradient would be a tensor of the whole packed length, and their sum most of the
+    # attention's time.
+    lengths = [segment.end - segment.start for segment in segments]
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+    numbers = {segment.start: number for number, segment in enumerate(segments)}
     attended = []
-    for segment in segments:
-        spans = (*segment.above, (segment.start, segment.end))
-        keys, values = (torch.cat([x[:, :, start:end] for start, end in spans], dim=2) for x in (key, value))
-        attended.append(_attend(query[:, :, segment.start : segment.end], keys, values, segment.mask, scaling))
+    for number, segment in enumerate(segments):
+        seen = [*(numbers[start] for start, _ in segment.above), number]
+        seen_keys, seen_values = (torch.cat([x[row] for row in seen], dim=2) for x in (keys, values))
+        attended.append(_attend(queries[number], seen_keys, seen_values, segment.mask, scaling))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -157,13 +165,25 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
     # PyTorch's fused attention hardly uses the processor's bf16 products; plain ones are faster, forward and backward.
+    # In blocks of tokens, which see nothing behind them, close to half of the products is left out.
     tokens, seen = query.shape[2], key.shape[2]
     if mask is None:
         mask = torch.ones(tokens, seen, dtype=torch.bool).tril()
     bias = torch.zeros(tokens, seen, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    scores = torch.baddbmm(bias, query[0], key[0].transpose(1, 2), alpha=scale)  # [heads, tokens, seen]
-    return torch.bmm(scores.softmax(-1), value[0])[None]
+    queries = query[0].split(ATTENTION_BLOCK, dim=1)
+    lengths = [block.shape[1] for block in queries]
+    lengths[0] += seen - tokens
+    keys, values = (x[0].split(lengths, dim=1) for x in (key, value))
+    attended, row, width = [], 0, 0
+    for number, block in enumerate(queries):
+        width += lengths[number]
+        limits = bias[row : row + block.shape[1], :width]
+        row += block.shape[1]
+        seen_keys, seen_values = (torch.cat(x[: number + 1], dim=1) for x in (keys, values))
+        scores = torch.baddbmm(limits, block, seen_keys.transpose(1, 2), alpha=scale)  # [heads, block, width]
+        attended.append(torch.bmm(scores.softmax(-1), seen_values))
+    return torch.cat(attended, dim=1)[None]
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)

@@ -14,6 +14,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -105,9 +106,31 @@ def add_adapters(
     with warnings.catch_warnings():  # peft reads an attribute that transformers renames
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            return get_peft_model(model, config).train()
+            adapted = get_peft_model(model, config).train()
         except ValueError as error:
             raise InputError(f"adapters on {', '.join(targets)}: the base has no such projections ({error})") from None
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_variant.update(dict.fromkeys(module.active_adapters, AddedInPlace()))
+    return adapted
+
+
+class AddedInPlace(LoraVariant):
+    """An adapter whose last product adds itself, scaled, to the base's output: what peft computes, in one go.
+
+    On a processor peft's own way, a product, a scaling and a sum, each of which reads and writes the whole output and
+    again its gradient, takes longer than the products.
+    """
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        """See peft's ``LoraVariant``."""
+        lowered = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # [..., rank]
+        raised = module.lora_B[active_adapter].weight.T  # [rank, out]
+        scaling = module.scaling[active_adapter]
+        output = result.to(lowered.dtype)  # without autocast the adapters are fp32, and so is the sum
+        added = torch.addmm(output.flatten(0, -2), lowered.flatten(0, -2), raised, alpha=scaling)
+        return added.unflatten(0, result.shape[:-1])
 
 
 def answer_loss(

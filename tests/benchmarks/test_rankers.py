@@ -148,7 +148,7 @@ def test_what_is_kept_reads_back_and_a_stopped_evaluation_goes_on(
     """Lists and letters of a trained tiny ranker on real data; stopped after three users, it scores only the rest."""
     data = load_data(artifacts)
     run = Run("movielens-100k", variant="letters")
-    splits = {name: first(found_lists(artifacts, data, name, 20), 3) for name in ("validation", "test")}
+    splits = {name: first(found_lists(artifacts / "retriever", data, name, 20), 3) for name in ("validation", "test")}
     keep_lists(tmp_path / "lists.parquet", splits, data)
     kept = load_lists(tmp_path / "lists.parquet")
     assert kept.users == 943

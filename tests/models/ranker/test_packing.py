@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora.layer import LoraLayer
 from tiny import tiny_base
 
+from models.ranker import packing
 from models.ranker.packing import SHORTEST_SHARED, PackedPrompts, pack
 from models.ranker.qlora import add_adapters, answer_loss, load_base
 
@@ -76,7 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("share", [True, False])
 def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, layers: int | None, share: bool):
-    """Transformers' own causal loss, one prompt a pass, logits everywhere and everything but the answer ignored."""
+    """Transformers' own causal loss, one prompt a pass, logits everywhere and everything but the answer ignored, the
+    adapters computed by peft's own layers.
+    """
     model = load_base(folder, quantisation=quantisation, dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj", "down_proj"), layers=layers)
     torch.manual_seed(1)
@@ -91,6 +95,11 @@ def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, 
         model.zero_grad()
         return found
 
+    layers_of_peft = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    variants = [dict(module.lora_variant) for module in layers_of_peft]
+    assert all(variants)
+    for module in layers_of_peft:
+        module.lora_variant.clear()
     plain = 0.0
     for prompt, answer in zip(POOLS, ANSWERS, strict=True):
         labels = torch.tensor([[*[-100] * len(prompt), *answer]])
@@ -98,6 +107,8 @@ def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, 
         loss.backward()
         plain += float(loss.detach())
     expected = gradients()
+    for module, variant in zip(layers_of_peft, variants, strict=True):
+        module.lora_variant.update(variant)
     loss = answer_loss(model, POOLS, ANSWERS, share=share)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(plain, rel=1e-5)
@@ -107,8 +118,13 @@ def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, 
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_bf16_learns_what_fp32_does(folder: Path, share: bool):
-    """The same model in fp32 is the reference; bf16 has 8 bits, and the adapters' gradients come back in fp32."""
+@pytest.mark.parametrize("block", [16, 128])
+def test_bf16_learns_what_fp32_does(folder: Path, share: bool, block: int, monkeypatch: pytest.MonkeyPatch):
+    """The same model in fp32 is the reference; bf16 has 8 bits, and the adapters' gradients come back in fp32.
+
+    Prompts have up to 74 tokens: in blocks of 16 they have several, with and without something above them.
+    """
+    monkeypatch.setattr(packing, "ATTENTION_BLOCK", block)
     losses, gradients = [], []
     for dtype in (torch.float32, torch.bfloat16):
         model = load_base(folder, quantisation="none", dtype=dtype, device="cpu")
