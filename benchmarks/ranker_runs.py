@@ -69,6 +69,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "fewer-prompts": FEWER,
     "large-steps": {**FEWER, "learning_rate": 1e-3},
+    "popular": {"negatives": "popular"},
     "lists-behind": {**LISTS, "random_prompts": 4000, "max_prompts": 2000},
     "lists-only": LISTS,
     "letters": {"read": "letters", "depth": None, "layers": 12},
@@ -108,7 +109,11 @@ class Run:
         return RankerTraining(**{**PRESET, **VARIANTS[self.variant], "seed": self.seed})
 
     def trained(self) -> "Run":
-        """Whose ranker is read: random negatives know no retriever, so that LRURec's ranker is that of any other."""
+        """Whose ranker is read: random negatives know no retriever, so that LRURec's ranker is that of any other, and
+        lines are read one by one, so that the main ranker reads any number of them.
+        """
+        if self.variant == "fifty-candidates":
+            return replace(self, variant="main")
         return self if self.options().negatives == "retriever" else replace(self, retriever="lrurec")
 
     def files(self) -> dict[str, Path]:
@@ -116,12 +121,12 @@ class Run:
         return {way: KEPT / f"{self.name}-{way}.parquet" for way in self.ways}
 
 
-ABLATIONS = ("lists-behind", "lists-only", "letters", "deep", "fifty-candidates")
+ABLATIONS = ("lists-behind", "lists-only", "letters", "deep")
 MAIN_WAYS = ("tuned", "permuted")
 EVERY_WAY = (*MAIN_WAYS, "untuned", "orders")
 RUNS = [
     *(
-        Run(dataset, seed=seed, ways=EVERY_WAY if seed == 42 else MAIN_WAYS, hours=6)
+        Run(dataset, seed=seed, ways=EVERY_WAY if seed == 42 else ("tuned",), hours=6)
         for dataset in ("amazon-2014-beauty", "ml-latest-small")
         for seed in (42, 43, 44)
     ),
@@ -131,7 +136,8 @@ RUNS = [
     ),
     Run("amazon-2014-beauty", variant="fewer-prompts", seed=44),
     *(Run("amazon-2014-beauty", retriever="sasrec", seed=seed, hours=6) for seed in (42, 43, 44)),
-    *(Run(dataset, variant=name) for name in ABLATIONS for dataset in DATA),
+    *(Run(dataset, variant="popular", ways=MAIN_WAYS, hours=6) for dataset in DATA),
+    *(Run(dataset, variant=name) for name in ("fifty-candidates", *ABLATIONS) for dataset in DATA),
 ]
 """In the order of training: the main rows, one-seed ablations of an hour at most, the best retriever where that is
 another one."""
@@ -177,7 +183,7 @@ def _link(link: Path, target: Path) -> None:
 def execute(run: Run, work: Path) -> None:
     """Trains a run, unless it is trained, and keeps the letter scores of each way that are not kept yet."""
     folder = prepare(run.trained(), work)
-    train_ranker(run.options(), folder)
+    train_ranker(run.trained().options(), folder)
     data = load_data(folder)
     candidates = run.options().candidates
     path = lists_path(run.dataset, run.retriever, candidates)

@@ -267,7 +267,7 @@ def reported(kept: Kept, row: Row) -> list[str]:
 
 
 def beyond_letters(dataset: str) -> list[str]:
-    """Markdown of the run with 50 candidates, beside the retriever on the same 50."""
+    """Markdown of the main ranker reading 50 candidates, beside the retriever on the same 50."""
     run = next(run for run in RUNS if (run.dataset, run.variant) == (dataset, "fifty-candidates"))
     path = run.files()["tuned"]
     if not path.exists():
@@ -276,10 +276,10 @@ def beyond_letters(dataset: str) -> list[str]:
     logprobs, said = load_kept(path)
     rows = [
         Row("retriever", [np.array(kept.test.truths) + 1], [1.0]),
-        alone_row("main with 50: alone", kept, [logprobs], said["seconds_a_request"]),
-        fused_row("main with 50: fused", kept, [logprobs], said["seconds_a_request"]),
+        alone_row("main: alone", kept, [logprobs], said["seconds_a_request"]),
+        fused_row("main: fused", kept, [logprobs], said["seconds_a_request"]),
     ]
-    heading = f"50 candidates, {len(kept.test.truths):,} users whose item is among them:"
+    heading = f"The same ranker reading 50 candidates, {len(kept.test.truths):,} users whose item is among them:"
     return ["", heading, "", *table(kept, rows, {}), ""]
 
 

@@ -179,7 +179,8 @@ def train_ranker(
     ] = "smollm2-135m",
     max_prompts: Annotated[int | None, typer.Option(help="Training prompts, sampled; default: the preset's.")] = None,
     negatives: Annotated[
-        str | None, typer.Option(help="`random`, the paper's, or `retriever`: cross-fitted lists of its own.")
+        str | None,
+        typer.Option(help="`random`, the paper's, `popular`, or `retriever`: cross-fitted lists of its own."),
     ] = None,
     order: Annotated[str | None, typer.Option(help="Of the candidates: `shuffled` or `retriever`.")] = None,
     pools: Annotated[int | None, typer.Option(help="Prompts behind one history.")] = None,

@@ -12,7 +12,7 @@ from models.retriever.candidates import Candidates
 from preprocessing.errors import InputError
 
 Items = NDArray[np.int32]
-Negatives = Literal["random", "retriever"]
+Negatives = Literal["random", "popular", "retriever"]
 Order = Literal["shuffled", "retriever"]
 
 POSITIONS_AT_ONCE = 512
@@ -110,7 +110,7 @@ def _position(training: Sequence[Items], ends: NDArray[np.int64], number: int) -
 
 @dataclass(frozen=True)
 class RandomPools:
-    """The target among items drawn uniformly from the catalogue without the history, shuffled: the paper's way."""
+    """The target among items drawn from the catalogue without the history, shuffled."""
 
     items: int
     """Size of the catalogue; item numbers count from 1."""
@@ -118,6 +118,9 @@ class RandomPools:
     """Of one example, the target included; fewer where the catalogue has no more."""
     pools: int = 1
     """Examples of one position, each with candidates of its own."""
+    counts: Sequence[int] | None = None
+    """How often each item stands in the training sequences, which its chance to be drawn is proportional to; all have
+    the same, the paper's way, if absent."""
 
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
         """See :data:`Pools`."""
@@ -125,7 +128,7 @@ class RandomPools:
 
     def _example(self, position: Position, rng: np.random.Generator) -> Example:
         taken = np.append(position.history, position.target)
-        drawn = draw_negatives(self.items, taken, self.candidates - 1, rng)
+        drawn = draw_negatives(self.items, taken, self.candidates - 1, rng, self.counts)
         shuffled = rng.permutation(np.append(drawn, position.target)).astype(np.int32)
         return _example(position.history, shuffled, position.target)
 
@@ -165,12 +168,25 @@ def _example(history: Items, items: Items, target: int, scores: NDArray[np.float
     return Example(history, items, place, unknown if scores is None else scores)
 
 
-def draw_negatives(items: int, taken: Items, count: int, rng: np.random.Generator) -> Items:
-    """Distinct random item numbers from 1 to ``items`` without those in ``taken``: ``count``, or all there are."""
+def draw_negatives(
+    items: int, taken: Items, count: int, rng: np.random.Generator, counts: Sequence[int] | None = None
+) -> Items:
+    """Distinct random item numbers from 1 to ``items`` without those in ``taken``: ``count``, or all there are.
+
+    Args:
+        items: size of the catalogue.
+        taken: item numbers to leave out.
+        count: how many to draw.
+        rng: of the draw.
+        counts: [items] what each item's chance is proportional to; all have the same if absent.
+    """
+    ends = None if counts is None else np.cumsum(counts, dtype=np.int64)
     drawn: list[int] = []
     seen = set(taken.tolist())
     for _ in range(8):  # enough unless most of the catalogue is taken
-        for item in rng.integers(1, items + 1, 2 * count + 8).tolist():
+        size = 2 * count + 8
+        some = rng.integers(1, items + 1, size) if ends is None else _places(ends, rng.random(size)) + 1
+        for item in some.tolist():
             if item not in seen and len(drawn) < count:
                 seen.add(item)
                 drawn.append(item)
@@ -178,3 +194,9 @@ def draw_negatives(items: int, taken: Items, count: int, rng: np.random.Generato
             return np.asarray(drawn, dtype=np.int32)
     rest = rng.permutation(np.setdiff1d(np.arange(1, items + 1), np.fromiter(seen, np.int32)))
     return np.asarray([*drawn, *rest[: count - len(drawn)]], dtype=np.int32)
+
+
+def _places(ends: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Between which ends, cumulated counts, each share of their total lies, from 0."""
+    places: NDArray[np.int64] = np.searchsorted(ends, shares * ends[-1], side="right")
+    return places

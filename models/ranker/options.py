@@ -54,8 +54,9 @@ class RankerTraining:
     """Prompts with random candidates before those of the retriever's ``negatives``: among
     strangers titles differ more."""
     negatives: Negatives = "random"
-    """Of the training candidates: uniformly ``random`` as in the paper, or the ``retriever``'s own lists, for which it
-    is cross-fitted."""
+    """Of the training candidates: uniformly ``random`` as in the paper; ``popular``, drawn by how often they stand in
+    the training sequences, so that popularity, which the retriever knows, tells the model nothing; or the
+    ``retriever``'s own lists, for which it is cross-fitted."""
     order: Order = "shuffled"
     """Of the training candidates; random ones are always shuffled. In the ``retriever`` order, as at serving, the
     letters carry its opinion."""
@@ -111,13 +112,13 @@ class RankerTraining:
                 raise InputError(f"{name} must be at least 1, not {value}")
         if self.quantisation not in ("nf4", "none"):
             raise InputError(f"there is no quantisation {self.quantisation!r}: choose nf4 or none")
-        if self.negatives not in ("random", "retriever"):
-            raise InputError(f"there are no negatives {self.negatives!r}: choose random or retriever")
+        if self.negatives not in ("random", "popular", "retriever"):
+            raise InputError(f"there are no negatives {self.negatives!r}: choose random, popular or retriever")
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise InputError(f"there is no dtype {self.dtype!r}: choose auto, bfloat16 or float32")
         if self.order not in ("shuffled", "retriever"):
             raise InputError(f"there is no order {self.order!r}: choose shuffled or retriever")
-        if self.order == "retriever" and (self.negatives == "random" or self.pools > 1):
+        if self.order == "retriever" and (self.negatives != "retriever" or self.pools > 1):
             raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
         if self.validate_by not in ("alone", "fused"):
             raise InputError(f"there is no validation by {self.validate_by!r}: choose alone or fused")

@@ -115,7 +115,7 @@ def add_adapters(
     return adapted
 
 
-class AddedInPlace(LoraVariant):
+class AddedInPlace(LoraVariant):  # type: ignore[misc]
     """An adapter whose last product adds itself, scaled, to the base's output: what peft computes, in one go.
 
     On a processor peft's own way, a product, a scaling and a sum, each of which reads and writes the whole output and
@@ -130,7 +130,8 @@ class AddedInPlace(LoraVariant):
         scaling = module.scaling[active_adapter]
         output = result.to(lowered.dtype)  # without autocast the adapters are fp32, and so is the sum
         added = torch.addmm(output.flatten(0, -2), lowered.flatten(0, -2), raised, alpha=scaling)
-        return added.unflatten(0, result.shape[:-1])
+        whole: Tensor = added.unflatten(0, result.shape[:-1])
+        return whole
 
 
 def answer_loss(

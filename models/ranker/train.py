@@ -148,8 +148,9 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
         data: what ``artifacts/data`` holds.
     """
     pools: RandomPools | RetrievedPools
-    if options.negatives == "random":
-        pools = RandomPools(data.catalogue.trained, options.candidates, options.pools)
+    if options.negatives in ("random", "popular"):
+        counts = data.catalogue.counts if options.negatives == "popular" else None
+        pools = RandomPools(data.catalogue.trained, options.candidates, options.pools, counts)
     else:
         from models.ranker.crossfit import cross_fit
 

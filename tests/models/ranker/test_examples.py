@@ -109,6 +109,26 @@ def test_each_candidate_keeps_the_retrievers_score(order: str):
         assert example.scores.tolist() == [0] * 20
 
 
+def test_popular_negatives_are_drawn_by_their_counts():
+    """Counts 0, 6, 3, 1 behind the target's own 5: as the one negative of 2,000 examples .6, .3 and .1 of them, within
+    five standard errors (.055), and item 2, which nobody took, never.
+    """
+    pools = RandomPools(5, 2, counts=[5, 0, 6, 3, 1])
+    examples = [
+        example for seed in range(2000) for example in sample_examples([np.array([1, 1], np.int32)], pools, seed=seed)
+    ]
+    drawn = np.bincount([sum(example.candidates.tolist()) - 1 for example in examples], minlength=6) / len(examples)
+    assert drawn[1:3].tolist() == [0, 0]
+    assert drawn[3:] == pytest.approx([0.6, 0.3, 0.1], abs=0.055)
+
+
+def test_a_small_catalogue_is_drawn_whole():
+    """Four others for nineteen places, the one without a count too: nothing twice and nothing missing."""
+    for counts in (None, [5, 0, 6, 3, 1]):
+        (example,) = sample_examples(sequences([1, 1]), RandomPools(5, 20, counts=counts), seed=0)
+        assert sorted(example.candidates.tolist()) == [1, 2, 3, 4, 5]
+
+
 def test_pools_of_random_negatives_share_history_and_target():
     """What is computed once in training: the same history stands behind each other in the examples."""
     examples = sample_examples(sequences([1, 2, 3]), RandomPools(40, 20, pools=2), seed=0)
