@@ -50,6 +50,7 @@ REPORTED = {
 ABLATIONS = {
     "fewer-prompts": "2,400 prompts instead of 6,000",
     "large-steps": "2,400 prompts, steps twice as large",
+    "popular": "negatives drawn by popularity",
     "lists-behind": "the last third on the retriever's lists",
     "lists-only": "on the retriever's lists only",
     "letters": "letters read, as in the paper",
