@@ -121,7 +121,6 @@ class Run:
         return {way: KEPT / f"{self.name}-{way}.parquet" for way in self.ways}
 
 
-ABLATIONS = ("lists-behind", "lists-only", "letters", "deep")
 MAIN_WAYS = ("tuned", "permuted")
 EVERY_WAY = (*MAIN_WAYS, "untuned", "orders")
 RUNS = [
@@ -137,10 +136,14 @@ RUNS = [
     Run("amazon-2014-beauty", variant="fewer-prompts", seed=44),
     *(Run("amazon-2014-beauty", retriever="sasrec", seed=seed, hours=6) for seed in (42, 43, 44)),
     *(Run(dataset, variant="popular", ways=MAIN_WAYS, hours=6) for dataset in DATA),
-    *(Run(dataset, variant=name) for name in ("fifty-candidates", *ABLATIONS) for dataset in DATA),
+    *(
+        Run(dataset, variant=name)
+        for name in ("fifty-candidates", "lists-behind", "lists-only", "letters", "deep")
+        for dataset in DATA
+    ),
 ]
-"""In the order of training: the main rows, one-seed ablations of an hour at most, the best retriever where that is
-another one."""
+"""In the order of training: the main rows, earlier settings of theirs, the best retriever where that is another one,
+one-seed ablations of an hour at most."""
 
 
 def lists_path(dataset: str, retriever: str, candidates: int) -> Path:
@@ -182,8 +185,9 @@ def _link(link: Path, target: Path) -> None:
 
 def execute(run: Run, work: Path) -> None:
     """Trains a run, unless it is trained, and keeps the letter scores of each way that are not kept yet."""
-    folder = prepare(run.trained(), work)
-    train_ranker(run.trained().options(), folder)
+    trained = run.trained()
+    folder = prepare(trained, work)
+    train_ranker(trained.options(), folder)
     data = load_data(folder)
     candidates = run.options().candidates
     path = lists_path(run.dataset, run.retriever, candidates)
@@ -284,7 +288,9 @@ def keep_letters(path: Path, run: Run, way: str, folder: Path, data: Data, split
             _write(partial, pa.table(columns), {"seconds": seconds})
     runtime = asdict(choose_runtime("cpu"))
     facts = {"seconds": seconds, "seconds_a_request": seconds / max(len(rows), 1), "runtime": runtime}
-    _write(path, pa.table(columns), {**facts, "run": asdict(run), "options": asdict(run.options()), "way": way})
+    _write(
+        path, pa.table(columns), {**facts, "run": asdict(run), "options": asdict(run.trained().options()), "way": way}
+    )
     partial.unlink(missing_ok=True)
 
 

@@ -180,12 +180,12 @@ def draw_negatives(
         rng: of the draw.
         counts: [items] what each item's chance is proportional to; all have the same if absent.
     """
-    ends = None if counts is None else np.cumsum(counts, dtype=np.int64)
+    shares = None if counts is None else np.asarray(counts) / np.sum(counts)
     drawn: list[int] = []
     seen = set(taken.tolist())
     for _ in range(8):  # enough unless most of the catalogue is taken
         size = 2 * count + 8
-        some = rng.integers(1, items + 1, size) if ends is None else _places(ends, rng.random(size)) + 1
+        some = rng.integers(1, items + 1, size) if shares is None else rng.choice(items, size, p=shares) + 1
         for item in some.tolist():
             if item not in seen and len(drawn) < count:
                 seen.add(item)
@@ -194,9 +194,3 @@ def draw_negatives(
             return np.asarray(drawn, dtype=np.int32)
     rest = rng.permutation(np.setdiff1d(np.arange(1, items + 1), np.fromiter(seen, np.int32)))
     return np.asarray([*drawn, *rest[: count - len(drawn)]], dtype=np.int32)
-
-
-def _places(ends: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Between which ends, cumulated counts, each share of their total lies, from 0."""
-    places: NDArray[np.int64] = np.searchsorted(ends, shares * ends[-1], side="right")
-    return places

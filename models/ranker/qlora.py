@@ -111,11 +111,11 @@ def add_adapters(
             raise InputError(f"adapters on {', '.join(targets)}: the base has no such projections ({error})") from None
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
-            module.lora_variant.update(dict.fromkeys(module.active_adapters, AddedInPlace()))
+            module.lora_variant.update(dict.fromkeys(module.active_adapters, AddedInOneProduct()))
     return adapted
 
 
-class AddedInPlace(LoraVariant):  # type: ignore[misc]
+class AddedInOneProduct(LoraVariant):  # type: ignore[misc]  # peft has no types
     """An adapter whose last product adds itself, scaled, to the base's output: what peft computes, in one go.
 
     On a processor peft's own way, a product, a scaling and a sum, each of which reads and writes the whole output and

@@ -114,9 +114,7 @@ def test_popular_negatives_are_drawn_by_their_counts():
     five standard errors (.055), and item 2, which nobody took, never.
     """
     pools = RandomPools(5, 2, counts=[5, 0, 6, 3, 1])
-    examples = [
-        example for seed in range(2000) for example in sample_examples([np.array([1, 1], np.int32)], pools, seed=seed)
-    ]
+    examples = [example for seed in range(2000) for example in sample_examples(sequences([1, 1]), pools, seed=seed)]
     drawn = np.bincount([sum(example.candidates.tolist()) - 1 for example in examples], minlength=6) / len(examples)
     assert drawn[1:3].tolist() == [0, 0]
     assert drawn[3:] == pytest.approx([0.6, 0.3, 0.1], abs=0.055)
