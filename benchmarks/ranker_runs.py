@@ -64,16 +64,17 @@ PRESET = {
 }
 """The preset, validated less often; what is kept of every run is a fuller validation."""
 FEWER = {"max_prompts": 2400, "warmup_steps": 30}
-LISTS = {"negatives": "retriever", "order": "retriever"}
+LISTS = {**FEWER, "negatives": "retriever", "order": "retriever"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
     "fewer-prompts": FEWER,
     "large-steps": {**FEWER, "learning_rate": 1e-3},
     "popular": {"negatives": "popular"},
-    "lists-behind": {**LISTS, "random_prompts": 4000, "max_prompts": 2000},
     "lists-only": LISTS,
-    "letters": {"read": "letters", "depth": None, "layers": 12},
-    "deep": {"depth": 24, "layers": 12},
+    "lists-shuffled": {**LISTS, "order": "shuffled"},
+    "lists-behind": {**LISTS, "random_prompts": 1600, "max_prompts": 800},
+    "letters": {**FEWER, "read": "letters", "depth": None, "layers": 12},
+    "deep": {**FEWER, "depth": 24, "layers": 12},
     "fifty-candidates": {"candidates": 50},
 }
 """What differs from the preset ``smollm2-135m``; ``main`` is the chosen configuration."""
@@ -138,7 +139,7 @@ RUNS = [
     *(Run(dataset, variant="popular", ways=MAIN_WAYS, hours=6) for dataset in DATA),
     *(
         Run(dataset, variant=name)
-        for name in ("fifty-candidates", "lists-behind", "lists-only", "letters", "deep")
+        for name in ("fifty-candidates", "lists-only", "lists-shuffled", "lists-behind", "letters", "deep")
         for dataset in DATA
     ),
 ]

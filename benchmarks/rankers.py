@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.stats import bootstrap as resampled
 
+from benchmarks.opinions import pooled_ranks
 from benchmarks.ranker_runs import KEPT, ROOT, RUNS, Run, execute, lists_path
 from benchmarks.retriever_tables import PAPER, PAPER_SUBSET
 from models.metrics import summary
-from models.ranker.fusion import WEIGHTS, choose_weight, fused_ranks
+from models.ranker.fusion import WEIGHTS, choose_weight, fused_ranks, log_softmax
 
 PAGE = ROOT / "docs" / "results" / "ranker.md"
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
@@ -51,10 +53,11 @@ ABLATIONS = {
     "fewer-prompts": "2,400 prompts instead of 6,000",
     "large-steps": "2,400 prompts, steps twice as large",
     "popular": "negatives drawn by popularity",
-    "lists-behind": "the last third on the retriever's lists",
-    "lists-only": "on the retriever's lists only",
-    "letters": "letters read, as in the paper",
-    "deep": "24 layers instead of 12, adapters on the upper 12",
+    "lists-only": "2,400 prompts, the retriever's lists in its order",
+    "lists-shuffled": "2,400 prompts, the retriever's lists, shuffled",
+    "lists-behind": "2,400 prompts, the last third the retriever's lists",
+    "letters": "2,400 prompts, letters read as in the paper",
+    "deep": "2,400 prompts, 24 layers instead of 12, adapters on the upper 12",
 }
 LIKENESS = "likeness of the titles' words (TF-IDF)"
 CONTROLS = ("titles permuted", LIKENESS)
@@ -172,9 +175,14 @@ def reciprocals(ranks: Sequence[Ranks], k: int = 5) -> NDArray[np.float64]:
 def bootstrap(differences: NDArray[np.float64], repeats: int = 5000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of the users' paired differences and its 95 % interval: percentiles over users drawn with repetition."""
     rng = np.random.default_rng(seed)
-    means = [rng.choice(differences, len(differences)).mean() for _ in range(repeats)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = resampled((differences,), np.mean, n_resamples=repeats, batch=100, method="percentile", random_state=rng)
+    low, high = drawn.confidence_interval
     return float(differences.mean()), float(low), float(high)
+
+
+def interval(differences: NDArray[np.float64]) -> str:
+    """Mean difference and its 95 % interval, as the tables show them."""
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap(differences))
 
 
 def averaged(ranks: Sequence[Ranks]) -> list[float]:
@@ -182,12 +190,17 @@ def averaged(ranks: Sequence[Ranks]) -> list[float]:
     return [float(value) for value in np.mean([list(summary(row).values()) for row in ranks], axis=0)]
 
 
+def runs_of(dataset: str, retriever: str, variant: str) -> list[Run]:
+    """The seeds of one configuration."""
+    return [run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, retriever, variant)]
+
+
 def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
     """Every line that the kept files of a data set and retriever give; the first is the retriever alone."""
     kept = load_lists(lists_path(dataset, retriever, 20))
     alone = Row("retriever", [np.array(kept.test.truths) + 1], [1.0])
     rows = [alone]
-    main = [run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, retriever, "main")]
+    main = runs_of(dataset, retriever, "main")
 
     def read(way: str, runs: Sequence[Run] = main) -> tuple[list[dict[str, Any]], float | None]:
         paths = [run.files()[way] for run in runs if way in run.ways and run.files()[way].exists()]
@@ -201,7 +214,7 @@ def rows_of(dataset: str, retriever: str) -> tuple[Kept, list[Row]]:
             rows.append(alone_row(f"{label}: alone", kept, logprobs, seconds))
             rows.append(fused_row(f"{label}: fused", kept, logprobs, seconds))
     for variant, label in ABLATIONS.items():
-        runs = [run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, retriever, variant)]
+        runs = runs_of(dataset, retriever, variant)
         logprobs, seconds = read("tuned", runs)
         if logprobs:
             rows.append(alone_row(f"{label}: alone", kept, logprobs, seconds))
@@ -230,10 +243,7 @@ def table(kept: Kept, rows: Sequence[Row], paper: Mapping[str, Sequence[float]])
         if row is rows[0]:
             lines.append(f"| {row.label} | | {figures} | | | | |")
             continue
-        differences = [
-            "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap(measure(row.ranks) - measure(rows[0].ranks)))
-            for measure in (gains, reciprocals)
-        ]
+        differences = [interval(measure(row.ranks) - measure(rows[0].ranks)) for measure in (gains, reciprocals)]
         weights = ", ".join(f"{weight:g}" for weight in row.weights)
         seconds = "" if row.seconds is None else f"{row.seconds:.2f}"
         lines.append(
@@ -267,6 +277,42 @@ def reported(kept: Kept, row: Row) -> list[str]:
     return [*lines, f"| ours, {row.label} | {ours} |"]
 
 
+def opinions_of(kept: Kept, logprobs: Mapping[str, Any]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """For each split what everyone says of the candidates [users, k]."""
+    popularity, likeness = popularity_kept(kept), likeness_kept(kept)
+    return {
+        name: {
+            "retriever": log_softmax(np.stack(getattr(kept, name).scores)),
+            "language model": log_softmax(np.stack(logprobs[name])),
+            "popularity": np.stack(popularity[name]),
+            "words": np.stack(likeness[name]),
+        }
+        for name in ("validation", "test")
+    }
+
+
+def pools(kept: Kept, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown of what sets of opinions are worth, and what the language model adds to each."""
+    opinions = [opinions_of(kept, logprobs) for logprobs in seeds]
+
+    def pooled(names: Sequence[str]) -> NDArray[np.float64]:
+        parts = [{name: {key: said[name][key] for key in names} for name in said} for said in opinions]
+        return gains(
+            [pooled_ranks(part["validation"], kept.validation.truths, part["test"], kept.test.truths) for part in parts]
+        )
+
+    alone = gains([np.array(kept.test.truths) + 1])
+    lines = [
+        "| opinions | to the retriever's NDCG@10 | with the language model too | what it adds |",
+        "|---|---|---|---|",
+    ]
+    for others in ((), ("popularity",), ("words",), ("popularity", "words")):
+        without, along = pooled(["retriever", *others]), pooled(["retriever", *others, "language model"])
+        cells = (without - alone, along - alone, along - without)
+        lines.append(f"| {', '.join(['retriever', *others])} | {' | '.join(map(interval, cells))} |")
+    return lines
+
+
 def beyond_letters(dataset: str) -> list[str]:
     """Markdown of the main ranker reading 50 candidates, beside the retriever on the same 50."""
     run = next(run for run in RUNS if (run.dataset, run.variant) == (dataset, "fifty-candidates"))
@@ -288,8 +334,7 @@ def plot_weights(dataset: str, path: Path) -> None:
     """NDCG@10 of the first main run against the retriever's weight, on validation (where it is chosen) and test."""
     from matplotlib.figure import Figure
 
-    main = (run for run in RUNS if (run.dataset, run.retriever, run.variant) == (dataset, "lrurec", "main"))
-    run = next(run for run in main if run.files()["tuned"].exists())
+    run = next(run for run in runs_of(dataset, "lrurec", "main") if run.files()["tuned"].exists())
     kept, (logprobs, _) = load_lists(lists_path(dataset, run.retriever, 20)), load_kept(run.files()["tuned"])
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
@@ -320,8 +365,12 @@ def tables() -> str:
         served = by_label.get("main: fused")
         for label in CONTROLS:
             if served and (control := by_label.get(f"control: {label}, fused")):
-                mean, low, high = bootstrap(gains(served.ranks) - gains(control.ranks))
-                lines += [f"NDCG@10 as served to the control's, {label}: {mean:+.4f} [{low:+.4f}, {high:+.4f}].", ""]
+                difference = interval(gains(served.ranks) - gains(control.ranks))
+                lines += [f"NDCG@10 as served to the control's, {label}: {difference}.", ""]
+        if served:
+            main = runs_of(dataset, retriever, "main")
+            seeds = [load_kept(run.files()["tuned"])[0] for run in main if run.files()["tuned"].exists()]
+            lines += ["Pools of several opinions, each with a weight of its own:", "", *pools(kept, seeds), ""]
         if served and paper:
             if dataset == "amazon-2014-beauty":
                 lines += [

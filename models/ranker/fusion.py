@@ -73,10 +73,16 @@ def fused_ranks(
     for k in np.unique(lengths):
         users = np.flatnonzero(lengths == k)
         fused = fuse(np.stack([model[u] for u in users]), np.stack([scores[u] for u in users]), weight)  # [users, k]
-        truth = np.array([truths[u] for u in users])[:, None]  # [users, 1]
-        its_own = np.take_along_axis(fused, truth, axis=1)
-        before = (fused > its_own) | ((fused == its_own) & (np.arange(k) < truth))
-        places[users] = before.sum(axis=1) + 1
+        places[users] = true_places(fused, [truths[u] for u in users])
+    return places
+
+
+def true_places(scores: Floats, truths: Sequence[int]) -> NDArray[np.int64]:
+    """Place (from 1) of each user's true item by scores [users, k]; equals keep the candidates' order."""
+    truth = np.asarray(truths)[:, None]  # [users, 1]
+    its_own = np.take_along_axis(scores, truth, axis=1)
+    before = (scores > its_own) | ((scores == its_own) & (np.arange(scores.shape[1]) < truth))
+    places: NDArray[np.int64] = before.sum(axis=1) + 1
     return places
 
 
