@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.stats import bootstrap as resampled
 
-from benchmarks.opinions import pooled_ranks
 from benchmarks.ranker_runs import KEPT, ROOT, RUNS, Run, execute, lists_path
 from benchmarks.retriever_tables import PAPER, PAPER_SUBSET
 from models.metrics import summary
-from models.ranker.fusion import WEIGHTS, choose_weight, fused_ranks, log_softmax
+from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight, true_places
+from models.ranker.opinions import fit_fusion, fit_pool
 
 PAGE = ROOT / "docs" / "results" / "ranker.md"
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
@@ -64,8 +64,6 @@ CONTROLS = ("titles permuted", LIKENESS)
 """With which the main configuration is compared."""
 READ = ("scores", "popularity", "nearness")
 """Of each candidate: the retriever's score, its count in training, the likeness of its title (0 to 1)."""
-NEARNESS_SCALE = 3.0
-"""A likeness of titles as a logit: of the order of what makes it a calibrated probability; the weight does the rest."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,10 @@ def load_kept(path: Path) -> tuple[dict[str, list[NDArray[np.float32]]], dict[st
 
 
 def fused_row(label: str, kept: Kept, logprobs: Sequence[dict[str, Any]], seconds: float | None = None) -> Row:
-    """The language model of each seed, fused with the retriever by the weight that is best on validation."""
+    """The language model of each seed, fused with the retriever by the weight that is fitted on validation."""
     ranks, weights = [], []
     for seed in logprobs:
-        weight, _ = choose_weight(seed["validation"], kept.validation.scores, kept.validation.truths)
+        weight, _ = fit_fusion(seed["validation"], kept.validation.scores, kept.validation.truths)
         ranks.append(fused_ranks(seed["test"], kept.test.scores, kept.test.truths, weight))
         weights.append(weight)
     return Row(label, ranks, weights, seconds)
@@ -153,10 +151,7 @@ def popularity_kept(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
 
 def likeness_kept(kept: Kept) -> dict[str, list[NDArray[np.float64]]]:
     """How alike titles are by their words, in the place of a language model."""
-    return {
-        name: [NEARNESS_SCALE * row.astype(np.float64) for row in getattr(kept, name).nearness]
-        for name in ("validation", "test")
-    }
+    return {name: [row.astype(np.float64) for row in getattr(kept, name).nearness] for name in ("validation", "test")}
 
 
 def gains(ranks: Sequence[Ranks], k: int = 10) -> NDArray[np.float64]:
@@ -244,7 +239,7 @@ def table(kept: Kept, rows: Sequence[Row], paper: Mapping[str, Sequence[float]])
             lines.append(f"| {row.label} | | {figures} | | | | |")
             continue
         differences = [interval(measure(row.ranks) - measure(rows[0].ranks)) for measure in (gains, reciprocals)]
-        weights = ", ".join(f"{weight:g}" for weight in row.weights)
+        weights = ", ".join(f"{weight:.2f}" for weight in row.weights)
         seconds = "" if row.seconds is None else f"{row.seconds:.2f}"
         lines.append(
             f"| {row.label} | {len(row.ranks)} | {figures} | {' | '.join(differences)} | {weights} | {seconds} |"
@@ -277,39 +272,37 @@ def reported(kept: Kept, row: Row) -> list[str]:
     return [*lines, f"| ours, {row.label} | {ours} |"]
 
 
-def opinions_of(kept: Kept, logprobs: Mapping[str, Any]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """For each split what everyone says of the candidates [users, k]."""
-    popularity, likeness = popularity_kept(kept), likeness_kept(kept)
-    return {
-        name: {
-            "retriever": log_softmax(np.stack(getattr(kept, name).scores)),
-            "language model": log_softmax(np.stack(logprobs[name])),
-            "popularity": np.stack(popularity[name]),
-            "words": np.stack(likeness[name]),
+def pooled_row(kept: Kept, seeds: Sequence[Mapping[str, Any]], opinions: Sequence[str]) -> Row:
+    """Several opinions on the candidates, each weighed by itself, fitted on validation for each seed."""
+    ranks = []
+    for logprobs in seeds:
+        said = {
+            "retriever": {"validation": kept.validation.scores, "test": kept.test.scores},
+            "popularity": popularity_kept(kept),
+            "words": likeness_kept(kept),
+            "language model": logprobs,
         }
-        for name in ("validation", "test")
-    }
+        validation, test = (
+            np.stack([log_softmax(np.stack(said[name][split])) for name in opinions], axis=-1)  # [users, k, opinions]
+            for split in ("validation", "test")
+        )
+        ranks.append(true_places(test @ fit_pool(list(validation), kept.validation.truths), kept.test.truths))
+    return Row(", ".join(opinions), ranks, [])
 
 
 def pools(kept: Kept, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown of what sets of opinions are worth, and what the language model adds to each."""
-    opinions = [opinions_of(kept, logprobs) for logprobs in seeds]
-
-    def pooled(names: Sequence[str]) -> NDArray[np.float64]:
-        parts = [{name: {key: said[name][key] for key in names} for name in said} for said in opinions]
-        return gains(
-            [pooled_ranks(part["validation"], kept.validation.truths, part["test"], kept.test.truths) for part in parts]
-        )
-
     alone = gains([np.array(kept.test.truths) + 1])
     lines = [
         "| opinions | to the retriever's NDCG@10 | with the language model too | what it adds |",
         "|---|---|---|---|",
     ]
     for others in ((), ("popularity",), ("words",), ("popularity", "words")):
-        without, along = pooled(["retriever", *others]), pooled(["retriever", *others, "language model"])
-        cells = (without - alone, along - alone, along - without)
-        lines.append(f"| {', '.join(['retriever', *others])} | {' | '.join(map(interval, cells))} |")
+        row = pooled_row(kept, seeds, ["retriever", *others])
+        without = gains(row.ranks)
+        along = gains(pooled_row(kept, seeds, ["retriever", *others, "language model"]).ranks)
+        cells = [interval(without - alone) if others else "", interval(along - alone), interval(along - without)]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return lines
 
 
@@ -340,7 +333,7 @@ def plot_weights(dataset: str, path: Path) -> None:
     axes = figure.subplots()
     for name in ("validation", "test"):
         split = getattr(kept, name)
-        _, by_weight = choose_weight(logprobs[name], split.scores, split.truths, (*WEIGHTS, 1.0))
+        by_weight = ndcg_by_weight(logprobs[name], split.scores, split.truths)
         axes.plot(list(by_weight), list(by_weight.values()), marker="o", markersize=3, label=name)
     axes.set(xlabel="weight of the retriever (1: retriever alone)", ylabel="NDCG@10", title=dataset)
     axes.legend()

@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from models.metrics import ndcg
 
 Floats = NDArray[np.float64]
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-TEMPERATURES = tuple(round(2 ** (power / 4), 3) for power in range(-8, 9))
-"""From 1/4 to 4."""
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Of the retriever, for curves: 0 is the language model alone, 1 the retriever alone."""
 
 
 def log_softmax(scores: ArrayLike) -> Floats:
@@ -86,37 +85,11 @@ def true_places(scores: Floats, truths: Sequence[int]) -> NDArray[np.int64]:
     return places
 
 
-def choose_weight(
-    model: Sequence[ArrayLike],
-    scores: Sequence[ArrayLike],
-    truths: Sequence[int],
-    weights: Sequence[float] = WEIGHTS,
-) -> tuple[float, dict[float, float]]:
-    """The weight of the best NDCG@10 over validation users, the smallest of equals, and the NDCG@10 of each weight.
+def ndcg_by_weight(
+    model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int]
+) -> dict[float, float]:
+    """NDCG@10 at each of :data:`WEIGHTS`.
 
     Args: see :func:`fused_ranks`.
     """
-    results = {weight: ndcg(fused_ranks(model, scores, truths, weight), 10) for weight in sorted(weights)}
-    return max(results, key=lambda weight: results[weight]), results
-
-
-def choose_temperature(
-    model: Sequence[ArrayLike],
-    scores: Sequence[ArrayLike],
-    truths: Sequence[int],
-    weight: float,
-    temperatures: Sequence[float] = TEMPERATURES,
-) -> float:
-    """The temperature at which the fused probabilities explain the validation users' true items best.
-
-    It changes no ranking: served scores are to mean what they say (Guo et al. 2017).
-
-    Args: see :func:`fused_ranks`.
-    """
-    fused = [fuse(*row, weight) for row in zip(model, scores, strict=True)]
-
-    def likelihood(temperature: float) -> float:
-        rows = zip(fused, truths, strict=True)
-        return float(np.mean([log_softmax(logprobs / temperature)[truth] for logprobs, truth in rows]))
-
-    return max(temperatures, key=likelihood)
+    return {weight: ndcg(fused_ranks(model, scores, truths, weight), 10) for weight in WEIGHTS}

@@ -68,7 +68,7 @@ class RankerTraining:
     """In a prompt. The paper's, and what the server retrieves, are 20."""
     validate_by: str = "alone"
     """Whose NDCG@10 chooses the adapters: that of the language model ``alone`` as in the paper, or ``fused`` with the
-    retriever at the best weight, as served. Before the first step lines leave the retriever's order as it is, which
+    retriever at the fitted weight, as served. Before the first step lines leave the retriever's order as it is, which
     alone they seldom beat: for them ``fused`` is the one to take."""
     validation_users: int | None = None
     """Most users to validate on during training, a fixed random sample of those whose item the retriever found; all of

@@ -18,7 +18,8 @@ from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.checkpoint import CHECKPOINT_FILE, CURVES_FILE
 from models.ranker.examples import Example, Items, RandomPools, RetrievedPools, sample_examples
-from models.ranker.fusion import choose_temperature, choose_weight, fused_ranks, log_softmax
+from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight
+from models.ranker.opinions import fit_fusion
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
 from models.ranker.serving import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
@@ -105,8 +106,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         rest = validated[len(sample) :]
         scored = [*tuned.logprobs, *score_examples(tuned.model, tuned.reading, prompts, rest)]
         truths, scores = [example.truth for example in validated], [example.scores for example in validated]
-        weight, ndcg_by_weight = choose_weight(scored, scores, truths)
-        temperature = choose_temperature(scored, scores, truths, weight)
+        weight, temperature = fit_fusion(scored, scores, truths)
         metrics = {
             "validation": {
                 "users": len(validated),
@@ -121,7 +121,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
             },
             "weight": weight,
             "temperature": temperature,
-            "NDCG@10_by_weight": {str(key): value for key, value in ndcg_by_weight.items()},
+            "NDCG@10_by_weight": {str(key): value for key, value in ndcg_by_weight(scored, scores, truths).items()},
             "best_step": tuned.best_step,
             "training": tuned.log,
         }

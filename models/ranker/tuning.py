@@ -16,7 +16,8 @@ from torch import Tensor
 from models.metrics import ndcg
 from models.ranker.checkpoint import CURVES_FILE, Progress, load_checkpoint, plot_curves, save_checkpoint
 from models.ranker.examples import Example
-from models.ranker.fusion import choose_weight, fused_ranks, log_softmax
+from models.ranker.fusion import fused_ranks, log_softmax
+from models.ranker.opinions import fit_fusion
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import PromptBuilder
 from models.ranker.qlora import add_adapters, check_architecture, evaluating, load_base
@@ -100,9 +101,10 @@ def tune(
             due = step % options.checkpoint_every == 0
             if (step % options.validate_every == 0 or last) and step > progress.validated:
                 logprobs = score_examples(model, reading, prompts, validation, lambda: bar.advance(task))
+                weight, _ = fit_fusion(logprobs, scores, truths)
                 reached = {
                     "NDCG@10": ndcg(ranks_alone(logprobs, validation), 10),
-                    "fused NDCG@10": max(choose_weight(logprobs, scores, truths)[1].values()),
+                    "fused NDCG@10": ndcg(fused_ranks(logprobs, scores, truths, weight), 10),
                 }
                 chosen_by = "fused NDCG@10" if options.validate_by == "fused" else "NDCG@10"
                 _note_validation(progress, logprobs, reached, chosen_by, trained)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranker.fusion import choose_temperature, choose_weight, fuse, fused_ranks, order
+from models.ranker.fusion import WEIGHTS, fuse, fused_ranks, ndcg_by_weight, order
 
 LOGITS = st.floats(-30, 30, width=32)
 
@@ -49,18 +49,13 @@ def test_fusion_is_a_distribution_over_the_candidates(rows: list[tuple[float, fl
     assert (np.diff(fused[places]) <= 0).all()
 
 
-def test_weight_is_chosen_by_validation_and_the_smallest_of_equals():
-    """The retriever alone is right about the one user: any weight that overcomes the letters gives NDCG 1."""
+def test_ndcg_by_weight():
+    """The retriever alone is right about the one user, by 1.5 to 1: from weight .4 on it overcomes the letters."""
     letters, scores, truths = [np.array([0.0, 1.0])], [np.array([1.5, 0.0])], [0]
-    weight, results = choose_weight(letters, scores, truths, weights=(0.8, 0.3, 0.0, 0.5))
-    assert weight == 0.5
-    assert results == pytest.approx({0.0: 1 / math.log2(3), 0.3: 1 / math.log2(3), 0.5: 1.0, 0.8: 1.0})
-
-
-def test_temperature_is_that_of_the_truth():
-    """Odds of 81 to 1 that are right 3 times of 4 should be odds of 3 to 1: log 81 / 4 = log 3."""
-    letters, scores = [np.array([math.log(81), 0.0])] * 4, [np.zeros(2)] * 4
-    assert choose_temperature(letters, scores, [0, 0, 0, 1], 0.0, temperatures=(0.5, 1.0, 2.0, 4.0, 8.0)) == 4.0
+    second = 1 / math.log2(3)
+    assert ndcg_by_weight(letters, scores, truths) == pytest.approx(
+        {weight: second if weight < 0.4 else 1.0 for weight in WEIGHTS}
+    )
 
 
 @settings(deadline=None)
