@@ -229,7 +229,7 @@ def train_ranker(
     title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
     print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
     if measured["fused"]["NDCG@10"] <= measured["retriever"]["NDCG@10"]:
-        typer.echo("At no weight is the list better than the retriever's: train on more prompts before serving this.")
+        typer.echo("As served the list is no better than the retriever's: train on more prompts before serving this.")
 
 
 @app.command()

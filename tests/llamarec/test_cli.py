@@ -141,7 +141,7 @@ def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, 
     monkeypatch.setattr("models.ranker.train.train_ranker", lambda *given: metrics)
     code, out, _ = run("train-ranker", "--artifacts", tmp_path, "--preset", "quick")
     assert code == 0
-    assert ("At no weight is the list better than the retriever's" in out) == warned
+    assert ("As served the list is no better than the retriever's" in out) == warned
 
 
 def test_an_unknown_data_set_is_refused(run, tmp_path):

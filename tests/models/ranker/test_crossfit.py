@@ -10,6 +10,7 @@ from tiny import tiny_base
 from models.ranker import crossfit
 from models.ranker.crossfit import cross_fit, retrieve
 from models.ranker.examples import Position, RetrievedPools, sample_examples
+from models.ranker.fusion import log_softmax
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import Prompt
 from models.ranker.scoring import Runtime
@@ -122,6 +123,7 @@ def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
     probe = json.loads((copied / "ranker" / "probes.json").read_text())[0]
     assert len(probe["logprobs"]) == 50
     ranker = Ranker.load(copied / "ranker", Runtime())
-    order, _ = ranker.rank(Prompt(probe["tokens"], probe["line_ends"]), np.zeros(50, np.float32), np.arange(1, 51))
+    prompt = Prompt(probe["tokens"], probe["line_ends"])
+    assert log_softmax(ranker.logits(prompt)) == pytest.approx(probe["logprobs"], abs=1e-4)
+    order, _ = ranker.rank(prompt, np.zeros(50, np.float32), np.arange(1, 51))
     assert sorted(order.tolist()) == list(range(50))
-    assert order.tolist() == np.argsort(-np.array(probe["logprobs"]), kind="stable").tolist()
