@@ -5,6 +5,7 @@ merge and export code as the pretrained one.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,24 @@ BRIEF_RETRIEVER = RetrieverTraining(width=16, blocks=1, max_length=50, epochs=2,
 BRIEF_RANKER = RankerTraining(max_prompts=8, batch_size=4, validation_users=4, validate_every=1, max_history=5)
 
 
+@contextmanager
+def weighed(weight: float) -> Iterator[None]:
+    """Rankers that are trained meanwhile give the retriever this weight: to one that learned nothing yet the fit gives
+    all of it, and what is served would not depend on the language model.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.ranker.train.fit_fusion", lambda *given: (weight, 1.0))
+        yield
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, retriever and ranker of MovieLens-100K."""
     folder = tmp_path_factory.mktemp("artifacts") / "movielens-100k"
     preprocess(Preprocessing(dataset="movielens-100k"), folder)
     train_retriever(BRIEF_RETRIEVER, folder)
-    train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+    with weighed(0.5):
+        train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
     return folder
 
 

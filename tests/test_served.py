@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER
+from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, weighed
 from tiny import tiny_base
 
 from client.contract import ENSEMBLE, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
@@ -202,7 +202,8 @@ def other_architectures(artifacts, tmp_path_factory):
         shutil.copytree(artifacts / "data", folder / "data")
         model = "lrurec" if name == "index" else name
         train_retriever(replace(BRIEF_RETRIEVER, model=model), folder)
-        train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+        with weighed(0.5):
+            train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
         export(Export(threads=1, index=name == "index"), folder, repository, suffix=f"_{name}")
     return repository
 
@@ -227,8 +228,8 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
 
 @pytest.mark.parametrize("read", ["letters", "lines"])
 def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read):
-    """SmolLM2, tuned on four prompts and merged, behind the real server: 20 users' lists equal the offline ones, read
-    at the letters and at the lines of the lower half, and are no longer the retriever's.
+    """SmolLM2, tuned on four prompts and merged, ranking alone behind the real server: 20 lists equal the offline ones,
+    read at the letters and at the lines of the lower half, and are no longer the retriever's.
     """
     folder = tmp_path / "movielens-100k"
     for stage in ("data", "retriever"):
@@ -239,7 +240,8 @@ def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypat
     # After one step the best direction may still be that of zeros, which moves nothing: any other does.
     direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
     monkeypatch.setattr(LineReading, "verbalizer", lambda reading: LineVerbalizer(direction))
-    train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
+    with weighed(0.0):
+        train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
     moved = 0

@@ -27,7 +27,7 @@ OPTIONS = Export(threads=1)
 @pytest.fixture(scope="module")
 def other_artifacts(artifacts, tmp_path_factory):
     """The same data and base with another retriever, and so another list for every user."""
-    from pipeline import BRIEF_RANKER
+    from pipeline import BRIEF_RANKER, weighed
     from tiny import tiny_base
 
     from models.ranker.train import train_ranker
@@ -35,7 +35,8 @@ def other_artifacts(artifacts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other") / "artifacts"
     shutil.copytree(artifacts / "data", folder / "data")
     train_retriever(RetrieverTraining(width=16, blocks=1, max_length=50, epochs=2, validate_every=15, seed=7), folder)
-    train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny-other"))))
+    with weighed(0.5):
+        train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny-other"))))
     return folder
 
 
