@@ -31,6 +31,7 @@ from benchmarks.rankers import (
     load_kept,
     load_lists,
     overall,
+    pooled_row,
     popularity_kept,
     reciprocals,
     table,
@@ -82,6 +83,14 @@ def test_likeness_takes_the_letters_place():
     """0, 1 and .5: the second candidate's title is the likest, then the third's."""
     row = alone_row("", KEPT, [likeness_kept(KEPT)])
     assert row.ranks[0].tolist() == [3, 1, 2, 3]
+
+
+def test_pooled_opinions_are_weighed_on_validation():
+    """The letters name every true item, the retriever two of three: pooled all are first; the retriever alone is as it
+    was, at 1, 2, 3 and 1.
+    """
+    assert pooled_row(KEPT, [SEED], ["retriever", "popularity", "language model"]).ranks[0].tolist() == [1, 1, 1, 1]
+    assert pooled_row(KEPT, [SEED], ["retriever"]).ranks[0].tolist() == [1, 2, 3, 1]
 
 
 def test_gains_are_averaged_over_the_seeds_a_user():
@@ -224,4 +233,5 @@ def test_tables_name_what_is_kept_and_say_when_nothing_is(tmp_path: Path, monkey
         assert f"| {label} |" in text
     assert "NDCG@10 as served to the control's, titles permuted: +0.0000 [+0.0000, +0.0000]." in text
     assert "NDCG@10 as served to the control's, likeness of the titles' words (TF-IDF): +" in text
+    assert "| retriever, popularity, words | " in text
     assert (tmp_path / "ranker-weights-amazon-2014-beauty.png").is_file()

@@ -53,7 +53,7 @@ def test_a_language_model_that_tells_nothing_leaves_the_retriever_alone():
 def test_no_other_weight_or_temperature_explains_the_users_better(seed: int):
     """Lists of 2 to 6 whose truths follow both opinions: likelihood, less the penalty, on a grid of what is served."""
     rng = np.random.default_rng(seed)
-    model, scores = ([rng.normal(size=size) for size in rng.integers(2, 7, 40)] for _ in range(2))
+    model = [rng.normal(size=size) for size in rng.integers(2, 7, 40)]
     scores = [rng.normal(size=len(row)) for row in model]
     truths = [
         int(rng.choice(len(row), p=np.exp(fuse(row, prior, 0.5)))) for row, prior in zip(model, scores, strict=True)
