@@ -50,8 +50,8 @@ class OpenVinoScorer(Scorer):
                 "INFERENCE_PRECISION_HINT": PRECISION[runtime.dtype],
                 # Its default rounds to 8 bits.
                 **({"KV_CACHE_PRECISION": PRECISION[runtime.dtype]} if cached else {}),
-                # Kernels of some sixty prompt lengths, 2 to 3 MB each, those used last. By default it keeps those of
-                # every length there is, and a server grows by gigabytes; made anew they take a tenth of a pass.
+                # Kernels of the prompt lengths that were used last. The default has room for more lengths than there
+                # are, at megabytes each: a server would grow for days. Made anew they take a part of one pass.
                 "CPU_RUNTIME_CACHE_CAPACITY": 256,
                 # Pinned, the threads of every instance of the ranker would share the first cores.
                 "ENABLE_CPU_PINNING": False,
@@ -94,8 +94,8 @@ def hidden_states(config: dict[str, Any], weight: Weight, cached: bool = False) 
         config: of the Hugging Face folder.
         weight: gives the folder's tensors.
         cached: with a cache of keys and values, which is empty before each prompt if the request's state is reset: not
-            for what it holds but for the attention that comes with it. On AMX a pass in bf16 takes three quarters of
-            the time with it; in fp32 it takes 1.3 times as long.
+            for what it holds but for the attention that comes with it, which is faster in bf16 and slower in fp32
+            (docs/results/ranker.md).
 
     Raises:
         InputError: another architecture, biases, or rotary embeddings that are scaled.
@@ -160,13 +160,12 @@ class _Attention:
         query = self._rotate(self._split(_linear(x, weight("self_attn.q_proj")), self.heads))
         key = self._rotate(self._split(_linear(x, weight("self_attn.k_proj")), self.key_heads))
         value = self._split(_linear(x, weight("self_attn.v_proj")), self.key_heads)
+        if self.beam is not None and places is None:
+            key, value = self._cache(key), self._cache(value)
+        key, value = self._repeat(key), self._repeat(value)
         if places is None:
-            if self.beam is not None:
-                key, value = self._cache(key), self._cache(value)
-            key, value = self._repeat(key), self._repeat(value)
             attended = op.scaled_dot_product_attention(query, key, value, causal=True)  # [1, heads, length, width]
         else:
-            key, value = self._repeat(key), self._repeat(value)
             before = op.less_equal(self.positions, op.unsqueeze(places, np.int64(1)))  # [n, length]
             attended = op.scaled_dot_product_attention(op.gather(query, places, np.int64(2)), key, value, before)
         merged = op.transpose(attended, np.array([0, 2, 1, 3]))
