@@ -270,4 +270,4 @@ class PromptBuilder:
 
 def _mapped(path: Path) -> NDArray[Any]:
     """An array that stays in its file; plain, as a slice of numpy's own mapped array costs ten times more."""
-    return np.asarray(np.load(path, mmap_mode="r"))
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
