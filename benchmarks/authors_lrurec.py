@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.retriever.lrurec import LinearRecurrence, LRUBlock, LRURec
+from models.retriever.architectures.lrurec import LinearRecurrence, LRUBlock, LRURec
 
 
 def authors_loss(model: LRURec, inputs: Tensor, targets: Tensor) -> Tensor:

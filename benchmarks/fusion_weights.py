@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.ranker_runs import RUNS, Run, lists_path
 from benchmarks.rankers import gains, load_kept, load_lists
+from models.ranker.fitting.fusion_fit import fit_fusion
 from models.ranker.fusion import WEIGHTS, fuse, true_places
-from models.ranker.opinions import fit_fusion
 
 SHARES = (0.1, 0.25, 0.5)
 """Of the validation users, on whom the weight is chosen."""

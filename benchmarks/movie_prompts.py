@@ -8,8 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from models.ranker.base import EMBEDDED, find_base
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, Prompt, PromptBuilder, PromptSettings
-from models.ranker.verbalizer import letter_ids
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, Prompt, PromptBuilder, PromptSettings, letter_ids
 from preprocessing.catalogue import Catalogue
 from preprocessing.sources import raw_files
 from preprocessing.titles import movie_title

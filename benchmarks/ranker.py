@@ -26,10 +26,11 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
+from models.ranker.fitting.qlora import load_base
+from models.ranker.inference.scorer import Runtime, Scorer, choose_runtime, load_scorer
 from models.ranker.options import PRESETS
+from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import Prompt
-from models.ranker.qlora import load_base
-from models.ranker.scoring import DTYPES, Runtime, Scorer, choose_runtime, has_native_bf16, load_scorer
 
 FLOORS = {1: 2.5, 8: 3.2}
 """Least speed-up over the authors' way, by batch."""

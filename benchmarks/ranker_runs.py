@@ -22,15 +22,15 @@ from tokenizers import Tokenizer
 
 from benchmarks.titles import TitleNearness
 from models.ranker.base import EMBEDDED, find_base
-from models.ranker.crossfit import FOLDER as CROSSFIT
-from models.ranker.crossfit import retrieve
+from models.ranker.examples.crossfit import FOLDER as CROSSFIT
+from models.ranker.examples.crossfit import retrieve
 from models.ranker.fusion import log_softmax
+from models.ranker.inference.ranker import MODEL_FOLDER
+from models.ranker.inference.scorer import choose_runtime, load_scorer
+from models.ranker.inference.verbalizer import VERBALIZER_FILE, LetterVerbalizer, Verbalizer, restore_verbalizer
 from models.ranker.options import PRESETS, RankerTraining
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings
-from models.ranker.scoring import choose_runtime, load_scorer
-from models.ranker.serving import MODEL_FOLDER
-from models.ranker.train import train_ranker
-from models.ranker.verbalizer import VERBALIZER_FILE, LetterVerbalizer, Verbalizer, letter_ids, restore_verbalizer
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
+from models.ranker.training import train_ranker
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import load_retriever, train_retriever
 from preprocessing.catalogue import Catalogue

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
+from models.ranker.fitting.qlora import add_adapters, answer_loss, line_loss, load_base
 from models.ranker.options import PRESETS
+from models.ranker.precision import has_native_bf16
 from models.ranker.prompt import Prompt
-from models.ranker.qlora import add_adapters, answer_loss, line_loss, load_base
-from models.ranker.scoring import has_native_bf16
 
 END = 2
 UPPER = 12

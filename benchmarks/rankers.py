@@ -24,8 +24,8 @@ from scipy.stats import bootstrap as resampled
 from benchmarks.ranker_runs import KEPT, ROOT, RUNS, Run, execute, lists_path
 from benchmarks.retriever_tables import PAPER, PAPER_SUBSET
 from models.metrics import summary
+from models.ranker.fitting.fusion_fit import fit_fusion, fit_pool
 from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight, true_places
-from models.ranker.opinions import fit_fusion, fit_pool
 
 PAGE = ROOT / "docs" / "results" / "ranker.md"
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"

@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak_memory
-from models.retriever.lrurec import LRURec
-from models.retriever.onnx_export import export_retriever
-from models.retriever.serving import INDEX, MODEL, SETTINGS, OnnxRetriever
+from export.onnx_graph import export_retriever
+from models.retriever.architectures.lrurec import LRURec
+from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, OnnxRetriever
 
 WIDTH, LENGTH = 64, 50
 FLOOR = 1.5

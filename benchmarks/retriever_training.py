@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.authors_lrurec import authors_loss
 from benchmarks.memory import peak_memory
+from models.retriever.architectures.lrurec import LRURec
 from models.retriever.batches import inputs_and_targets
-from models.retriever.fitting import make_optimizer
-from models.retriever.lrurec import LRURec
-from models.retriever.objectives import next_item_loss
+from models.retriever.fitting.loop import make_optimizer
+from models.retriever.fitting.objectives import next_item_loss
 from models.retriever.options import RetrieverTraining
 
 SHAPES = {

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.retriever_tables import choose, load_runs, write_page
 from models.metrics import recall
-from models.retriever.fitting import sent_histories
+from models.retriever.fitting.loop import sent_histories
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import rank_users
 from models.retriever.training import load_retriever, train_retriever

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from models.ranker.examples import Items
+from models.ranker.examples.sampling import Items
 from preprocessing.catalogue import Catalogue
 
 

@@ -20,8 +20,10 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_titles, tokenizer
+from models.ranker.inference.scorer import Runtime
+from models.ranker.inference.torch_scorer import TorchScorer
+from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import PromptBuilder, PromptSettings
-from models.ranker.scoring import DTYPES, Runtime, TorchScorer, has_native_bf16
 from preprocessing.catalogue import Catalogue
 
 ITEMS = 40

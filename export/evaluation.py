@@ -15,7 +15,7 @@ from export.offline import ExportedSteps
 from export.repository import read_release, step_artifact
 from models.metrics import summary
 from models.ranker.fusion import fuse, order
-from models.ranker.serving import Ranker
+from models.ranker.inference.ranker import Ranker
 from models.retriever.candidates import Candidates, mask, place_of, top_candidates
 from models.retriever.ranking import score_histories
 from models.retriever.training import load_retriever

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.repository import step_artifact
+from models.ranker.inference.ranker import Ranker
 from models.ranker.prompt import PromptBuilder
-from models.ranker.serving import Ranker
 from models.retriever.candidates import Candidates
-from models.retriever.serving import OnnxRetriever
+from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import EncodedRequest, FeatureEncoder
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from client.contract import STEPS
 from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
+from export.onnx_graph import export_retriever
+from models.ranker.inference.ranker import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
+from models.ranker.inference.scorer import Runtime, choose_runtime
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
-from models.ranker.scoring import Runtime, choose_runtime
-from models.ranker.serving import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
-from models.retriever.index import import_faiss
-from models.retriever.onnx_export import export_retriever
-from models.retriever.serving import MODEL
+from models.retriever.inference.index import import_faiss
+from models.retriever.inference.onnx_retriever import MODEL
 from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE

@@ -50,9 +50,9 @@ from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:  # each step's process imports only what that step needs: torch alone costs 144 MB
+    from models.ranker.inference.ranker import Ranker
     from models.ranker.prompt import PromptBuilder
-    from models.ranker.serving import Ranker
-    from models.retriever.serving import OnnxRetriever
+    from models.retriever.inference.onnx_retriever import OnnxRetriever
     from preprocessing.catalogue import Catalogue
     from preprocessing.features import FeatureEncoder
 
@@ -336,7 +336,7 @@ class Retrieval:
             folder: what `llamarec export` wrote.
             scores_model: the model of this server that runs the graph; without it, this process does.
         """
-        from models.retriever.serving import OnnxRetriever
+        from models.retriever.inference.onnx_retriever import OnnxRetriever
         from preprocessing.catalogue import Catalogue
 
         served = ServedScores(scores_model) if scores_model else None
@@ -395,7 +395,7 @@ class Ranking:
     @classmethod
     def load(cls, folder: Path, remembered: int = 0) -> "Ranking":
         """Opens the merged model with its verbalizer, fusion weight, runtime and probe prompts."""
-        from models.ranker.serving import Ranker
+        from models.ranker.inference.ranker import Ranker
 
         return cls(Ranker.load(folder), remembered)
 

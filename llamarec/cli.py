@@ -199,7 +199,7 @@ def train_ranker(
     """Tune a Llama with LoRA to rank the retriever's candidates, keep the best of its validations, and merge it."""
     from models.ranker.base import EMBEDDED
     from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
-    from models.ranker.train import train_ranker as run
+    from models.ranker.training import train_ranker as run
 
     options = from_preset(
         RankerTraining,

@@ -15,7 +15,7 @@ from llamarec.options import from_preset
 from llamarec.tables import console, messages, print_table
 from models.ranker.options import PRESETS as RANKER_PRESETS
 from models.ranker.options import RankerTraining
-from models.ranker.train import train_ranker
+from models.ranker.training import train_ranker
 from models.retriever.candidates import CandidateTable
 from models.retriever.options import PRESETS as RETRIEVER_PRESETS
 from models.retriever.options import RetrieverTraining

@@ -37,8 +37,7 @@ def tune(
 ) -> None:
     """Search dropout and weight decay by validation Recall@10; poor trainings are pruned, a stopped search goes on."""
     from models.retriever.options import PRESETS, RetrieverTraining
-    from models.retriever.tuning import SPACES, Tuning
-    from models.retriever.tuning import tune as run
+    from models.retriever.search import SPACES, Search, search
 
     training = from_preset(
         RetrieverTraining,
@@ -51,7 +50,7 @@ def tune(
         patience=patience,
         seed=seed,
     )
-    result = run(Tuning(training=training, space=space, budget=budget), artifacts)
+    result = search(Search(training=training, space=space, budget=budget), artifacts)
     if as_json:
         print_json(result)
         return

@@ -37,7 +37,8 @@ class Manifest:
     versions: Mapping[str, str]
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -48,13 +49,13 @@ def _sha256(path: Path) -> str:
 def file_fingerprint(path: Path) -> str:
     """Hash of a raw file's content, or of every file of a folder, for the ``inputs`` of a manifest."""
     if path.is_file():
-        return _sha256(path)
+        return sha256(path)
     names = sorted(file for file in path.rglob("*") if file.is_file())
-    return hashlib.sha256("".join(f"{file.relative_to(path)} {_sha256(file)}\n" for file in names).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in names).encode()).hexdigest()
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping as it reads back from JSON, so that written and given options compare equal."""
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping as it reads back from JSON, so that stored and given options compare equal."""
     plain: dict[str, Any] = json.loads(json.dumps(value, sort_keys=True, default=str))
     return plain
 
@@ -67,6 +68,27 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path next to ``path`` to write to, which takes its place when the block ends without an error.
+
+    A reader therefore sees the old file or the new one, whole. The folder is made if it is absent.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by way of :func:`replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -110,15 +132,15 @@ def _write_manifest(
     folder: Path, kind: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     content = "".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())
     manifest = {
         "format": FORMAT,
         "kind": kind,
         "fingerprint": hashlib.sha256(f"{kind}\n{content}".encode()).hexdigest(),
-        "options": _plain(options),
+        "options": plain(options),
         "inputs": dict(inputs),
-        "facts": _plain(facts),
+        "facts": plain(facts),
         "versions": _versions(),
         "files": files,
     }
@@ -162,4 +184,4 @@ def is_finished(folder: Path, kind: str, *, options: Mapping[str, Any], inputs: 
         manifest = read_manifest(folder, kind, remedy="")
     except InputError:
         return False
-    return manifest.options == _plain(options) and dict(manifest.inputs) == dict(inputs)
+    return manifest.options == plain(options) and dict(manifest.inputs) == dict(inputs)

@@ -61,3 +61,8 @@ class Catalogue:
     def title(self, item: int) -> str:
         """The title of an item number."""
         return self._titles[item - 1]
+
+    def title_of(self, raw_id: str) -> str:
+        """Return the title of a raw id; empty when the id is not in the catalogue."""
+        item = self.number(raw_id.encode())
+        return "" if item is None else self.title(item)

@@ -78,6 +78,15 @@ class Data:
     test: NDArray[np.int32]
     """[users] the last item."""
 
+    def test_histories(self) -> list[NDArray[np.int32]]:
+        """Return what precedes each user's test item: the training items and the validation item, oldest first."""
+        return [np.append(*parts) for parts in zip(self.training, self.validation, strict=True)]
+
+    def raw_history(self, user: int) -> list[str]:
+        """Return the raw ids that precede the test item of the user at this place, oldest first."""
+        items = (*self.training[user], self.validation[user])
+        return [self.catalogue.raw(int(item)).decode() for item in items]
+
 
 def read_sequences(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The sequences of a data artifact, a file at a time, in the order of the users."""

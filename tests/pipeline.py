@@ -14,7 +14,7 @@ from tiny import tiny_base
 from client.server import LocalServer
 from export.repository import Export, export
 from models.ranker.options import RankerTraining
-from models.ranker.train import train_ranker
+from models.ranker.training import train_ranker
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import train_retriever
 from preprocessing.preprocess import Preprocessing, preprocess
@@ -29,7 +29,7 @@ def weighed(weight: float) -> Iterator[None]:
     all of it, and what is served would not depend on the language model.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.ranker.train.fit_fusion", lambda *given: (weight, 1.0))
+        patch.setattr("models.ranker.training.fit_fusion", lambda *given: (weight, 1.0))
         yield
 
 

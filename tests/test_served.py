@@ -20,10 +20,10 @@ from export.offline import ExportedSteps
 from export.repository import Export, export
 from llamarec.served import ask_server
 from models.ranker.base import EMBEDDED
+from models.ranker.fitting.objective import LineObjective
+from models.ranker.inference.verbalizer import LineVerbalizer
 from models.ranker.options import RankerTraining
-from models.ranker.reading import LineReading
-from models.ranker.train import train_ranker
-from models.ranker.verbalizer import LineVerbalizer
+from models.ranker.training import train_ranker
 from models.retriever.training import train_retriever
 from preprocessing.data import load_data
 
@@ -239,7 +239,7 @@ def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypat
     )
     # After one step the best direction may still be that of zeros, which moves nothing: any other does.
     direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
-    monkeypatch.setattr(LineReading, "verbalizer", lambda reading: LineVerbalizer(direction))
+    monkeypatch.setattr(LineObjective, "verbalizer", lambda objective: LineVerbalizer(direction))
     with weighed(0.0):
         train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")

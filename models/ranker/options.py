@@ -2,12 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from client.contract import MAX_CANDIDATES
-from models.ranker.examples import Negatives, Order
-from models.ranker.verbalizer import LETTERS, Read
+from models.ranker.examples.sampling import Negatives, Order
+from models.ranker.inference.verbalizer import Read
+from models.ranker.prompt import LETTERS
 from preprocessing.errors import InputError
+
+Quantisation = Literal["nf4", "none"]
+TrainingDtype = Literal["auto", "bfloat16", "float32"]
+ValidateBy = Literal["alone", "fused"]
+CHOICES = {
+    "quantisation": Quantisation,
+    "dtype": TrainingDtype,
+    "negatives": Negatives,
+    "order": Order,
+    "read": Read,
+    "validate_by": ValidateBy,
+}
+"""Options with a fixed set of values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +38,9 @@ class RankerTraining:
     """Projections that get an adapter."""
     layers: int | None = None
     """How many of the upper layers get adapters; all if absent. Nothing below is computed backwards."""
-    quantisation: str = "nf4"
+    quantisation: Quantisation = "nf4"
     """Of the frozen base: ``nf4`` (QLoRA) or ``none`` (plain LoRA)."""
-    dtype: str = "auto"
+    dtype: TrainingDtype = "auto"
     """Of the arithmetic: ``bfloat16``, ``float32``, or ``auto``: bf16 where the hardware multiplies it natively."""
     learning_rate: float = 1e-4
     """AdamW step size after warm-up; it falls linearly to 0 at the end."""
@@ -66,7 +80,7 @@ class RankerTraining:
     """Of users, for cross-fitting the retriever."""
     candidates: int = MAX_CANDIDATES
     """In a prompt. The paper's, and what the server retrieves, are 20."""
-    validate_by: str = "alone"
+    validate_by: ValidateBy = "alone"
     """Whose NDCG@10 chooses the adapters: that of the language model ``alone`` as in the paper, or ``fused`` with the
     retriever at the fitted weight, as served. Before the first step lines leave the retriever's order as it is, which
     alone they seldom beat: for them ``fused`` is the one to take."""
@@ -110,20 +124,12 @@ class RankerTraining:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
-        if self.quantisation not in ("nf4", "none"):
-            raise InputError(f"there is no quantisation {self.quantisation!r}: choose nf4 or none")
-        if self.negatives not in ("random", "popular", "retriever"):
-            raise InputError(f"there are no negatives {self.negatives!r}: choose random, popular or retriever")
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise InputError(f"there is no dtype {self.dtype!r}: choose auto, bfloat16 or float32")
-        if self.order not in ("shuffled", "retriever"):
-            raise InputError(f"there is no order {self.order!r}: choose shuffled or retriever")
+        for name, kind in CHOICES.items():
+            *others, last = get_args(kind)
+            if (chosen := getattr(self, name)) not in (*others, last):
+                raise InputError(f"{name} must be {', '.join(others)} or {last}, not {chosen!r}")
         if self.order == "retriever" and (self.negatives != "retriever" or self.pools > 1):
             raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
-        if self.validate_by not in ("alone", "fused"):
-            raise InputError(f"there is no validation by {self.validate_by!r}: choose alone or fused")
-        if self.read not in ("letters", "lines"):
-            raise InputError(f"there is no reading of {self.read!r}: choose letters or lines")
         if not 2 <= self.candidates <= len(LETTERS):
             raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
         if self.folds < 2:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +19,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from client.contract import MAX_CANDIDATES
-from models.ranker.verbalizer import LETTERS
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "prompt.json"
 
-Items = Sequence[int] | NDArray[np.int32]
+ItemNumbers = Sequence[int] | NDArray[np.int32]
+LETTERS = ascii_uppercase + ascii_lowercase
+"""Index letters in the order of the candidates: A to Z, then a to z, which are single tokens like the capitals."""
 
 INSTRUCTION = (
     "Given user history in chronological order, recommend an item from the candidate pool with its index letter."
@@ -146,7 +148,7 @@ class PromptBuilder:
     def _learned_from(self) -> dict[str, Any]:
         return {"template": TEMPLATE_HASH, "start_tokens": self._tokenizer.encode("").ids}
 
-    def text(self, history_items: Items, candidate_items: Items) -> str:
+    def text(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> str:
         """The prompt up to and with the line break behind which the index letter is to stand.
 
         Args:
@@ -164,7 +166,7 @@ class PromptBuilder:
         )
         return f"{HEAD}{history}{POOL}{candidates}{RESPONSE}"
 
-    def build(self, history_items: Items, candidate_items: Items) -> Prompt:
+    def build(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> Prompt:
         """The prompt, at most ``max_tokens`` long: the oldest history goes first, a candidate never.
 
         Raises:
@@ -172,7 +174,7 @@ class PromptBuilder:
         """
         return self._fit(history_items, candidate_items)[1]
 
-    def fit(self, history_items: Items, candidate_items: Items) -> tuple[str, Prompt]:
+    def fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[str, Prompt]:
         """The prompt that :meth:`build` gives, as text too.
 
         Raises:
@@ -181,7 +183,7 @@ class PromptBuilder:
         history, prompt = self._fit(history_items, candidate_items)
         return self.text(history, candidate_items), prompt
 
-    def _fit(self, history_items: Items, candidate_items: Items) -> tuple[list[int], Prompt]:
+    def _fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[list[int], Prompt]:
         """The history items that fit, and the prompt with them."""
         self._check(candidate_items)
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
@@ -197,11 +199,11 @@ class PromptBuilder:
                 )
             history.pop(0)
 
-    def _check(self, candidate_items: Items) -> None:
+    def _check(self, candidate_items: ItemNumbers) -> None:
         if not 1 <= len(candidate_items) <= self.settings.candidates:
             raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
 
-    def _whole(self, history: Items, candidates: Items) -> Prompt:
+    def _whole(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
         text = self.text(history, candidates)
         encoding = self._tokenizer.encode(text)
         # Marks and titles by their characters, from the first candidate's on.
@@ -213,7 +215,7 @@ class PromptBuilder:
         line_ends = np.searchsorted([end for _, end in encoding.offsets], title_ends, side="right")
         return Prompt(list(encoding.ids), line_ends.tolist())
 
-    def _of_pieces(self, history: Items, candidates: Items) -> Prompt:
+    def _of_pieces(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
         """The same, put together from the tokens of marks and titles, which are encoded once and kept.
 
         A token never reaches across the end of a mark or a line: a tokenizer of words splits there, and the other
@@ -271,3 +273,30 @@ class PromptBuilder:
 def _mapped(path: Path) -> NDArray[Any]:
     """An array that stays in its file; plain, as a slice of numpy's own mapped array costs ten times more."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -> list[int]:
+    """Return the token id of each of the first ``count`` index letters where it follows ``prompt``.
+
+    A letter's id depends on the text before it: with Llama 2 the "A" after a line break is 29909, while encoding "A"
+    alone gives 319. Therefore each id is taken after the very text that ends a prompt.
+
+    Args:
+        tokenizer: the language model's.
+        prompt: text that ends as every prompt ends.
+        count: number of letters, at most 52; the paper's 20 are A to T.
+
+    Raises:
+        InputError: a letter is not one token of its own there, or two letters share one.
+    """
+    before = tokenizer.encode(prompt).ids
+    ids: dict[int, str] = {}
+    for letter in LETTERS[:count]:
+        after = tokenizer.encode(prompt + letter).ids
+        if after[:-1] != before or after[-1] in ids:
+            raise InputError(
+                f"the tokenizer does not make index letter {letter!r} one token of its own behind {prompt[-16:]!r}"
+                f" ({len(before)} tokens become {len(after)}): choose a base whose tokenizer does, such as Llama 2"
+            )
+        ids[after[-1]] = letter
+    return list(ids)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.contract import MAX_CANDIDATES
+from models.retriever.architectures.retriever import Retriever
 from models.retriever.batches import Items, pad_left
 from models.retriever.candidates import CandidateWriter, mask, place_of, top_candidates
 
@@ -19,7 +19,7 @@ SCORES_AT_ONCE = 1 << 24
 
 
 @torch.inference_mode()
-def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iterator[NDArray[np.float32]]:
+def score_histories(model: Retriever, length: int, histories: Sequence[Items]) -> Iterator[NDArray[np.float32]]:
     """Yields for each history the logits [items + 1] of what comes next; rows are computed in batches.
 
     Args:
@@ -28,7 +28,7 @@ def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iter
         histories: item numbers of each user, oldest first.
     """
     model.eval()
-    weight = model.embedding.weight
+    weight, _ = model.head()
     size = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // len(weight)))
     for start in range(0, len(histories), size):
         some = histories[start : start + size]
@@ -38,7 +38,9 @@ def score_histories(model: Any, length: int, histories: Sequence[Items]) -> Iter
         yield from model.score(model.last_state(items)).cpu().numpy()
 
 
-def rank_users(model: Any, length: int, histories: Sequence[Items], truth: NDArray[np.int32]) -> NDArray[np.int32]:
+def rank_users(
+    model: Retriever, length: int, histories: Sequence[Items], truth: NDArray[np.int32]
+) -> NDArray[np.int32]:
     """The place among all items [users] of what came next, everything in the history masked; 0 when it was masked."""
     # A row at a time: it stays in the processor's cache, which makes this five times faster than comparing a batch.
     ranks = np.empty(len(histories), np.int32)
@@ -52,7 +54,12 @@ def rank_users(model: Any, length: int, histories: Sequence[Items], truth: NDArr
 
 
 def write_candidates(
-    path: Path, model: Any, length: int, users: Sequence[str], histories: Sequence[Items], truth: NDArray[np.int32]
+    path: Path,
+    model: Retriever,
+    length: int,
+    users: Sequence[str],
+    histories: Sequence[Items],
+    truth: NDArray[np.int32],
 ) -> NDArray[np.int32]:
     """Writes every user's top 20 and the place of what came next to Parquet, some users at a time.
 

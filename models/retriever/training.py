@@ -5,15 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from client.contract import MAX_CANDIDATES
+from models.checkpoint import Checkpoint
 from models.metrics import recall, summary
-from models.retriever.checkpoint import Checkpoint
-from models.retriever.curves import plot_curve
-from models.retriever.fitting import Course, Watch, build_model, fit, sent_histories
+from models.retriever.architectures.build import build_model
+from models.retriever.architectures.retriever import Retriever
+from models.retriever.fitting.curves import plot_curve
+from models.retriever.fitting.loop import TrainingProgress, Watch, fit, sent_histories
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import write_candidates
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
@@ -57,11 +58,11 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
     data = load_data(artifacts)
     if not data.users:
         raise InputError(f"{artifacts / 'data'} holds no users to train on: run `llamarec preprocess` on more data")
-    checkpoint = Checkpoint(artifacts / CHECKPOINT, options, data.fingerprint)
-    model, course = fit(options, data, checkpoint, artifacts / LOGS / "retriever", watch)
+    checkpoint = Checkpoint(artifacts / CHECKPOINT, asdict(options), inputs)
+    model, progress = fit(options, data, checkpoint, artifacts / LOGS / "retriever", watch)
     processes = PartialState()
     if processes.is_main_process:
-        _write(options, data, folder, model, course, inputs)
+        _write(options, data, folder, model, progress, inputs)
         checkpoint.remove()
     processes.wait_for_everyone()
     return _metrics(folder)
@@ -73,13 +74,18 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 
 def _write(
-    options: RetrieverTraining, data: Data, folder: Path, model: Any, course: Course, inputs: dict[str, str]
+    options: RetrieverTraining,
+    data: Data,
+    folder: Path,
+    model: Retriever,
+    progress: TrainingProgress,
+    inputs: dict[str, str],
 ) -> None:
     metrics: dict[str, Any] = {
-        "steps": course.step,
-        "best_step": course.best_step,
-        "best_validation_Recall@10": course.best,
-        "seconds": round(course.seconds, 1),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "best_validation_Recall@10": progress.best,
+        "seconds": round(progress.seconds, 1),
     }
     facts = {"dataset": data.name, "users": len(data.users), "items": data.catalogue.trained}
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
@@ -87,18 +93,18 @@ def _write(
         (partial / CONFIG).write_text(json.dumps({**asdict(options), "items": data.catalogue.trained}, indent=1))
         for split, histories, truth in (
             ("validation", data.training, data.validation),
-            ("test", [*map(np.append, data.training, data.validation)], data.test),
+            ("test", data.test_histories(), data.test),
         ):
             path = partial / f"candidates-{split}.parquet"
             sent = sent_histories(histories, options)
             ranks = write_candidates(path, model, options.max_length, data.users, sent, truth)
             metrics[split] = {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
-        metrics["curve"] = course.curve
+        metrics["curve"] = progress.curve
         (partial / METRICS).write_text(json.dumps(metrics, indent=1))
-        plot_curve(course.curve, f"{options.model} on {data.name}", partial / CURVE)
+        plot_curve(progress.curve, f"{options.model} on {data.name}", partial / CURVE)
 
 
-def load_retriever(folder: Path) -> tuple[Any, RetrieverTraining]:
+def load_retriever(folder: Path) -> tuple[Retriever, RetrieverTraining]:
     """The trained model, in evaluation mode on the CPU, and the options that made it.
 
     Raises:

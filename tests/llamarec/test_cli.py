@@ -138,7 +138,7 @@ def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, 
     found = {"retriever": {"NDCG@10": 0.4}, "alone": {"NDCG@10": 0.3}, "fused": {"NDCG@10": fused}, "users": 9}
     sample = {"users": 9, "untuned": {"NDCG@10": 0.2}}
     metrics = {"validation": found, "sample": sample, "best_step": 0, "weight": 0.95}
-    monkeypatch.setattr("models.ranker.train.train_ranker", lambda *given: metrics)
+    monkeypatch.setattr("models.ranker.training.train_ranker", lambda *given: metrics)
     code, out, _ = run("train-ranker", "--artifacts", tmp_path, "--preset", "quick")
     assert code == 0
     assert ("As served the list is no better than the retriever's" in out) == warned

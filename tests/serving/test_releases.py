@@ -30,7 +30,7 @@ def other_artifacts(artifacts, tmp_path_factory):
     from pipeline import BRIEF_RANKER, weighed
     from tiny import tiny_base
 
-    from models.ranker.train import train_ranker
+    from models.ranker.training import train_ranker
 
     folder = tmp_path_factory.mktemp("other") / "artifacts"
     shutil.copytree(artifacts / "data", folder / "data")

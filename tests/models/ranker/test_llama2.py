@@ -16,9 +16,8 @@ from tokenizers import Tokenizer
 from export.offline import ExportedSteps
 from export.repository import Export, export
 from models.ranker.options import RankerTraining
-from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings
-from models.ranker.train import train_ranker
-from models.ranker.verbalizer import letter_ids
+from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings, letter_ids
+from models.ranker.training import train_ranker
 from preprocessing.catalogue import Catalogue
 
 

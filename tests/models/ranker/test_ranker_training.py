@@ -1,7 +1,6 @@
 """The ranker's stage on a tiny base and made-up data: what it writes, when it refuses, and that it learns."""
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +12,16 @@ from safetensors import safe_open
 from tiny import tiny_base
 from transformers import get_linear_schedule_with_warmup
 
-from models.ranker import train, tuning
-from models.ranker.checkpoint import Progress, load_checkpoint, save_checkpoint
-from models.ranker.examples import Example
+from models.checkpoint import Checkpoint
+from models.ranker import training
+from models.ranker.examples.sampling import Example
+from models.ranker.examples.sets import validation_examples
+from models.ranker.fitting import loop
+from models.ranker.inference.ranker import Ranker, write_runtime
+from models.ranker.inference.scorer import Runtime
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import Prompt, PromptSettings
-from models.ranker.scoring import Runtime
-from models.ranker.serving import Ranker, write_runtime
-from models.ranker.train import TRAINING_FOLDER, train_ranker, validation_examples
+from models.ranker.training import TRAINING_FOLDER, train_ranker
 from models.retriever.candidates import Candidates, CandidateTable, CandidateWriter
 from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.catalogue import Catalogue
@@ -64,7 +65,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with new_artifact(tmp_path / "retriever", "retriever", options={}, inputs={"data": fingerprint}) as folder:
         write_candidates(folder / "candidates-validation.parquet", candidate_table(truths))
     histories = [np.arange(20, 30, dtype=np.int32)] * 4
-    monkeypatch.setattr(train, "load_data", lambda artifacts: made_up(histories))
+    monkeypatch.setattr(training, "load_data", lambda artifacts: made_up(histories))
     return tmp_path
 
 
@@ -118,7 +119,7 @@ def test_a_finished_stage_is_recognised_and_other_options_are_not(
     def tuned_again(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "tune", tuned_again)
+    monkeypatch.setattr(loop, "fit", tuned_again)
     assert train_ranker(BRIEF, artifacts, base) == first
     with pytest.raises(KeyboardInterrupt):
         train_ranker(RankerTraining(seed=1), artifacts, base)
@@ -167,10 +168,17 @@ def test_a_retriever_that_found_nobody_is_refused():
         validation_examples(candidate_table([25]), made_up([np.array([29], np.int32)]))
 
 
-def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int) -> tuning.Tuned:
+def tuned(
+    base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int
+) -> loop.FittedRanker:
     """Tunes on ``examples``, validating on the first one."""
-    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
-    return tuning.tune(options, Path(base), prompts, LETTERS, examples, examples[:1], folder, key="these")
+    prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
+    return loop.fit(options, Path(base), prompts, LETTERS, examples, examples[:1], checkpoint_in(folder), folder)
+
+
+def checkpoint_in(folder: Path) -> Checkpoint:
+    """The checkpoint of a training whose options and inputs stay the same."""
+    return Checkpoint(folder / "checkpoint.pt", {}, {"data": "made-up"})
 
 
 def example(truth: int, candidates: np.ndarray | None = None) -> Example:
@@ -184,8 +192,8 @@ def test_tuning_learns_a_letter(base: str, tmp_path: Path):
     examples = [example(2)] * 60
     options = RankerTraining(batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, threads=1)
     found = tuned(base, tmp_path, options, examples)
-    assert tuning.ranks_alone(found.untuned, examples[:1]).tolist() != [1]
-    assert tuning.ranks_alone(found.logprobs, examples[:1]).tolist() == [1]
+    assert loop.ranks_alone(found.untuned, examples[:1]).tolist() != [1]
+    assert loop.ranks_alone(found.logprobs, examples[:1]).tolist() == [1]
     assert found.log[-1]["loss"] < 9  # guessing among 49,152 tokens costs 10.8
 
 
@@ -199,10 +207,12 @@ def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
     )
     words = "apple bear car dog egg fish goat hat ink jam kite lamp moon nut owl pen queen rain ship tree".split()  # noqa: SIM905
     catalogue = Catalogue([word.encode() for word in words], words, [1] * 20)
-    prompts = train.PromptBuilder(catalogue, tokenizer_of(base), PromptSettings())
-    found = tuning.tune(options, Path(base), prompts, LETTERS, examples[:-1], examples[-1:], tmp_path, key="these")
-    assert tuning.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all alike
-    assert tuning.ranks_alone(found.logprobs, examples[-1:]).tolist() == [1]
+    prompts = training.PromptBuilder(catalogue, tokenizer_of(base), PromptSettings())
+    found = loop.fit(
+        options, Path(base), prompts, LETTERS, examples[:-1], examples[-1:], checkpoint_in(tmp_path), tmp_path
+    )
+    assert loop.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all alike
+    assert loop.ranks_alone(found.logprobs, examples[-1:]).tolist() == [1]
     assert found.log[-1]["loss"] < 1.5  # guessing among 20 costs 3.0
 
 
@@ -218,10 +228,10 @@ def test_adapters_are_chosen_alone_or_as_served(
     scores = [np.array([10, 0, 0], np.float32), np.array([1, 0.5, 0], np.float32)]
     validation = [Example(np.array([1]), np.arange(1, 4), truth, row) for truth, row in enumerate(scores)]
     found = iter([[np.array([2.0, 1, 0])] * 2, [np.array([0.0, 1, 2]), np.array([0.0, 3, 0])]])
-    monkeypatch.setattr(tuning, "score_examples", lambda *args: next(found))
+    monkeypatch.setattr(loop, "score_examples", lambda *args: next(found))
     options = replace(BRIEF, validate_by=validate_by)
-    prompts = train.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
-    result = tuning.tune(options, Path(base), prompts, LETTERS, validation, validation, tmp_path, key="these")
+    prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
+    result = loop.fit(options, Path(base), prompts, LETTERS, validation, validation, checkpoint_in(tmp_path), tmp_path)
     assert result.best_step == best_step
     chosen_by = {"alone": "NDCG@10", "fused": "fused NDCG@10"}[validate_by]
     assert result.log[best_step][chosen_by] == pytest.approx(best, abs=1e-3)
@@ -246,7 +256,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         threads=1,
     )
     whole = tuned(base, tmp_path / "whole", options, examples)
-    taken = tuning._accumulate
+    taken = loop._accumulate
     steps = []
 
     def killed(*args: object) -> float:
@@ -256,10 +266,10 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         return taken(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "_accumulate", killed)
+        patch.setattr(loop, "_accumulate", killed)
         with pytest.raises(KeyboardInterrupt):
             tuned(base, tmp_path / "resumed", options, examples)
-    monkeypatch.setattr(tuning, "_accumulate", lambda *args: steps.append(1) or taken(*args))
+    monkeypatch.setattr(loop, "_accumulate", lambda *args: steps.append(1) or taken(*args))
     resumed = tuned(base, tmp_path / "resumed", options, examples)
     assert len(steps) < killed_at + 6  # it did not begin again
     assert resumed.log == whole.log
@@ -268,28 +278,21 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_of_other_options_is_not_used(base: str, tmp_path: Path):
-    """Its key is of everything that decides the result: another one starts from the beginning."""
-    examples = [example(2)] * 4
-    model = tuning.prepare(BRIEF, Path(base), 100, LETTERS)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
-    save_checkpoint(tmp_path, "others", Progress(step=2, best=1.0), trained, optimizer)
-    assert load_checkpoint(tmp_path, "others", trained, optimizer) == Progress(step=2, best=1.0)
-    assert tuned(base, tmp_path, BRIEF, examples).log[0]["step"] == 0
+def test_a_training_with_other_options_refuses_the_checkpoint(artifacts: Path, base: str, monkeypatch):
+    """An interrupted training is not thrown away silently: the sentence names the option and the file to delete."""
 
+    def killed(*args: object) -> float:
+        raise KeyboardInterrupt
 
-def test_a_checkpoint_is_data_and_not_a_program(tmp_path: Path):
-    """A pickle that would run code on loading is refused: checkpoints are loaded with weights_only."""
-
-    class Program:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
-
-    torch.save({"key": "these", "progress": Program()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path, "these", [], None)
-    assert not (tmp_path / "ran").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_accumulate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_ranker(BRIEF, artifacts, base)
+    path = artifacts / TRAINING_FOLDER / "checkpoint.pt"
+    with pytest.raises(InputError, match=r"is of a training with seed 42, not 1: finish that training .* or delete"):
+        train_ranker(replace(BRIEF, seed=1), artifacts, base)
+    path.unlink()
+    assert train_ranker(replace(BRIEF, seed=1), artifacts, base)["training"][0]["step"] == 0
 
 
 def test_training_leaves_events_and_curves(base: str, tmp_path: Path):
@@ -305,7 +308,7 @@ def test_training_leaves_events_and_curves(base: str, tmp_path: Path):
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.5), (10, 1.0), (55, 0.5), (99, 1 / 90)])
 def test_the_learning_rate_rises_and_falls(step: int, share: float):
     """100 steps, 10 of them warm-up: as transformers' linear schedule has it."""
-    assert tuning.learning_rate_share(step, warmup_steps=10, steps=100) == pytest.approx(share)
+    assert loop.learning_rate_share(step, warmup_steps=10, steps=100) == pytest.approx(share)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 10, 100)
     assert schedule.lr_lambdas[0](step) == pytest.approx(share)
@@ -347,14 +350,14 @@ def test_presets_are_valid_options():
         ({"patience": 0}, "patience must be at least 1, not 0"),
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
         ({"random_prompts": -1}, "random_prompts must be at least 0, not -1"),
-        ({"read": "tea leaves"}, "no reading of 'tea leaves': choose letters or lines"),
+        ({"read": "tea leaves"}, "read must be letters or lines, not 'tea leaves'"),
         ({"depth": 0}, "depth must be at least 1"),
-        ({"quantisation": "int3"}, "no quantisation 'int3': choose nf4 or none"),
-        ({"negatives": "easy"}, "no negatives 'easy'"),
-        ({"order": "alphabetical"}, "no order 'alphabetical'"),
-        ({"validate_by": "popularity"}, "no validation by 'popularity'"),
+        ({"quantisation": "int3"}, "quantisation must be nf4 or none, not 'int3'"),
+        ({"negatives": "easy"}, "negatives must be random, popular or retriever, not 'easy'"),
+        ({"order": "alphabetical"}, "order must be shuffled or retriever, not 'alphabetical'"),
+        ({"validate_by": "popularity"}, "validate_by must be alone or fused, not 'popularity'"),
         ({"order": "retriever"}, "set negatives to retriever and pools to 1"),
-        ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"dtype": "int8"}, "dtype must be auto, bfloat16 or float32, not 'int8'"),
         ({"candidates": 53}, "candidates must be 2 to 52, not 53"),
         ({"folds": 1}, "folds must be at least 2"),
         ({"layers": 0}, "layers must be at least 1"),
@@ -368,5 +371,5 @@ def test_options_that_cannot_train_are_refused(options: dict[str, object], messa
         RankerTraining(**options)  # type: ignore[arg-type]
 
 
-def tokenizer_of(base: str) -> train.Tokenizer:
-    return train.Tokenizer.from_file(f"{base}/tokenizer.json")
+def tokenizer_of(base: str) -> training.Tokenizer:
+    return training.Tokenizer.from_file(f"{base}/tokenizer.json")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from models.retriever import ranking
+from models.retriever.architectures.lrurec import LRURec
 from models.retriever.batches import pad_left
 from models.retriever.candidates import CandidateTable, mask, place_of, top_candidates
-from models.retriever.lrurec import LRURec
 from models.retriever.ranking import rank_users, score_histories, write_candidates
 
 ITEMS = 12
@@ -70,7 +70,7 @@ from pathlib import Path
 import numpy as np, torch
 from benchmarks.memory import peak_memory
 from models.retriever import ranking
-from models.retriever.narm import NARM
+from models.retriever.architectures.narm import NARM
 from models.retriever.ranking import write_candidates
 
 torch.set_num_threads(1)

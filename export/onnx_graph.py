@@ -1,0 +1,93 @@
+"""Writes a trained retriever as what the step serves: an ONNX graph with the real arithmetic it was trained in."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx.utils import Extractor
+from torch import Tensor, nn
+
+from models.retriever.architectures.retriever import Retriever
+from models.retriever.inference.index import build_index
+from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, STATE_MODEL
+
+
+class _Last(nn.Module):
+    """Left-padded items [batch, length] -> logits of the next item [batch, items + 1], and the state [batch, width]."""
+
+    def __init__(self, model: Retriever) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.model.last_state(items)
+        return self.model.score(state), state
+
+
+def export_retriever(model: Retriever, length: int, folder: Path, *, index: bool = False) -> None:
+    """Writes what :class:`models.retriever.inference.onnx_retriever.OnnxRetriever` loads.
+
+    Args:
+        model: trained.
+        length: most recent items that it reads.
+        folder: an existing folder.
+        index: add an approximate index, which then answers.
+
+    Raises:
+        InputError: an index is asked for and faiss is not installed.
+    """
+    if index:
+        build_index(*scoring_vectors(model), folder / INDEX)
+    export_onnx(model, length, folder / MODEL)
+    if index:
+        _write_state_graph(folder)
+    # One thread: a pass takes about a millisecond, and the ranker wants the cores.
+    (folder / SETTINGS).write_text(
+        json.dumps({"length": length, "threads": 1, "index": index}) + "\n", encoding="utf-8"
+    )
+
+
+def export_onnx(model: Retriever, length: int, path: Path) -> None:
+    """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1] and ``state``.
+
+    ``state`` is float32 [batch, width], what the scores are computed from. Weights stand beside the graph, in
+    ``<path>.data``: protobuf ends at 2 GB, and a file can be mapped into memory.
+    """
+    # It announces four operators of torchvision that it cannot export, at every export.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    torch.onnx.export(
+        _Last(model).eval(),
+        (torch.zeros((2, length), dtype=torch.int64),),
+        path,
+        input_names=["items"],
+        output_names=["scores", "state"],
+        dynamic_shapes={"items": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        external_data=True,
+        verbose=False,
+    )
+    # Each node carries the lines of code it came from, paths included: the same weights should give the same file.
+    graph = onnx.load(path, load_external_data=False)
+    for node in (*graph.graph.node, *(node for function in graph.functions for node in function.node)):
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.save(graph, path)
+    onnx.checker.check_model(path)
+
+
+def _write_state_graph(folder: Path) -> None:
+    """The same graph on the same weights, ending at the state: a session computes every node of its graph."""
+    whole = onnx.load(folder / MODEL, load_external_data=False)
+    onnx.save(Extractor(whole).extract_model(["items"], ["state"]), folder / STATE_MODEL)
+
+
+def scoring_vectors(model: Retriever) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A retriever's embeddings [items + 1, width] and bias [items + 1]: its scores are states @ embeddings.T + bias."""
+    with torch.no_grad():
+        weight, _ = model.head()
+        bias = model.score(weight.new_zeros(1, weight.shape[1]))[0]
+        return weight.cpu().numpy(), bias.cpu().numpy()

@@ -1,0 +1,117 @@
+"""Candidate lists for training positions from retrievers that never saw their users.
+
+A retriever ranks what it was trained on far too well: a ranker that learns from such lists learns to trust the first
+place. So users are dealt into folds, each fold's lists come from a retriever trained on all the others, and the true
+item stands where such a retriever puts it for a stranger, as at validation and test.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from models.ranker.examples.sampling import Position
+from models.retriever.architectures.retriever import Retriever
+from models.retriever.batches import Items
+from models.retriever.candidates import Candidates, top_candidates
+from models.retriever.options import RetrieverTraining
+from models.retriever.ranking import score_histories
+from models.retriever.training import load_retriever, train_retriever
+from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE
+from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Data, Statistics, read_sequences
+
+FOLDER = "crossfit"
+DEALING_SEED = 0
+"""Of dealing the users: trainings with other seeds find the same folds, and need no other retrievers."""
+
+
+def retrieve(model: Retriever, length: int, histories: Sequence[Items], k: int) -> list[Candidates]:
+    """The retriever's best ``k`` items for each history, everything in the history masked.
+
+    Args:
+        model: of :func:`models.retriever.training.load_retriever`.
+        length: items of a history that it reads.
+        histories: item numbers, oldest first.
+        k: how many candidates.
+    """
+    scored = score_histories(model, length, histories)
+    return [top_candidates(scores, history, k) for scores, history in zip(scored, histories, strict=True)]
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """One retriever for each fold of users, trained without them."""
+
+    fold: NDArray[np.int64]
+    """[users] the fold of each user."""
+    retrievers: list[tuple[Retriever, int]]
+    """For each fold the model, and the items of a history that it reads."""
+    candidates: int
+    """Length of a list."""
+
+    def lists(self, positions: Sequence[Position]) -> list[Candidates]:
+        """The candidates of each position, best first, from the retriever of its user's fold."""
+        made: dict[int, Candidates] = {}
+        for fold, (model, length) in enumerate(self.retrievers):
+            rows = [row for row, position in enumerate(positions) if self.fold[position.user] == fold]
+            found = retrieve(model, length, [positions[row].history for row in rows], self.candidates)
+            made.update(zip(rows, found, strict=True))
+        return [made[row] for row in range(len(positions))]
+
+
+def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> CrossFit:
+    """Trains a retriever for each fold of users, with the options of ``artifacts/retriever``.
+
+    Each is an artifact of its own in ``artifacts/crossfit``, so a second call finds what the first one finished.
+
+    Args:
+        artifacts: holds ``data`` and ``retriever``.
+        data: what ``artifacts/data`` holds.
+        folds: how many; each retriever trains on all users but one fold.
+        candidates: length of the lists.
+
+    Raises:
+        InputError: data or retriever are missing.
+    """
+    _, options = load_retriever(artifacts / "retriever")
+    fold = np.random.default_rng(DEALING_SEED).permutation(len(data.users)) % folds
+    retrievers = []
+    for number in range(folds):
+        others = [user for user, its_fold in zip(data.users, fold, strict=True) if its_fold != number]
+        folder = artifacts / FOLDER / f"fold{number + 1}of{folds}"
+        retrievers.append(_train(options, artifacts / "data", others, folder))
+    return CrossFit(fold, retrievers, candidates)
+
+
+def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Path) -> tuple[Retriever, int]:
+    """The retriever in ``folder``, trained on these users alone."""
+    _write_users(data, users, folder / "data")
+    train_retriever(options, folder)
+    model, trained_with = load_retriever(folder / "retriever")
+    return model, trained_with.max_length
+
+
+def _write_users(data: Path, users: list[str], folder: Path) -> None:
+    """A data artifact with some users of another one, and all of its items under the same numbers."""
+    manifest = read_manifest(data, KIND, "llamarec preprocess")
+    inputs, made_with = {"data": manifest.fingerprint}, {"users": users}
+    if is_finished(folder, KIND, options=made_with, inputs=inputs):
+        return
+    table = pa.concat_tables(read_sequences(data))
+    kept = table.filter(pc.is_in(table["user"], value_set=pa.array(users, pa.string())))
+    whole = Statistics.read(data)
+    interactions = int(pc.sum(pc.list_value_length(kept["training"])).as_py()) + 2 * len(kept)
+    statistics = Statistics(whole.dataset, len(kept), whole.items, interactions)
+    facts = {**manifest.facts, **statistics.row()}
+    with new_artifact(folder, KIND, options=made_with, inputs=inputs, facts=facts) as new:
+        (new / SEQUENCES_FOLDER).mkdir()
+        pq.write_table(kept, new / SEQUENCES_FOLDER / "part_0.parquet")
+        (new / ITEMS_FILE).write_bytes((data / ITEMS_FILE).read_bytes())
+        (new / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,138 @@
+"""The interface of a ranker's runtime: one forward pass over a prompt, read at the places a verbalizer asks for.
+
+Only those places are projected, onto the letters' rows of the head or along the lines' direction, and always in fp32,
+whatever the precision of the layers. Prompts run one at a time and without padding, so that a prompt's scores never
+depend on the other prompts of a batch; on two cores, batching prompts would gain nothing.
+"""
+
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.errors import InputError
+
+RuntimeName = Literal["torch", "openvino"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a ranker is run. Rankings are reproducible for one runtime on one kind of processor."""
+
+    runtime: RuntimeName = "torch"
+    """PyTorch on any device, or OpenVINO on the processor (`pip install llamarec[openvino]`)."""
+    dtype: Dtype = "float32"
+    """Precision of the layers, fp16 on a GPU only; the letters' rows are fp32 in any case."""
+    threads: int = 1
+    """Threads within one forward pass on the processor."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        on_cpu = self.device == "cpu"
+        known = self.runtime in get_args(RuntimeName) and self.dtype in get_args(Dtype) and self.threads >= 1
+        if not known or (on_cpu and self.dtype == "float16") or (not on_cpu and self.runtime == "openvino"):
+            raise InputError(f"{self} is not a runtime of this version: run `llamarec export` again")
+
+
+class Scorer(ABC):
+    """A language model whose hidden states are read at chosen places of a prompt."""
+
+    @abstractmethod
+    def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
+        """Return the states at these places, normalised as the head expects them [places, hidden].
+
+        Args:
+            token_ids: the prompt.
+            places: positions in the prompt, from 0.
+        """
+
+    @abstractmethod
+    def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the head's rows of these tokens [labels, hidden], as they are stored."""
+
+    def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits of the letters that may follow each prompt [batch, letters].
+
+        Args:
+            token_ids: of each prompt.
+            label_ids: token id of each letter.
+        """
+        rows = self.rows(label_ids)
+        return np.stack([_dots(rows, self.states(prompt, [len(prompt) - 1])[0]) for prompt in token_ids])
+
+    def score_lines(
+        self, token_ids: Sequence[int], places: Sequence[int], direction: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the projection of the state at each place onto ``direction`` [places].
+
+        Args:
+            token_ids: the prompt.
+            places: where the candidates' lines end.
+            direction: [hidden]
+        """
+        return _dots(self.states(token_ids, places), direction)
+
+
+def _dots(rows: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the dot products [n] of rows [n, hidden] with a vector [hidden].
+
+    ``rows @ vector`` would not do: BLAS splits it over its threads, and their number would decide the last bits of a
+    score.
+    """
+    products: NDArray[np.float32] = np.einsum("nh,h->n", rows, vector)
+    return products
+
+
+def choose_runtime(device: str | None = None) -> Runtime:
+    """Return the fastest accurate runtime of this machine.
+
+    That is bf16 where the hardware multiplies it natively, by OpenVINO on the processor where it is installed;
+    otherwise fp32 by PyTorch.
+
+    Args:
+        device: ``cpu`` or ``cuda``; by default a GPU where there is one.
+    """
+    import torch  # a served ranker already has its runtime, and OpenVINO does without torch
+
+    from models.ranker.precision import has_native_bf16
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    native = has_native_bf16(device)
+    installed = importlib.util.find_spec("openvino") is not None
+    return Runtime(
+        runtime="openvino" if native and installed and device == "cpu" else "torch",
+        dtype="bfloat16" if native else "float32",
+        threads=len(os.sched_getaffinity(0)),
+        device=device,
+    )
+
+
+def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
+    """Open a merged model.
+
+    Args:
+        folder: a Hugging Face folder.
+        runtime: see :class:`Runtime`; PyTorch's thread count is set for the whole process.
+
+    Raises:
+        InputError: the runtime is not installed, or cannot run this model.
+    """
+    if runtime.runtime == "torch":
+        from models.ranker.inference.torch_scorer import TorchScorer
+
+        return TorchScorer(folder, runtime)
+    try:
+        from models.ranker.inference.openvino_scorer import OpenVinoScorer
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this ranker was exported for OpenVINO, which is not installed ({error}):"
+            " pip install 'llamarec[openvino]', or export with --runtime torch"
+        ) from None
+    return OpenVinoScorer(folder, runtime)

@@ -1,0 +1,64 @@
+"""How a ranking is read from the one forward pass over a prompt.
+
+The paper's verbalizer reads the next token's logits at the ids of the index letters (section 3.2.2): the model must
+find the candidate that fits and the letter that labels it. Small base models learn the first long before the second.
+For them, a second verbalizer reads the same pass at the token that ends each candidate's line, where the model has seen
+the history and that title, along a direction that is trained with the adapters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.ranker.inference.scorer import Scorer
+from models.ranker.prompt import LETTERS, Prompt
+
+Read = Literal["letters", "lines"]
+VERBALIZER_FILE = "verbalizer.json"
+"""Stored with a ranker: the letters' token ids, or the lines' direction."""
+
+
+@dataclass(frozen=True)
+class LetterVerbalizer:
+    """Reads the logits of the index letters after the prompt."""
+
+    letter_ids: Sequence[int]
+    """Token id of each letter, see :func:`models.ranker.prompt.letter_ids`."""
+
+    def logits(self, scorer: Scorer, prompt: Prompt) -> NDArray[np.float32]:
+        """Return the logits of the prompt's candidates [k]."""
+        logits: NDArray[np.float32] = scorer.score([prompt.tokens], self.letter_ids[: len(prompt.line_ends)])[0]
+        return logits
+
+    def stored(self) -> Mapping[str, Any]:
+        """Return the JSON content that :func:`restore_verbalizer` reads."""
+        return {"letters": dict(zip(LETTERS, self.letter_ids, strict=False))}
+
+
+@dataclass(frozen=True)
+class LineVerbalizer:
+    """Reads the states at the ends of the candidates' lines."""
+
+    direction: NDArray[np.float32]
+    """[hidden] Direction whose projection is a candidate's logit."""
+
+    def logits(self, scorer: Scorer, prompt: Prompt) -> NDArray[np.float32]:
+        """Return the logits of the prompt's candidates [k]."""
+        return scorer.score_lines(prompt.tokens, prompt.line_ends, self.direction)
+
+    def stored(self) -> Mapping[str, Any]:
+        """Return the JSON content that :func:`restore_verbalizer` reads."""
+        return {"direction": self.direction.tolist()}
+
+
+Verbalizer = LetterVerbalizer | LineVerbalizer
+
+
+def restore_verbalizer(stored: Mapping[str, Any]) -> Verbalizer:
+    """Build the verbalizer from what its ``stored`` returned."""
+    if "direction" in stored:
+        return LineVerbalizer(np.array(stored["direction"], np.float32))
+    return LetterVerbalizer(list(stored["letters"].values()))

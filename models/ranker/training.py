@@ -1,0 +1,214 @@
+"""The ranker's training stage: the second stage of LlamaRec (paper, section 3.2.2).
+
+It reads the artifacts, tunes the base (:mod:`models.ranker.fitting.loop`), measures the result, and writes a merged
+ranker that is ready to export.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from models.checkpoint import Checkpoint
+from models.metrics import summary
+from models.ranker.base import EMBEDDED, base_fingerprint, find_base
+from models.ranker.examples.sampling import Example
+from models.ranker.examples.sets import training_examples, validation_examples, validation_table
+from models.ranker.fitting.curves import CURVES_FILE
+from models.ranker.fitting.fusion_fit import fit_fusion
+from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight
+from models.ranker.inference.ranker import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
+from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer
+from models.ranker.options import RankerTraining
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
+from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.data import Data, load_data
+from preprocessing.errors import InputError
+
+if TYPE_CHECKING:  # torch, peft and bitsandbytes take seconds to import: not for a stage that is finished
+    from models.ranker.fitting.loop import FittedRanker
+
+KIND = "ranker"
+TRAINING_FOLDER = "ranker-training"
+"""Checkpoint and TensorBoard events of the latest training; the checkpoint is removed when the artifact is written."""
+CHECKPOINT_FILE = "checkpoint.pt"
+ADAPTER_FOLDER = "adapter"
+METRICS_FILE = "metrics.json"
+PROBES = 4
+"""Number of validation prompts whose scores are stored, for every runtime to replay."""
+
+
+def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED) -> dict[str, Any]:
+    """Tune the base on this data, fit the retriever's weight, and write ``artifacts/ranker``.
+
+    The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``verbalizer.json``,
+    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder that the same options and inputs
+    made is left as it is; an interrupted training resumes from its last checkpoint.
+
+    Args:
+        options: see :class:`RankerTraining`.
+        artifacts: holds ``data`` and ``retriever``; converted bases are kept in ``base``.
+        base: see :func:`models.ranker.base.find_base`.
+
+    Returns:
+        what ``metrics.json`` holds: validation metrics of the retriever, the untuned and the tuned model alone and
+        fused, the weight, and the log of the training.
+
+    Raises:
+        InputError: data, retriever or base are missing or do not belong together; an interrupted training in the same
+            folder has other options or inputs.
+    """
+    base_folder, inputs = _check_inputs(artifacts, base)
+    folder, made_with = artifacts / "ranker", {**asdict(options), "base": base}
+    if is_finished(folder, KIND, options=made_with, inputs=inputs):
+        metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        return metrics
+    given = _read_inputs(options, artifacts, base_folder)
+    training = artifacts / TRAINING_FOLDER
+    checkpoint = Checkpoint(training / CHECKPOINT_FILE, made_with, inputs)
+    facts: dict[str, Any] = {"dataset": given.data.name, "prompts": len(given.examples)}
+    with new_artifact(folder, KIND, options=made_with, inputs=inputs, facts=facts) as new:
+        fitted = _fit(options, base_folder, given, checkpoint, training)
+        metrics = _measure(options, given, fitted)
+        facts["prompts_per_second"] = round(fitted.prompts_per_second, 3)
+        _write(new, base, base_folder, given, fitted, metrics)
+        shutil.copyfile(training / CURVES_FILE, new / CURVES_FILE)
+    checkpoint.remove()
+    return metrics
+
+
+def _check_inputs(artifacts: Path, base: str) -> tuple[Path, dict[str, str]]:
+    """Return the base's folder and the fingerprint of everything that the training reads."""
+    data = read_manifest(artifacts / "data", "data", "llamarec preprocess")
+    retriever = read_manifest(artifacts / "retriever", "retriever", "llamarec train-retriever")
+    if retriever.inputs.get("data") != data.fingerprint:
+        raise InputError(
+            f"{artifacts / 'retriever'} was trained on other data than {artifacts / 'data'} holds:"
+            " run `llamarec train-retriever` again"
+        )
+    folder = find_base(base, artifacts / "base")
+    inputs = {"data": data.fingerprint, "retriever": retriever.fingerprint, "base": base_fingerprint(folder)}
+    return folder, inputs
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that a training needs besides its options and the base's weights."""
+
+    data: Data
+    prompts: PromptBuilder
+    letter_ids: list[int]
+    examples: list[Example]
+    """To train on, in the order of training."""
+    everyone: list[Example]
+    """Every user whose validation item the retriever found, in random order."""
+    sample: list[Example]
+    """The first of them, on whom the training is validated."""
+
+
+def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Inputs:
+    data = load_data(artifacts)
+    tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
+    settings = PromptSettings(
+        max_history=options.max_history,
+        title_tokens=options.title_tokens,
+        max_tokens=options.max_tokens,
+        candidates=options.candidates,
+    )
+    prompts = PromptBuilder(data.catalogue, tokenizer, settings)
+    letters = letter_ids(tokenizer, RESPONSE, options.candidates)
+    found = validation_examples(validation_table(artifacts, data, options.candidates), data)
+    everyone = [found[place] for place in np.random.default_rng(options.seed).permutation(len(found))]
+    examples = training_examples(options, artifacts, data)
+    return _Inputs(data, prompts, letters, examples, everyone, everyone[: options.validation_users])
+
+
+def _fit(options: RankerTraining, base: Path, given: _Inputs, checkpoint: Checkpoint, training: Path) -> "FittedRanker":
+    # bitsandbytes asks for an optional package by way of a warning while it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from models.ranker.fitting import loop
+
+    return loop.fit(options, base, given.prompts, given.letter_ids, given.examples, given.sample, checkpoint, training)
+
+
+def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") -> dict[str, Any]:
+    """Return the content of ``metrics.json``; the weight is fitted on all validation users, or on the sample."""
+    from models.ranker.fitting.loop import ranks_alone, score_examples
+
+    validated = given.everyone if options.full_validation else given.sample
+    rest = validated[len(given.sample) :]
+    scored = [*fitted.logprobs, *score_examples(fitted.model, fitted.objective, given.prompts, rest)]
+    truths, scores = [example.truth for example in validated], [example.scores for example in validated]
+    weight, temperature = fit_fusion(scored, scores, truths)
+    return {
+        "validation": {
+            "users": len(validated),
+            "retriever": summary(np.asarray(truths) + 1),
+            "alone": summary(ranks_alone(scored, validated)),
+            "fused": summary(fused_ranks(scored, scores, truths, weight)),
+        },
+        "sample": {
+            "users": len(given.sample),
+            "untuned": summary(ranks_alone(fitted.untuned, given.sample)),
+            "alone": summary(ranks_alone(fitted.logprobs, given.sample)),
+        },
+        "weight": weight,
+        "temperature": temperature,
+        "NDCG@10_by_weight": {str(key): value for key, value in ndcg_by_weight(scored, scores, truths).items()},
+        "best_step": fitted.best_step,
+        "training": fitted.log,
+    }
+
+
+def _write(
+    new: Path, base: str, base_folder: Path, given: _Inputs, fitted: "FittedRanker", metrics: dict[str, Any]
+) -> None:
+    """Write everything that the export needs, and the adapter, into the new artifact."""
+    from models.ranker.fitting.merge import save_merged
+
+    _save_adapter(fitted.model, base, new / ADAPTER_FOLDER)
+    save_merged(fitted.model, base_folder, new / MODEL_FOLDER)
+    given.prompts.save_settings(new)
+    verbalizer = fitted.objective.verbalizer()
+    stored = {
+        VERBALIZER_FILE: verbalizer.stored(),
+        FUSION_FILE: {"weight": metrics["weight"], "temperature": metrics["temperature"]},
+        PROBES_FILE: probes(new / MODEL_FOLDER, given.prompts, verbalizer, given.sample[:PROBES]),
+        METRICS_FILE: metrics,
+    }
+    for name, content in stored.items():
+        (new / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def probes(
+    model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example]
+) -> list[dict[str, Any]]:
+    """Return a few prompts and the merged model's fp32 log-probabilities, which every runtime replays."""
+    from models.ranker.inference.scorer import Runtime, choose_runtime
+    from models.ranker.inference.torch_scorer import TorchScorer
+
+    scorer = TorchScorer(model, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
+    stored = []
+    for example in examples:
+        prompt = prompts.build(example.history, example.candidates)
+        logprobs = log_softmax(verbalizer.logits(scorer, prompt))
+        stored.append({**prompt._asdict(), "logprobs": np.round(logprobs, 6).tolist()})
+    return stored
+
+
+def _save_adapter(model: Any, base: str, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(get_peft_model_state_dict(model, save_embedding_layers=False), folder / "adapter_model.safetensors")
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

@@ -1,0 +1,236 @@
+"""LRURec: sequential recommendation with linear recurrent units, in real arithmetic.
+
+Source: Yue et al., "Linear Recurrent Units for Sequential Recommendation" (WSDM 2024); the recurrence is that of
+Orvieto et al. 2023. Every complex number is kept as two reals, so that the module that is trained is the module that
+ONNX can express.
+
+Training packs the sequences: every layer but the recurrence works on one position at a time, so padding is left out
+altogether, and the recurrence runs over the packed positions step by step. What is served pads, and runs the recurrence
+by recursive doubling, which a graph without loops can hold. Both are the same function of the same parameters.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.retriever.architectures.dropout import Dropout
+from models.retriever.architectures.packing import Packing
+
+
+class _Scan(torch.autograd.Function):
+    """h_t = decay * h_(t-1) + drive_t over packed sequences; one pass over memory each way, and nothing saved but h."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, decay: Tensor, sizes: list[int]) -> Tensor:
+        """Drive [positions, state] and decay [state], complex; sizes as in :class:`Packing` -> h [positions, state]."""
+        states = drive.clone()
+        for before, now in pairwise(states.split(sizes)):
+            now.addcmul_(decay, before[: len(now)])
+        ctx.save_for_backward(states, decay)
+        ctx.sizes = sizes
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # torch declares the arguments open
+        """The same recurrence from the last step to the first, with the conjugate decay."""
+        states, decay = ctx.saved_tensors
+        grad, conjugates = grad.clone(), states.conj().resolve_conj()
+        back = decay.conj().resolve_conj()
+        of_decay = torch.zeros_like(grad[: ctx.sizes[0]])
+        steps = list(zip(grad.split(ctx.sizes), conjugates.split(ctx.sizes), strict=True))
+        for (now, _), (earlier, state) in pairwise(reversed(steps)):
+            of_decay[: len(now)].addcmul_(now, state[: len(now)])
+            earlier[: len(now)].addcmul_(back, now)
+        return grad, of_decay.sum(dim=0), None
+
+
+class LinearRecurrence(nn.Module):
+    """Diagonal complex recurrence h_t = lambda * h_(t-1) + gamma * (B x_t + b), y_t = Re(C h_t + c).
+
+    Source: Orvieto et al. 2023, equations 5-7, with the ring initialisation of their section 3.3; as used by LRURec
+    (Yue et al. 2024, section 3.2), where gamma scales the bias too and is learned apart.
+
+    Args:
+        width: size of the input and output vectors.
+        state: number of complex states, each kept as two reals.
+        radius: smallest and largest |lambda| at the start.
+    """
+
+    def __init__(self, width: int, state: int, radius: tuple[float, float] = (0.8, 0.99)) -> None:
+        super().__init__()
+        smallest, largest = radius
+        square = torch.rand(state) * (largest**2 - smallest**2) + smallest**2
+        self.decay_log = nn.Parameter(torch.log(-0.5 * torch.log(square)))
+        self.phase_log = nn.Parameter(torch.log(2 * math.pi * torch.rand(state)))
+        self.scale_log = nn.Parameter(0.5 * torch.log(1 - square))
+        self.project_in = nn.Linear(width, 2 * state)
+        self.project_out = nn.Linear(2 * state, width)
+
+    def forward(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """Runs the recurrence over a batch of left-padded sequences.
+
+        Args:
+            x: [batch, length, width].
+            is_item: [batch, length, 1], 1.0 at items and 0.0 at the padding, whose drive is cut so that it never leaks.
+
+        Returns:
+            [batch, length, width].
+        """
+        real, imaginary = self._drive(x, is_item)
+        modulus, phase = torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log)
+        power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)
+        # Recursive doubling: after the step of reach s, h_t holds the last 2 s drives.
+        reach = 1
+        while reach < x.shape[1]:
+            before_real = F.pad(real[:, :-reach], (0, 0, reach, 0))
+            before_imaginary = F.pad(imaginary[:, :-reach], (0, 0, reach, 0))
+            real, imaginary = (
+                real + power_real * before_real - power_imaginary * before_imaginary,
+                imaginary + power_real * before_imaginary + power_imaginary * before_real,
+            )
+            power_real, power_imaginary = power_real**2 - power_imaginary**2, 2 * power_real * power_imaginary
+            reach *= 2
+        output: Tensor = self.project_out(torch.cat((real, imaginary), dim=-1))
+        return output
+
+    def last(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """The last place alone: one weighted sum of the drives, h_T = sum over t of lambda^(T - t) u_t.
+
+        Args:
+            x: as in :meth:`forward`, as ``is_item``.
+            is_item: see there.
+
+        Returns:
+            [batch, width].
+        """
+        real, imaginary = self._drive(x, is_item)
+        ago = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=x.dtype).unsqueeze(-1)  # [length, 1]
+        modulus, phase = torch.exp(-torch.exp(self.decay_log) * ago), torch.exp(self.phase_log) * ago
+        power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)  # each [length, state]
+        last = (
+            (power_real * real - power_imaginary * imaginary).sum(dim=1),
+            (power_real * imaginary + power_imaginary * real).sum(dim=1),
+        )
+        output: Tensor = self.project_out(torch.cat(last, dim=-1))
+        return output
+
+    def _drive(self, x: Tensor, is_item: Tensor) -> tuple[Tensor, ...]:
+        """Real and imaginary part of what enters the recurrence, each [batch, length, state]."""
+        scale = torch.exp(self.scale_log).repeat(2)
+        both: Tensor = self.project_in(x) * scale * is_item
+        return both.chunk(2, dim=-1)
+
+    def packed(self, x: Tensor, is_item: Tensor, sizes: list[int]) -> Tensor:
+        """The same over packed sequences.
+
+        Args:
+            x: [positions, width], in the order of a :class:`Packing`.
+            is_item: [positions, 1], 1.0 at items and 0.0 at the padding.
+            sizes: sequences that reach each step.
+
+        Returns:
+            [positions, width].
+        """
+        scale = torch.exp(self.scale_log).repeat(2)
+        # Real and imaginary rows in turn, so that what is projected can be read as complex numbers where it lies.
+        into, bias = self.project_in.weight * scale.unsqueeze(-1), self.project_in.bias * scale
+        into, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in (into, bias))
+        drive = F.linear(x, into, bias) * is_item  # [positions, 2 * state]
+        decay = torch.polar(torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log))
+        scan: Callable[..., Tensor] = _Scan.apply  # it has no types of its own
+        states = scan(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
+        out = self.project_out.weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return F.linear(torch.view_as_real(states).flatten(-2), out, self.project_out.bias)
+
+
+class LRUBlock(nn.Module):
+    """Recurrence and feed-forward layer, each with dropout, an identity residual and a LayerNorm after it."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.recurrence = LinearRecurrence(width, 2 * width)
+        self.recurrence_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, is_item: Tensor, sizes: list[int] | None = None) -> Tensor:
+        """X [batch, length, width], or with ``sizes`` packed [positions, width] -> the same shape."""
+        recurrent = self.recurrence(x, is_item) if sizes is None else self.recurrence.packed(x, is_item, sizes)
+        return self._rest(x, recurrent)
+
+    def last(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """X [batch, length, width] -> the last place alone [batch, width]."""
+        return self._rest(x[:, -1], self.recurrence.last(x, is_item))
+
+    def _rest(self, x: Tensor, recurrent: Tensor) -> Tensor:
+        """What follows the recurrence: each place by itself."""
+        x = self.recurrence_norm(x + self.dropout(recurrent))
+        output: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return output
+
+
+class LRURec(nn.Module):
+    """Scores every item as the next one of a sequence.
+
+    Args:
+        items: size of the catalogue; item numbers are 1..items and 0 is the padding.
+        width: size of the item embeddings.
+        blocks: number of LRU blocks.
+        dropout: share of activations dropped in training.
+    """
+
+    def __init__(self, items: int, width: int = 64, blocks: int = 2, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
+        self.embedding_norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(LRUBlock(width, dropout) for _ in range(blocks))
+        self.bias = nn.Parameter(torch.zeros(items + 1))
+        for name, parameter in self.named_parameters():
+            if not name.endswith("_log") and "norm" not in name:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
+        is_item, x = self._embed(items)
+        for block in self.blocks:
+            x = block(x, is_item)
+        return x
+
+    def last_state(self, items: Tensor) -> Tensor:
+        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
+        is_item, x = self._embed(items)
+        for block in self.blocks[:-1]:
+            x = block(x, is_item)
+        final: Any = self.blocks[-1]
+        state: Tensor = final.last(x, is_item)
+        return state
+
+    def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
+        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        packing = Packing.of(kept)
+        is_item, x = self._embed(packing.pack(items))
+        for block in self.blocks:
+            x = block(x, is_item, packing.sizes)
+        return packing.unpack(x)
+
+    def _embed(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Item numbers [...] -> what marks the items [..., 1], and their embeddings [..., width]."""
+        is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)
+        return is_item, self.embedding_norm(self.dropout(self.embedding(items)))
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Vectors [items + 1, width] and biases [items + 1] of the items."""
+        return self.embedding.weight, self.bias
+
+    def score(self, states: Tensor) -> Tensor:
+        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
+        return F.linear(states, *self.head())

@@ -1,0 +1,232 @@
+"""The training loop of every retriever: one for all architectures, on one process or several."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from models.checkpoint import Checkpoint
+from models.metrics import recall
+from models.retriever.architectures.build import build_model
+from models.retriever.architectures.retriever import Retriever
+from models.retriever.batches import Items, inputs_and_targets, training_windows
+from models.retriever.fitting.objectives import Loss, binary_loss, cloze_loss, next_item_loss
+from models.retriever.options import RetrieverTraining
+from models.retriever.ranking import rank_users
+from preprocessing.data import Data
+from preprocessing.errors import InputError
+from preprocessing.progress import progress_bar
+
+Watch = Callable[[int, float], None]
+"""Told the step and the Recall@10 of every validation; whatever it raises ends the training."""
+
+
+@dataclass
+class TrainingProgress:
+    """How far a training has come: everything of it but the tensors."""
+
+    step: int = 0
+    best: float = -1.0
+    """Best validation Recall@10."""
+    best_step: int = 0
+    waited: int = 0
+    """Validations since."""
+    seconds: float = 0.0
+    curve: list[tuple[int, float | None, float]] = field(default_factory=list)
+    """Step, mean training loss since the validation before, and Recall@10 of every validation."""
+
+
+def sent_histories(histories: Sequence[Items], options: RetrieverTraining) -> Sequence[Items]:
+    """Histories as an evaluation sends them: whole, or with ``last-window`` only what the model reads of each."""
+    return histories if options.mask == "history" else [items[-options.max_length :] for items in histories]
+
+
+def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.AdamW:
+    """AdamW; biases and norms don't decay."""
+    named = dict(model.named_parameters())
+    plain = [name for name in named if "norm" in name or name.endswith("bias")]
+    groups = [
+        {"params": [named[name] for name in named if name not in plain], "weight_decay": options.weight_decay},
+        {"params": [named[name] for name in plain], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=1e-9, fused=True)
+
+
+def fit(
+    options: RetrieverTraining, data: Data, checkpoint: Checkpoint, logs: Path, watch: Watch | None = None
+) -> tuple[Retriever, TrainingProgress]:
+    """Trains until validation Recall@10 stops rising.
+
+    Under ``accelerate launch`` each process computes its share of every batch and of every validation. Gradients are
+    summed over the processes and divided by the number of predictions in the whole batch, so a step is the same step
+    on any number of processes, up to rounding and, with dropout, the masks.
+
+    Args:
+        options: see :class:`RetrieverTraining`.
+        data: the sequences.
+        checkpoint: written at every validation, and gone on from where it is there.
+        logs: folder of the TensorBoard events.
+        watch: told of every validation.
+
+    Returns:
+        the model with the weights of the best validation, on the processor, and the progress of the training.
+
+    Raises:
+        InputError: the loss is no number; the checkpoint is of another training.
+    """
+    training = _Training(options, data, checkpoint)
+    progress = training.progress
+    writer = SummaryWriter(str(logs), purge_step=progress.step + 1) if training.processes.is_main_process else None
+    with progress_bar() as bar:
+        task = bar.add_task(f"training {options.model}", total=training.steps, completed=progress.step, note="")
+        while True:
+            validated = bool(progress.curve) and progress.curve[-1][0] == progress.step
+            if (progress.step % options.validate_every == 0 or progress.step == training.steps) and not validated:
+                training.validate()
+                _, loss, reached = progress.curve[-1]
+                bar.update(task, note=f"validation Recall@10 {reached:.4f}")
+                if writer is not None:
+                    _record(writer, progress.step, loss, reached)
+                if watch is not None:
+                    _tell(watch, progress.step, reached, checkpoint)
+            if progress.waited >= options.patience or progress.step == training.steps:
+                break
+            training.take_step()
+            bar.update(task, completed=progress.step)
+        bar.update(task, total=progress.step)
+    if writer is not None:
+        writer.close()
+    training.model.load_state_dict(training.best_state)
+    model: Retriever = training.model.cpu()
+    return model, progress
+
+
+def _loss(options: RetrieverTraining) -> Loss:
+    if options.model == "bert4rec":
+        return partial(cloze_loss, masked_share=options.masked_share)
+    return binary_loss if options.loss == "binary" else next_item_loss
+
+
+class _Training:
+    """Model, optimiser and progress of one training; this process's share of it where there are several."""
+
+    def __init__(self, options: RetrieverTraining, data: Data, checkpoint: Checkpoint) -> None:
+        self.options, self.data, self.checkpoint = options, data, checkpoint
+        self.processes = PartialState(cpu=options.device == "cpu")
+        self.device = torch.device("cpu") if options.device == "cpu" else self.processes.device
+        torch.manual_seed(options.seed)
+        self.model = build_model(options, data.catalogue.trained).to(self.device)
+        self.optimizer = make_optimizer(self.model, options)
+        torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process has masks of its own
+        windows = training_windows(data.training, options.max_length)
+        self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
+        self.learn = _loss(options)
+        self.steps_an_epoch = -(-len(windows) // options.batch_size)
+        self.steps = options.epochs * self.steps_an_epoch
+        self.progress, self.best_state = TrainingProgress(), _copy(self.model)
+        if state := checkpoint.load():
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best_state, self.progress = state["best"], TrainingProgress(**json.loads(state["progress"]))
+            torch.set_rng_state(state["random"][self.processes.process_index])
+        self._began = time.perf_counter() - self.progress.seconds
+        self._losses: list[float] = []
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def validate(self) -> None:
+        """Recall@10 over all validation items; keeps the best weights, and the checkpoint."""
+        progress = self.progress
+        reached = recall(self._validation_ranks(), 10)
+        progress.curve.append((progress.step, float(np.mean(self._losses)) if self._losses else None, reached))
+        self._losses.clear()
+        progress.waited += 1
+        if reached > progress.best:
+            progress.best, progress.best_step, progress.waited = reached, progress.step, 0
+            self.best_state = _copy(self.model)
+        progress.seconds = time.perf_counter() - self._began
+        random = [torch.get_rng_state()]
+        if self.processes.num_processes > 1:
+            random = gather_object(random)
+        if self.processes.is_main_process:
+            self.checkpoint.save(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "best": self.best_state,
+                    "progress": json.dumps(asdict(progress)),
+                    "random": random,
+                }
+            )
+
+    def _validation_ranks(self) -> NDArray[np.int32]:
+        share = slice(self.processes.process_index, None, self.processes.num_processes)
+        histories = sent_histories(self.data.training[share], self.options)
+        ranks = rank_users(self.model, self.options.max_length, histories, self.data.validation[share])
+        return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
+
+    def take_step(self) -> None:
+        """One step of the optimiser on the next batch."""
+        inputs, targets = self._next_batch()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        # A process may have no row of an epoch's last batch.
+        total, count = self.learn(self.model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
+        everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64, device=self.device)
+        if self.processes.num_processes > 1:
+            everywhere = reduce(everywhere, "sum")
+        loss, predictions = float(everywhere[0] / everywhere[1]), float(everywhere[1])
+        if not np.isfinite(loss):
+            rate = self.options.learning_rate
+            raise InputError(f"the loss is {loss} at step {self.progress.step + 1}, learning rate {rate:g}: lower it")
+        if count:
+            torch.autograd.backward(total / predictions)
+        if self.processes.num_processes > 1:
+            for parameter in self.model.parameters():
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(grad, "sum")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self._losses.append(loss)
+        self.progress.step += 1
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [rows, length]."""
+        epoch, place = divmod(self.progress.step, self.steps_an_epoch)
+        if epoch != self._epoch:  # of a seed of its own, so that a resumed training sees the same order
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.options.seed, epoch)).permutation(len(self.inputs))
+        size = self.options.batch_size
+        rows = self._order[place * size : (place + 1) * size]
+        rows = rows[self.processes.process_index :: self.processes.num_processes]
+        inputs, targets = (torch.from_numpy(array[rows]).to(self.device) for array in (self.inputs, self.targets))
+        return inputs, targets
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _record(writer: SummaryWriter, step: int, loss: float | None, reached: float) -> None:
+    writer.add_scalar("validation/Recall@10", reached, step)
+    if loss is not None:
+        writer.add_scalar("training/loss", loss, step)
+    writer.flush()
+
+
+def _tell(watch: Watch, step: int, reached: float, checkpoint: Checkpoint) -> None:
+    """Whoever watches may end the training; then nobody wants to go on with it."""
+    try:
+        watch(step, reached)
+    except Exception:
+        checkpoint.remove()
+        raise

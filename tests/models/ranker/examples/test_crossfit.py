@@ -1,0 +1,130 @@
+"""Cross-fitting: lists for a user come from a retriever that never saw them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline import weighed
+from tiny import tiny_base
+
+from models.ranker.examples import crossfit
+from models.ranker.examples.crossfit import cross_fit, retrieve
+from models.ranker.examples.sampling import Position, RetrievedPools, sample_examples
+from models.ranker.examples.sets import training_examples, validation_table
+from models.ranker.inference.ranker import Ranker
+from models.ranker.inference.scorer import Runtime
+from models.ranker.options import RankerTraining
+from models.ranker.prompt import Prompt
+from models.ranker.training import train_ranker
+from models.retriever.candidates import Candidates, CandidateTable
+from models.retriever.training import load_retriever
+from preprocessing.data import load_data
+
+
+@pytest.fixture
+def copied(artifacts: Path, tmp_path: Path) -> Path:
+    """Data and retriever of MovieLens-100K, to cross-fit beside."""
+    for stage in ("data", "retriever"):
+        (tmp_path / stage).symlink_to(artifacts / stage)
+    return tmp_path
+
+
+def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two folds of 943 users: what each retriever was given holds none of its fold, all items, and the same options."""
+    data = load_data(copied)
+    _, whole = load_retriever(copied / "retriever")
+    fitted = cross_fit(copied, data, folds=2, candidates=20)
+    folders = sorted((copied / "crossfit").iterdir())
+    assert [folder.name for folder in folders] == ["fold1of2", "fold2of2"]
+    for fold, folder in enumerate(folders):
+        seen, (_, options) = load_data(folder), load_retriever(folder / "retriever")
+        assert set(seen.users) == {user for user, its in zip(data.users, fitted.fold, strict=True) if its != fold}
+        assert seen.catalogue.trained == data.catalogue.trained
+        place = data.users.index(seen.users[7])
+        assert seen.training[7].tolist() == data.training[place].tolist()
+        assert options == whole
+
+    positions = [Position(user, data.training[user][:9], int(data.training[user][9])) for user in range(6)]
+    for position, listed in zip(positions, fitted.lists(positions), strict=True):
+        model, length = fitted.retrievers[fitted.fold[position.user]]
+        expected = retrieve(model, length, [position.history], 20)[0]
+        assert listed.items.tolist() == expected.items.tolist()
+        assert listed.scores == pytest.approx(expected.scores, abs=1e-5)  # in a batch the last bits differ
+        assert not set(listed.items.tolist()) & set(position.history.tolist())
+
+    def trained_again(*args: object) -> None:
+        raise AssertionError("a finished fold is not trained again")
+
+    monkeypatch.setattr("models.retriever.training.fit", trained_again)
+    assert (cross_fit(copied, data, folds=2, candidates=20).fold == fitted.fold).all()
+
+
+def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the retriever's negatives in its order, each example is a list as given, of positions where it was right."""
+    data = load_data(copied)
+    lists = [Candidates(np.arange(1, 21, dtype=np.int32), np.zeros(20, np.float32), np.arange(1, 21, dtype=np.int32))]
+    asked: list[dict[str, int]] = []
+
+    class Fitted:
+        def lists(self, positions: list[Position]) -> list[Candidates]:
+            return lists * len(positions)
+
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: asked.append(options) or Fitted())
+    options = RankerTraining(negatives="retriever", order="retriever", max_prompts=50, folds=3, seed=5)
+    examples = training_examples(options, copied, data)
+    assert asked == [{"folds": 3, "candidates": 20}]
+    assert len(examples) == 50
+    assert all((example.candidates == lists[0].items).all() for example in examples)
+    expected = sample_examples(data.training, RetrievedPools(Fitted().lists), count=50, seed=5)
+    assert [example.truth for example in examples] == [example.truth for example in expected]
+
+
+def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """7 random ones, which the retriever was not asked about, before the 5 of its own lists."""
+    data = load_data(copied)
+    lists = Candidates(
+        np.arange(1, 21, dtype=np.int32), np.arange(20, dtype=np.float32), np.arange(1, 21, dtype=np.int32)
+    )
+
+    class Fitted:
+        def lists(self, positions: list[Position]) -> list[Candidates]:
+            return [lists] * len(positions)
+
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: Fitted())
+    options = RankerTraining(random_prompts=7, negatives="retriever", order="retriever", max_prompts=5)
+    examples = training_examples(options, copied, data)
+    assert [example.scores.any() for example in examples] == [False] * 7 + [True] * 5
+
+
+def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
+    """50 for everybody: the first 20 are those of the stored table, no item of the history is among them."""
+    data = load_data(copied)
+    stored = CandidateTable.read(copied / "retriever" / "candidates-validation.parquet")
+    table = validation_table(copied, data, 50)
+    assert table.truth.tolist() == stored.truth.tolist()
+    for history, row, twenty in list(zip(data.training, table.candidates, stored.candidates, strict=True))[:20]:
+        assert len(row.items) == 50
+        assert row.items[:20].tolist() == twenty.items.tolist()
+        assert not set(row.items.tolist()) & set(history.tolist())
+    assert validation_table(copied, data, 20).candidates[0].items.tolist() == stored.candidates[0].items.tolist()
+
+
+def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
+    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty items ordered."""
+    brief = RankerTraining(
+        max_prompts=4, batch_size=4, validation_users=2, full_validation=False, max_history=3, candidates=50
+    )
+    with weighed(0.0):
+        metrics = train_ranker(brief, copied, str(tiny_base(tmp_path / "base")))
+    assert metrics["validation"]["users"] == 2
+    letters = json.loads((copied / "ranker" / "verbalizer.json").read_text())["letters"]
+    assert (len(letters), list(letters)[-1]) == (50, "x")
+    probe = json.loads((copied / "ranker" / "probes.json").read_text())[0]
+    assert len(probe["logprobs"]) == 50
+    ranker = Ranker.load(copied / "ranker", Runtime())
+    order, _ = ranker.rank(Prompt(probe["tokens"], probe["line_ends"]), np.zeros(50, np.float32), np.arange(1, 51))
+    assert sorted(order.tolist()) == list(range(50))
+    assert order.tolist() == np.argsort(-np.array(probe["logprobs"]), kind="stable").tolist()

@@ -1,0 +1,123 @@
+"""Reading candidates' lines: the loss, what is logged of a prompt while tuning, and bases that cannot be cut."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_base
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+from models.ranker.examples.sampling import Example
+from models.ranker.fitting.merge import save_merged
+from models.ranker.fitting.objective import LineObjective
+from models.ranker.fitting.packing import SHORTEST_SHARED
+from models.ranker.fitting.qlora import add_adapters, evaluating, line_logits, line_loss, load_base
+from models.ranker.prompt import Prompt
+from preprocessing.errors import InputError
+
+STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
+PROMPTS = [
+    Prompt([*STEM, 7, 8, 9, 10, 11], [33, 34, 36]),
+    Prompt([*STEM, 8, 8, 6], [33, 34]),
+    Prompt([11, 12, 13, 14], [1, 2, 3]),
+]
+TRUTHS = [1, 0, 2]
+SCORES = [
+    np.array([2.0, 0.0, 1.0], np.float32),
+    np.array([0.0, 0.0], np.float32),
+    np.array([5.0, 4.0, 3.0], np.float32),
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    """Two layers with adapters that do something."""
+    model = load_base(tiny_base(tmp_path), quantisation="none", dtype=torch.float32, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj"))
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def says(model: Any, prompt: Prompt, direction: torch.Tensor) -> torch.Tensor:
+    """By the definition, from transformers' own last hidden states, which its norm has passed, of one prompt alone."""
+    states = model(input_ids=torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states[-1][0]
+    return states[prompt.line_ends] @ direction
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_loss_is_that_of_each_prompt_read_alone(model: Any, share: bool):
+    """Cross-entropy of retriever's and lines' log-probabilities added up, written out for one unpacked prompt each."""
+    direction = torch.randn(64)
+    priors = [torch.from_numpy(row).log_softmax(0) for row in SCORES]
+    expected = -sum(
+        (prior + says(model, prompt, direction)).log_softmax(0)[truth]
+        for prompt, truth, prior in zip(PROMPTS, TRUTHS, priors, strict=True)
+    )
+    ours = line_loss(model, direction, PROMPTS, TRUTHS, priors, share=share)
+    assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_at_first_the_loss_is_the_retrievers_and_both_learn(model: Any):
+    """A direction of zeros adds nothing: the cross-entropy of the retriever alone; then adapters get a gradient too."""
+    objective = LineObjective(model)
+    examples = [
+        Example(np.array([1]), np.arange(len(row)), truth, row) for truth, row in zip(TRUTHS, SCORES, strict=True)
+    ]
+    alone = -sum(torch.from_numpy(row).log_softmax(0)[truth] for row, truth in zip(SCORES, TRUTHS, strict=True))
+    loss = objective.loss(model, PROMPTS, examples)
+    assert float(loss.detach()) == pytest.approx(float(alone), rel=1e-6)
+    loss.backward()
+    (direction,) = objective.trained
+    assert direction.grad is not None
+    assert direction.grad.abs().max() > 0
+    with torch.no_grad():
+        direction.normal_()
+    objective.loss(model, PROMPTS, examples).backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_validation_reads_what_the_loss_teaches(model: Any):
+    """One prompt in evaluation mode, by the definition."""
+    direction = torch.randn(64)
+    with evaluating(model):
+        found = line_logits(model, direction, PROMPTS[0])
+        assert found.numpy() == pytest.approx(says(model, PROMPTS[0], direction).numpy(), abs=1e-4)
+
+
+def test_a_cut_base_is_the_lower_layers_of_the_whole_one(tmp_path: Path):
+    """Its states behind the norm are those of transformers behind the first layer, normalised."""
+    folder = tiny_base(tmp_path)
+    given = {"quantisation": "none", "dtype": torch.float32, "device": "cpu"}
+    whole, cut = load_base(folder, **given), load_base(folder, **given, depth=1)
+    tokens = torch.tensor([STEM])
+    behind = whole(input_ids=tokens, output_hidden_states=True).hidden_states[1]
+    found = cut.get_decoder()(input_ids=tokens).last_hidden_state
+    assert torch.allclose(found, whole.get_decoder().norm(behind), atol=1e-5)
+
+
+def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_path: Path):
+    """Qwen 2 names a kind of attention for each of three layers; cut to two and merged, it loads again as it was."""
+    folder = tmp_path / "qwen"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=200, num_hidden_layers=3, **sizes)).save_pretrained(folder)
+    cut = load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=2)
+    save_merged(add_adapters(cut, rank=2, alpha=4, dropout=0.0, targets=("q_proj",)), folder, tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), dtype=torch.float32)
+    assert (len(again.model.layers), len(again.config.layer_types)) == (2, 2)
+    tokens = torch.tensor([STEM])
+    assert torch.allclose(again(input_ids=tokens).logits, cut(input_ids=tokens).logits, atol=1e-2)
+
+
+def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
+    """More layers than there are, and GPT-2, which keeps its own elsewhere."""
+    folder = tiny_base(tmp_path / "llama")
+    with pytest.raises(InputError, match="a depth of 3 layers: the base has 2, ask for no more"):
+        load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=3)
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel.* keeps its layers elsewhere than Llama: leave depth out"):
+        load_base(tmp_path / "gpt2", quantisation="none", dtype=torch.float32, device="cpu", depth=1)

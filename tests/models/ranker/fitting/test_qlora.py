@@ -1,0 +1,253 @@
+"""QLoRA on a tiny Llama: the loss, what an evaluation leaves behind, and the merged model."""
+
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import tiny_base
+from transformers import (
+    Gemma2ForCausalLM,
+    GPT2LMHeadModel,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+)
+
+from models.ranker.fitting import merge
+from models.ranker.fitting.merge import CHANGED, merged_tensors, save_merged
+from models.ranker.fitting.qlora import (
+    add_adapters,
+    answer_loss,
+    check_architecture,
+    evaluating,
+    letter_logits,
+    load_base,
+)
+from models.ranker.inference.scorer import Runtime
+from models.ranker.inference.torch_scorer import TorchScorer
+from preprocessing.errors import InputError
+
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
+ANSWERS = [[49, 2], [50, 2]]
+LETTERS = list(range(49, 69))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def adapted(folder: Path, quantisation: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A base with adapters that do something: freshly made ones add nothing until their second matrix is trained."""
+    model = load_base(folder, quantisation=quantisation, dtype=dtype, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj"))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def gradients(model: PeftModel) -> torch.Tensor:
+    model.zero_grad()
+    answer_loss(model, PROMPTS, ANSWERS).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
+
+
+def test_loss_is_that_of_the_answers_alone(folder: Path):
+    """The causal loss of transformers, one unpadded prompt at a time, everything but the answer labelled -100."""
+    model = adapted(folder, "none")
+    expected = 0.0
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        tokens = torch.tensor([[*prompt, *answer]])
+        labels = torch.tensor([[*[-100] * len(prompt), *answer]])
+        expected += float(model(input_ids=tokens, labels=labels).loss.detach()) * len(answer)
+    assert float(answer_loss(model, PROMPTS, ANSWERS).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_letter_logits_are_the_full_heads(folder: Path):
+    """The rows of the letters of transformers' full logits at the last position."""
+    model = adapted(folder, "none")
+    with evaluating(model):
+        expected = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1, LETTERS]
+        assert torch.allclose(letter_logits(model, PROMPTS[0], LETTERS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_survive_an_evaluation(folder: Path, dtype: torch.dtype):
+    """An evaluation lets bitsandbytes repack NF4 weights: the gradient must be the same to the bit before and after."""
+    model = adapted(folder, "nf4", dtype)
+    before = gradients(model)
+    with evaluating(model):
+        letter_logits(model, PROMPTS[0], LETTERS)
+    assert model.training
+    assert before.abs().max() > 0
+    assert torch.equal(gradients(model), before)
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, quantisation: str):
+    """Log-probabilities after a strict load into a plain Llama: within 2e-5 in fp32, 0.015 as stored in fp16."""
+    model = adapted(folder, quantisation)
+    with evaluating(model):
+        expected = letter_logits(model, PROMPTS[0], LETTERS).log_softmax(0)
+    save_merged(model, folder, tmp_path / "merged")
+    plain = LlamaForCausalLM.from_pretrained(str(folder)).eval()
+    head = plain.lm_head.weight  # tied: the stored weights name it once
+    for weights, tolerance in (
+        (dict(merged_tensors(model, torch.float32)), 2e-5),
+        (LlamaForCausalLM.from_pretrained(str(tmp_path / "merged")).state_dict(), 0.015),
+    ):
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        plain.load_state_dict(weights, strict=True)
+        assert plain.lm_head.weight is head
+        with torch.inference_mode():
+            logits = plain(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1, LETTERS]
+        assert (logits.log_softmax(0) - expected).abs().max() < tolerance
+
+
+def test_merging_twice_gives_the_same(folder: Path):
+    """Merging reads the model and changes nothing in it, an evaluation in between included."""
+    model = adapted(folder, "nf4", torch.bfloat16)
+    first = dict(merged_tensors(model))
+    with evaluating(model):
+        letter_logits(model, PROMPTS[0], LETTERS)
+    second = dict(merged_tensors(model))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_merged_folder_is_an_ordinary_one(folder: Path, tmp_path: Path):
+    """fp16 weights under the base's own names, its configuration without quantisation, and its tokenizer."""
+    save_merged(adapted(folder, "nf4"), folder, tmp_path)
+    merged = LlamaForCausalLM.from_pretrained(str(tmp_path))
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float16}
+    assert merged.state_dict().keys() == LlamaForCausalLM.from_pretrained(str(folder)).state_dict().keys()
+    assert not hasattr(merged.config, "quantization_config")
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_merged_model_carries_its_bases_licence_and_says_that_it_was_changed(folder: Path, tmp_path: Path):
+    """Llama 2's licence (1b) wants its text and notice with a derivative, Apache's (4b) word of the change."""
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    for name in ("LICENSE.txt", "USE_POLICY.md", "NOTICE"):
+        (base / name).write_text(f"the base's {name}\n")
+    save_merged(adapted(folder, "none"), base, tmp_path / "merged")
+    assert (tmp_path / "merged" / "LICENSE.txt").read_text() == "the base's LICENSE.txt\n"
+    assert (tmp_path / "merged" / "USE_POLICY.md").is_file()
+    assert (tmp_path / "merged" / "NOTICE").read_text() == f"the base's NOTICE\n\n{CHANGED}"
+
+
+def test_shards_hold_the_same_model_and_no_more_than_their_size(folder: Path, tmp_path: Path):
+    """Cut at 100,000 bytes the model loads as in one file; only the embedding, larger than that, exceeds it, alone."""
+    model = adapted(folder, "nf4")
+    save_merged(model, folder, tmp_path / "whole")
+    save_merged(model, folder, tmp_path / "cut", shard_bytes=100_000)
+    shards = sorted((tmp_path / "cut").glob("*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        with safe_open(shard, "pt") as tensors:
+            sizes = [tensors.get_tensor(name).nbytes for name in tensors.keys()]  # noqa: SIM118
+        assert sum(sizes) <= 100_000 or len(sizes) == 1
+    whole, cut = (LlamaForCausalLM.from_pretrained(str(tmp_path / name)).state_dict() for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What lets 7B merge in 16 GB: of the tensors made so far, a shard and one more at most are alive."""
+    made: list[tuple[weakref.ref[torch.Tensor], int]] = []
+    most = 0
+
+    def watched(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for name, tensor in merged_tensors(model):
+            made.append((weakref.ref(tensor), tensor.nbytes))
+            most = max(most, sum(size for alive, size in made if alive() is not None))
+            yield name, tensor
+            del tensor
+
+    monkeypatch.setattr(merge, "merged_tensors", watched)
+    save_merged(adapted(folder, "nf4"), folder, tmp_path, shard_bytes=100_000)
+    sizes = [size for _, size in made]
+    assert sum(sizes) > 100_000 + max(sizes)
+    assert most <= 100_000 + max(sizes)
+
+
+def other_base(folder: Path, architecture: type, **changed: object) -> Path:
+    """A tiny random model that is no Llama."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture(architecture.config_class(**{**settings, **changed})).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changed", "target"),
+    [
+        (Qwen2ForCausalLM, {"num_key_value_heads": 2, "intermediate_size": 64}, "q_proj"),
+        (GPT2LMHeadModel, {}, "c_attn"),
+    ],
+)
+def test_other_causal_models_are_trained_and_merged_alike(
+    tmp_path: Path, architecture: type, changed: dict[str, object], target: str
+):
+    """Biases, learned positions, tied heads: packed as alone, gradients in the adapters, merged to the same."""
+    base = other_base(tmp_path / "base", architecture, **changed)
+    model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
+    check_architecture(model, LETTERS, 100)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    assert gradients(model).abs().max() > 0
+    with evaluating(model):
+        expected = letter_logits(model, PROMPTS[0], LETTERS)
+    save_merged(model, base, tmp_path / "merged")
+    merged = TorchScorer(tmp_path / "merged", Runtime()).score(PROMPTS[:1], LETTERS)[0]
+    assert merged == pytest.approx(expected.numpy(), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changed", "message"),
+    [
+        (GraniteForCausalLM, {"logits_scaling": 4.0}, "GraniteForCausalLM.* changes its head's logits"),
+        (Gemma2ForCausalLM, {"head_dim": 8}, "Gemma2Attention caps its attention scores"),
+        (MistralForCausalLM, {"sliding_window": 64}, "looks back 64 tokens .* may have 100: lower --max-tokens to 64"),
+    ],
+)
+def test_what_is_computed_otherwise_is_refused(
+    tmp_path: Path, architecture: type, changed: dict[str, object], message: str
+):
+    """Scaled logits, capped attention, a window shorter than a prompt: it would learn other scores."""
+    settings = {"num_key_value_heads": 2, "intermediate_size": 64, "initializer_range": 0.5, **changed}
+    base = other_base(tmp_path, architecture, **settings)
+    model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",))
+    with pytest.raises(InputError, match=message):
+        check_architecture(model, LETTERS, 100)
+
+
+def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path):
+    """Weights that a folder lacks would be made up at random; adapters on nothing would train nothing."""
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks weights, model.layers.1.mlp.up_proj.weight first"):
+        load_base(broken, quantisation="none", dtype=torch.float32, device="cpu")
+    model = load_base(folder, quantisation="none", dtype=torch.float32, device="cpu")
+    with pytest.raises(InputError, match="adapters on c_attn: the base has no such projections"):
+        add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("c_attn",))
+    with pytest.raises(InputError, match="adapters on 3 layers: the base has 2"):
+        add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",), layers=3)

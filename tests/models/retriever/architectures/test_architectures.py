@@ -1,0 +1,180 @@
+"""What every retriever must keep: padding changes nothing, the future is unseen, what is served equals PyTorch."""
+
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, ITEM_ID, LIMIT, RETRIEVE, RETRIEVER_RANK
+from export.onnx_graph import export_retriever
+from export.steps import Retrieval
+from models.retriever.architectures.build import MODELS, build_model
+from models.retriever.batches import pad_left
+from models.retriever.candidates import top_candidates
+from models.retriever.inference.onnx_retriever import MODEL, STATE_MODEL, OnnxRetriever
+from models.retriever.options import RetrieverTraining
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.errors import InputError
+
+ITEMS, LENGTH = 50, 13
+OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_length=LENGTH) for name in MODELS}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    torch.manual_seed(7)
+    model = build_model(OPTIONS[request.param], ITEMS).eval()
+    with torch.no_grad():  # larger than at the start of a training, so that differences show
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The folder that the retriever's step reads."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_retriever(model, LENGTH, folder)
+    ids = [str(item) for item in range(1, ITEMS + 1)]
+    Catalogue([raw.encode() for raw in ids], ids, [1] * ITEMS).write(folder / ITEMS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx_session(exported):
+    return onnxruntime.InferenceSession(exported / MODEL)
+
+
+def scores(model, histories, length):
+    with torch.no_grad():
+        return model.score(model(torch.from_numpy(pad_left(histories, length)))[:, -1])
+
+
+histories = st.lists(st.integers(1, ITEMS), min_size=1, max_size=LENGTH)
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories)
+def test_padding_never_changes_the_scores(model, history):
+    """As little padding as can be, and as much: the same logits. BERT4Rec's mask needs a place too."""
+    history = np.array(history[: LENGTH - 1])
+    short = scores(model, [history], len(history) + 1)
+    torch.testing.assert_close(short, scores(model, [history], LENGTH), atol=1e-4, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories, histories)
+def test_scores_do_not_depend_on_the_batch(model, one, other):
+    """Alone and beside another history."""
+    one, other = np.array(one), np.array(other)
+    together = scores(model, [one, other], LENGTH)[0]
+    torch.testing.assert_close(together, scores(model, [one], LENGTH)[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "bert4rec"], indirect=True)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, ITEMS), min_size=LENGTH, max_size=LENGTH), st.integers(1, LENGTH - 1), st.integers(1, ITEMS)
+)
+def test_the_future_is_unseen(model, history, place, item):
+    """Another item at a place changes no state before it; BERT4Rec alone reads both ways."""
+    items = torch.tensor([history, [*history[:place], item, *history[place + 1 :]]])
+    with torch.no_grad():
+        states = model(items)[:, :place]
+    torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=0)
+
+
+def test_the_order_of_the_history_matters(model):
+    """The same items, the last two swapped: other scores."""
+    one, other = np.array([3, 9, 4, 7]), np.array([3, 9, 7, 4])
+    assert not torch.allclose(scores(model, [one], LENGTH), scores(model, [other], LENGTH), atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(1, ITEMS), max_size=2 * LENGTH), min_size=1, max_size=9))
+def test_onnx_equals_pytorch(model, onnx_session, histories):
+    """Any batch size, any history, the empty one too: the exported graph gives PyTorch's logits within 1e-4."""
+    rows = [np.array(history, np.int32) for history in histories]
+    expected = scores(model, rows, LENGTH).numpy()
+    found = onnx_session.run(None, {"items": pad_left(rows, LENGTH)})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+NOTHING = np.empty(0, np.int32)
+HISTORIES = {
+    "empty": NOTHING,
+    "one item": np.array([7], np.int32),
+    "an item again and again": np.array([7, 9, 7, 7], np.int32),
+    "as long as the model reads": np.arange(3, 3 + LENGTH, dtype=np.int32),
+    "longer than the model reads": np.arange(50, 50 - 2 * LENGTH, -1, dtype=np.int32),
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+def test_the_step_answers_what_pytorch_does(model, exported, history):
+    """The retriever's step on the exported files: PyTorch's top 20, all of the history and the excluded item masked."""
+    excluded = np.array([11], np.int32)
+    request = {HISTORY_ITEM: history, EXCLUDED_ITEM: excluded, GIVEN_ITEM: NOTHING, RETRIEVE: [1], LIMIT: [0]}
+    answer = Retrieval.load(exported).answer(request)
+    row = scores(model, [history], LENGTH)[0].numpy()
+    expected = top_candidates(row, np.append(history, excluded), 20)
+    assert [int(raw) for raw in answer[ITEM_ID]] == expected.items.tolist()
+    assert answer[RETRIEVER_RANK].tolist() == list(range(1, len(expected.items) + 1))
+
+
+def test_given_candidates_are_ranked_by_every_architecture(model, exported):
+    """The caller's items in PyTorch's order; the mask does not apply to them."""
+    history, items = np.array([7, 9], np.int32), np.array([30, 7, 2], np.int32)
+    row = scores(model, [history], LENGTH)[0].numpy()
+    assert OnnxRetriever.load(exported).given(history, items).items.tolist() == sorted(items, key=lambda i: -row[i])
+
+
+@pytest.fixture(scope="module")
+def indexed(model, exported, tmp_path_factory):
+    """The same with an index. Of 50 items it has 7 lists and reads all of them, so that it must be exact."""
+    folder = tmp_path_factory.mktemp("indexed")
+    export_retriever(model, LENGTH, folder, index=True)
+    shutil.copy(exported / ITEMS_FILE, folder)
+    return folder
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
+    """Items and scores of the exact search: masks, bias and order included.
+
+    Among items of one score, as all are to an untrained SASRec that has read nothing, it may choose others.
+    """
+    excluded = np.array([11], np.int32)
+    exact = OnnxRetriever.load(exported).candidates(history, excluded)
+    found = OnnxRetriever.load(indexed).candidates(history, excluded)
+    if len(np.unique(exact.scores)) > 1:
+        assert found.items.tolist() == exact.items.tolist()
+    assert not np.intersect1d(found.items, np.append(history, excluded)).size
+    assert found.ranks.tolist() == exact.ranks.tolist()
+    np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
+
+
+def test_the_state_is_computed_without_the_scores(indexed):
+    """The index would gain nothing: a session computes every node, so each must lead to the state."""
+    graph = onnx.load(indexed / STATE_MODEL, load_external_data=False).graph
+    read = {name for node in graph.node for name in node.input} | {"state"}
+    assert not [node.op_type for node in graph.node if not read.intersection(node.output)]
+    assert [output.name for output in graph.output] == ["state"]
+
+
+def test_without_faiss_the_index_is_refused(model, exported, indexed, tmp_path, monkeypatch):
+    """Written and loaded, the error names the package and the way without; without an index nothing misses it."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"needs faiss.*llamarec\[faiss\].*without --index"):
+        OnnxRetriever.load(indexed)
+    with pytest.raises(InputError, match="needs faiss"):
+        export_retriever(model, LENGTH, tmp_path, index=True)
+    assert not (tmp_path / MODEL).exists()
+    OnnxRetriever.load(exported)

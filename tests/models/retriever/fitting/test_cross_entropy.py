@@ -1,0 +1,38 @@
+"""The chunked cross-entropy against torch's."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from models.retriever.fitting import cross_entropy as module
+from models.retriever.fitting.cross_entropy import cross_entropy
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    predictions=st.integers(1, 40),
+    items=st.integers(2, 50),
+    scale=st.sampled_from([0.1, 1.0, 100.0]),
+    with_bias=st.booleans(),
+    chunk=st.sampled_from([1, 100, 1 << 20]),
+    seed=st.integers(0, 99),
+)
+def test_loss_and_gradients_equal_torchs(predictions, items, scale, with_bias, chunk, seed):
+    """Any size, logits up to the hundreds, one row a chunk or all in one: torch's own, in double precision."""
+    torch.manual_seed(seed)
+    states = (scale * torch.randn(predictions, 4, dtype=torch.float64)).requires_grad_()
+    weight = torch.randn(items, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(items, dtype=torch.float64, requires_grad=True) if with_bias else None
+    targets = torch.randint(items, (predictions,))
+    parameters = [states, weight, *([bias] if with_bias else [])]
+    expected = F.cross_entropy(F.linear(states, weight, bias), targets, reduction="sum") / 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        found = cross_entropy(states, weight, bias, targets) / 3
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)

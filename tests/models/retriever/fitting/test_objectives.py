@@ -1,0 +1,66 @@
+"""Losses, by hand and by what they mask."""
+
+import math
+
+import pytest
+import torch
+
+from models.retriever.architectures.bert4rec import BERT4Rec
+from models.retriever.fitting.objectives import binary_loss, cloze_loss
+
+
+class TwoItems:
+    """Scores item 1 with 2 and item 2 with -1, whatever came before."""
+
+    training = True
+
+    def states_at(self, items, kept):
+        return torch.ones(int(kept.sum()), 1)
+
+    def head(self):
+        return torch.tensor([[0.0], [1.5], [-1.0]]), torch.tensor([0.0, 0.5, 0.0])
+
+
+def test_binary_loss_by_hand():
+    """Of two items the wrong one is certain: target 1 gives log(1 + e^-2) and log(1 + e^-1), target 2 the opposite."""
+    right = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+    wrong = (math.log1p(math.exp(2)) + math.log1p(math.exp(1))) / 2
+    inputs = torch.tensor([[0, 0], [0, 1]])
+    for targets, expected in (([[0, 1], [1, 1]], right), ([[0, 0], [0, 2]], wrong)):
+        total, count = binary_loss(TwoItems(), inputs, torch.tensor(targets))
+        assert total.item() / count == pytest.approx(expected)
+
+
+def test_cloze_masks_the_share_it_is_given():
+    """In 1,000 full windows of 20 items .9 x .6 + .1 x 1/20 of them are filled in, five standard errors allowed."""
+    torch.manual_seed(0)
+    model = BERT4Rec(items=9, length=20, width=8, heads=2)
+    _, count = cloze_loss(model, torch.empty(0), torch.randint(1, 10, (1000, 20)), masked_share=0.6)
+    assert count / 20000 == pytest.approx(0.545, abs=0.03)
+
+
+def test_cloze_masks_items_and_never_the_padding(monkeypatch):
+    """In each of 500 windows one item at least, about a fifth of all, and the last alone in about a tenth and more."""
+    torch.manual_seed(0)
+    model = BERT4Rec(items=9, length=20, width=8, heads=2)
+    seen = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda items: seen.append(items) or encode(items))
+    lengths = torch.arange(500) % 20 + 1
+    targets = torch.where(torch.arange(20) >= 20 - lengths.unsqueeze(1), torch.randint(1, 10, (500, 20)), 0)
+    loss, count = cloze_loss(model, torch.empty(0), targets, masked_share=0.2)
+    assert loss.isfinite()
+    # Rows come in groups of like length; padding is cut off but what stays is a row's own end.
+    assert sum(map(len, seen)) == 500
+    masked = [items == model.mask for items in seen]
+    assert all(some.any(dim=1).all() for some in masked)
+    assert sum(int(some.sum()) for some in masked) == count
+    of_targets = torch.cat([items[items > 0] for items in seen]).bincount(minlength=11)
+    assert 0.15 < of_targets[model.mask] / (targets > 0).sum() < 0.3
+    assert (of_targets[:10] <= targets[targets > 0].bincount(minlength=10)).all()
+    full = torch.cat(
+        [some[(items > 0).all(dim=1)] for items, some in zip(seen, masked, strict=True) if some.shape[1] == 20]
+    )
+    assert 0.12 < full.float().mean() < 0.28
+    only_last = (full.sum(dim=1) == 1) & full[:, -1]
+    assert 0.0 < only_last.float().mean() < 0.5

@@ -1,0 +1,179 @@
+"""The search for dropout and weight decay: what it tries, what it keeps, and that it goes on where it was stopped."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from models.retriever import search as module
+from models.retriever.options import RetrieverTraining
+from models.retriever.search import SPACES, Search, search
+from preprocessing.errors import InputError
+from preprocessing.preprocess import Preprocessing, preprocess
+
+TRAINING = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=1, validate_every=2, batch_size=16, seed=3)
+GRID = Search(training=TRAINING, space="paper", budget=10)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """60 users who walk round the same circle of 30 items."""
+    folder = tmp_path_factory.mktemp("cycling")
+    rows = ["user,item,timestamp,title"]
+    for user in range(60):
+        rows += [f"{user},{(user + step) % 30},{step},Film {(user + step) % 30}" for step in range(12)]
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    preprocess(Preprocessing(dataset="table", raw=folder / "log.csv"), folder)
+    return folder / "data"
+
+
+@pytest.fixture
+def artifacts(data, tmp_path):
+    (tmp_path / "data").symlink_to(data)
+    return tmp_path
+
+
+def tried(result):
+    return sorted((row["weight_decay"], row["dropout"]) for row in result["trials"])
+
+
+def test_the_papers_grid_is_tried_once_each(artifacts):
+    """Weight decay {0, 0.01} x dropout {0.1, .. 0.5} (section 4.0.4), whatever the budget; the best comes first."""
+    result = search(replace(GRID, budget=50), artifacts)
+    assert tried(result) == [(decay, share / 10) for decay in (0.0, 0.01) for share in range(1, 6)]
+    ended = [row["validation_Recall@10"] for row in result["trials"] if row["state"] == "complete"]
+    assert result["best"] == result["trials"][0]
+    assert result["best"]["validation_Recall@10"] == max(ended)
+    (folder,) = (artifacts / "tuning").iterdir()
+    assert json.loads((folder / "trials.json").read_text()) == result
+    assert not list(folder.glob("*.pt"))
+
+
+def test_a_larger_budget_continues_the_search(artifacts, monkeypatch):
+    """Two trainings, then three in all: the first two are not trained again, in ranges not drawn again either."""
+    wide = Search(training=TRAINING, space="wide", budget=2)
+    first = search(wide, artifacts)
+    trainings = count_trainings(monkeypatch)
+    assert search(wide, artifacts) == first
+    assert len(trainings) == 0
+    second = search(replace(wide, budget=3), artifacts)
+    assert len(trainings) == 1
+    assert len(set(tried(second))) == 3
+    assert set(tried(first)) < set(tried(second))
+
+
+def count_trainings(monkeypatch):
+    """The steps at which every training from now on begins."""
+    begun, fit = [], module.fit
+
+    def counted(training, data, checkpoint, *rest):
+        state = checkpoint.load()
+        begun.append(json.loads(state["progress"])["step"] if state else 0)
+        return fit(training, data, checkpoint, *rest)
+
+    monkeypatch.setattr(module, "fit", counted)
+    return begun
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_training_goes_on_from_its_last_validation(artifacts, monkeypatch, stop):
+    """Stopped at its first validation and, started again, at the next: the same training ends, and stands there once.
+
+    Ctrl-C is told to the study; of a process that ends in any other way the study knows nothing.
+    """
+    report = module.Trial.report
+    begun = count_trainings(monkeypatch)
+    for stopped_at in (0, 2):
+
+        def stopped(trial, value, step, last=stopped_at):
+            report(trial, value, step)
+            if step == last:
+                raise stop
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module.Trial, "report", stopped)
+            with pytest.raises(stop):
+                search(replace(GRID, budget=1), artifacts)
+    (left,) = (artifacts / "tuning").glob("*/*.pt")
+    result = search(replace(GRID, budget=1), artifacts)
+    assert begun == [0, 0, 2]
+    (row,) = result["trials"]
+    assert left.stem == f"weight_decay-{row['weight_decay']:g}-dropout-{row['dropout']:g}"
+    assert row["steps"] > 2
+
+
+def test_a_poor_training_is_pruned(artifacts, monkeypatch):
+    """Three reach 0.9 at every validation and the fourth 0.1: it ends at the first that may judge it."""
+    course = module.fit
+
+    def watched(training, data, checkpoint, logs, watch):
+        value = 0.9 if len(seen) < 3 else 0.1
+        seen.append([])
+
+        def watch_instead(step, _):
+            seen[-1].append(step)
+            watch(step, value)
+
+        return course(training, data, checkpoint, logs, watch_instead)
+
+    seen = []
+    monkeypatch.setattr(module, "fit", watched)
+    training = replace(TRAINING, patience=4, epochs=4)
+    result = search(Search(training=training, space="dropout", budget=4), artifacts)
+    assert [row["state"] for row in result["trials"]] == ["complete"] * 3 + ["pruned"]
+    assert seen[3] == [0, 2, 4]
+    assert result["trials"][-1]["validation_Recall@10"] == 0.1
+
+
+def test_other_options_are_another_search(artifacts):
+    """The learning rate is not searched: with another one nothing of the first search counts."""
+    one = Search(training=TRAINING, space="dropout", budget=1)
+    first = search(one, artifacts)
+    other = search(replace(one, training=replace(TRAINING, learning_rate=0.01)), artifacts)
+    assert first["folder"] != other["folder"]
+    assert len(other["trials"]) == 1
+
+
+def test_only_the_validation_split_is_read(artifacts, monkeypatch):
+    """Test items that point nowhere change nothing: they are not looked at."""
+    seen = search(Search(training=TRAINING, space="dropout", budget=1), artifacts)
+    load = module.load_data
+
+    def without_test(folder):
+        return replace(load(folder), test=None)
+
+    monkeypatch.setattr(module, "load_data", without_test)
+    other = replace(TRAINING, patience=TRAINING.patience + 1)  # another search of the same training
+    again = search(Search(training=other, space="dropout", budget=1), artifacts)
+    assert again["best"]["validation_Recall@10"] == seen["best"]["validation_Recall@10"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"space": "huge"}, "there is no space 'huge': choose one of paper"),
+        ({"budget": 0}, "the budget must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Search(training=TRAINING, **wrong)
+
+
+def test_every_space_names_options_of_the_training():
+    """Otherwise a search would fail at its first training."""
+    for space in SPACES.values():
+        assert set(space) <= set(RetrieverTraining.__dataclass_fields__)
+
+
+def test_a_loss_that_is_no_number_ends_the_search(artifacts):
+    """Every training of the space would meet it: the error names the step and the learning rate."""
+    training = replace(TRAINING, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"loss is .* at step .*learning rate 1e\+30"):
+        search(Search(training=training, space="dropout", budget=2), artifacts)
+
+
+def test_without_data_the_command_is_named(tmp_path):
+    with pytest.raises(InputError, match="run `llamarec preprocess` first"):
+        search(GRID, tmp_path)
+    assert list(tmp_path.iterdir()) == []
