@@ -12,10 +12,11 @@ COPY client client
 COPY preprocessing preprocessing
 COPY models models
 COPY export export
+COPY serving serving
 COPY llamarec llamarec
 COPY model_repository model_repository
 # Python 3.12 here, so the `serve` extra only: NVTabular and the training packages stay outside.
-RUN python3 -m pip install --no-cache-dir --break-system-packages -c constraints-serve.txt '.[serve]' \
+RUN python3 -m pip install --no-cache-dir --break-system-packages -c constraints-serve.txt ./client '.[serve]' \
     && useradd --create-home --uid 10001 llamarec
 USER 10001
 ENV PYTHONUNBUFFERED=1

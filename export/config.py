@@ -1,7 +1,7 @@
 """The ``config.pbtxt`` of every model in the repository, generated from the serving contract and a few options.
 
 The files of the default options are committed, so that the repository can be read and served as it stands;
-``python -m export.config`` writes them again after a change to ``client/contract.py``.
+``python -m export.config`` writes them again after a change to ``client/llamarec_client/contract.py``.
 """
 
 from collections.abc import Mapping
@@ -12,23 +12,22 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from client.contract import (
-    ENSEMBLE,
-    REQUEST,
-    RESPONSE,
-    RETRIEVAL_ENSEMBLE,
+from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
+from preprocessing.errors import InputError
+from serving.contract import (
+    CACHE_PARAMETER,
+    QUEUE_PARAMETER,
+    SCORES_PARAMETER,
+    SIZE_PARAMETER,
     STEP_SPECS,
     STEPS,
     ModelSpec,
-    TensorSpec,
 )
-from export.steps import CACHE_PARAMETER, QUEUE_PARAMETER, SCORES_PARAMETER, SIZE_PARAMETER
-from preprocessing.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 CONFIG = "config.pbtxt"
 ENSEMBLE_STEPS = {ENSEMBLE: STEPS, RETRIEVAL_ENSEMBLE: STEPS[:2]}
-HEADER = "# Generated from client/contract.py by `python -m export.config`: change it there.\n"
+HEADER = "# Generated from client/llamarec_client/contract.py by `python -m export.config`: change it there.\n"
 RETRIEVER_SCORES = "retriever_scores"
 """With ``--retriever-runtime onnxruntime``: the retriever's graph as a model of its own, in Triton's ONNX backend."""
 
@@ -109,7 +108,7 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, An
 def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
     """One Python model. Requests that queue while it works are handed to it together; by default none waits.
 
-    No step has a queue policy: see :mod:`export.waiting` for what limits the wait for the ranker, and why.
+    No step has a queue policy: see :mod:`serving.steps.ranker_queue` for what limits the wait for the ranker, and why.
     """
     config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": 1}], "dynamic_batching": {}}
     if name == "ranker":

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
-from client.releases import NAME, RELEASES, list_releases, manifest_path, sha256, write_whole
-from export.offline import ExportedSteps
 from export.repository import Export, check_artifacts, export
+from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from preprocessing.artifacts import sha256, write_whole
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
+from serving.offline import ExportedSteps
+from serving.server.releases import NAME, RELEASES, list_releases, manifest_path
 
 PROBES = 3
 """Users of the data set whose served answers must come back before the release is promoted."""
@@ -82,8 +83,7 @@ def _probes(steps: ExportedSteps, artifacts: Path) -> list[dict[str, Any]]:
     data = load_data(artifacts)
     probes = []
     for user in np.random.default_rng(0).permutation(len(data.users))[:PROBES]:
-        items = (*data.training[user], data.validation[user])
-        history = [data.catalogue.raw(int(item)).decode() for item in items]
+        history = data.raw_history(int(user))
         answer = steps.recommend(history)
         probes.append({"history": history, "items": [row[0] for row in answer], "scores": [row[1] for row in answer]})
     return probes

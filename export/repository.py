@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.contract import STEPS
 from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
 from export.onnx_graph import export_retriever
 from models.ranker.inference.ranker import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
-from models.ranker.inference.scorer import Runtime, choose_runtime
+from models.ranker.inference.runtimes import choose_runtime
+from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
 from models.retriever.inference.index import import_faiss
 from models.retriever.inference.onnx_retriever import MODEL
@@ -22,8 +22,9 @@ from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
+from serving.contract import STEPS
+from serving.layout import KIND, step_artifact
 
-KIND = "step"
 PASS_FILE = "pass.json"
 """In the ranker's exported folder: what one pass took on the machine that exported."""
 MEASURED_PASSES = 5
@@ -53,11 +54,6 @@ class Export:
         chosen = asdict(choose_runtime("cuda" if self.device == "gpu" else self.device))
         given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
         return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
-
-
-def step_artifact(repository: Path, step: str, suffix: str = "") -> Path:
-    """Where the files of a step stand in a model repository."""
-    return repository / (step + suffix) / "1" / "artifact"
 
 
 def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSITORY, *, suffix: str = "") -> str:
@@ -115,21 +111,6 @@ def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
                 )
         manifests[kind] = manifest
     return manifests
-
-
-def read_release(repository: Path, suffix: str = "") -> str:
-    """The release of a completely exported repository.
-
-    Raises:
-        InputError: a step has no files, or the steps' files are of different releases.
-    """
-    releases = {
-        read_manifest(step_artifact(repository, step, suffix), KIND, "llamarec export").facts["release"]
-        for step in STEPS
-    }
-    if len(releases) != 1:
-        raise InputError(f"the steps in {repository} are of different exports: run `llamarec export` again")
-    return str(releases.pop())
 
 
 def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callable[[Path], None]]:

@@ -1,6 +1,7 @@
-"""What several commands take, and a stage's options from a named preset and what the command line changed of it."""
+"""Options that several commands share, and a stage's options from what the command line was given."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -8,34 +9,58 @@ import typer
 
 from preprocessing.errors import InputError
 
-Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a folder in it.")]
+Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a subfolder.")]
 Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
+Releases = Annotated[Path, typer.Option(help="The repository of releases; `llamarec serve --repository` serves it.")]
+Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="`lrurec`, the paper's retriever, or `sasrec`, `bert4rec`, `narm`; default: the preset's."),
+    typer.Option(help="`lrurec` (the paper's retriever), `sasrec`, `bert4rec` or `narm`. Overrides the preset."),
 ]
 Loss = Annotated[
-    str | None, typer.Option(help="`softmax` over all items, or `binary`, SASRec's own; default: the model's.")
+    str | None,
+    typer.Option(help="`softmax` over all items, or `binary`, SASRec's own. Default: the model's."),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
+Epochs = Annotated[int | None, typer.Option(help="Maximum number of epochs. Overrides the preset.")]
 ValidateEvery = Annotated[int | None, typer.Option(help="Steps between two validations.")]
-Patience = Annotated[int | None, typer.Option(help="Validations without a better Recall@10 before a training stops.")]
-Seed = Annotated[int | None, typer.Option(help="Of whatever is drawn: initialisation, shuffling, sampling.")]
+Patience = Annotated[int | None, typer.Option(help="Validations without a better Recall@10 before training stops.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Device = Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")]
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
+DEFAULT_RELEASES = Path("releases")
+DEFAULT_SERVER = "127.0.0.1:8001"
 Options = TypeVar("Options")
 
 
-def from_preset(
-    options: type[Options], presets: Mapping[str, Mapping[str, Any]], preset: str, **given: object
+def from_given(
+    options: type[Options], given: Mapping[str, object], defaults: Mapping[str, Any] | None = None
 ) -> Options:
-    """The stage's options: its defaults, then the preset, then every given value that is not None.
+    """Build a stage's options from a command's parameters.
+
+    Args:
+        options: the stage's dataclass; parameters with the names of its fields are taken.
+        given: the command's parameters by name; None stands for "not given".
+        defaults: what applies where nothing is given, a preset for example.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    names = {field.name for field in fields(options)}  # type: ignore[arg-type]  # a dataclass, which TypeVar cannot say
+    chosen = {name: value for name, value in given.items() if name in names and value is not None}
+    return options(**{**(defaults or {}), **chosen})
+
+
+def from_preset(
+    options: type[Options], presets: Mapping[str, Mapping[str, Any]], preset: str, given: Mapping[str, object]
+) -> Options:
+    """Build a stage's options from its defaults, then the preset, then every given value that is not None.
 
     Raises:
         InputError: there is no such preset, or a value is out of range.
     """
     if preset not in presets:
         raise InputError(f"there is no preset {preset!r}: choose one of {', '.join(presets)}")
-    return options(**{**presets[preset], **{name: value for name, value in given.items() if value is not None}})
+    return from_given(options, given, presets[preset])

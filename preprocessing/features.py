@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.contract import CANDIDATES, EXCLUDE, HISTORY, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, TOP_K
+from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, TOP_K
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 

@@ -1,10 +1,10 @@
-"""The development data sets; what becomes of their tests where the folder is absent; the fixtures of pipeline.py."""
+"""The development data sets; what becomes of their tests where the folder is absent; the fixtures of support/."""
 
 from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["pipeline"]
+pytest_plugins = ["pipeline", "echo"]
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from client.contract import MAX_CANDIDATES
-from models.ranker.examples.sampling import Negatives, Order
-from models.ranker.inference.verbalizer import Read
+from llamarec_client.contract import MAX_CANDIDATES
 from models.ranker.prompt import LETTERS
 from preprocessing.errors import InputError
 
+Negatives = Literal["random", "popular", "retriever"]
+Order = Literal["shuffled", "retriever"]
+Read = Literal["letters", "lines"]
 Quantisation = Literal["nf4", "none"]
 TrainingDtype = Literal["auto", "bfloat16", "float32"]
 ValidateBy = Literal["alone", "fused"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from client.contract import MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 

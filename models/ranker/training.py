@@ -190,7 +190,8 @@ def probes(
     model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
     """Return a few prompts and the merged model's fp32 log-probabilities, which every runtime replays."""
-    from models.ranker.inference.scorer import Runtime, choose_runtime
+    from models.ranker.inference.runtimes import choose_runtime
+    from models.ranker.inference.scorer import Runtime
     from models.ranker.inference.torch_scorer import TorchScorer
 
     scorer = TorchScorer(model, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.contract import MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.batches import Items, pad_left
 from models.retriever.candidates import CandidateWriter, mask, place_of, top_candidates

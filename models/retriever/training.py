@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
-from client.contract import MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from models.checkpoint import Checkpoint
 from models.metrics import recall, summary
 from models.retriever.architectures.build import build_model

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.canary import canary_model, parse_share
-from client.errors import InvalidRequest
+from llamarec_client.canary import canary_model, parse_share
+from llamarec_client.errors import InvalidRequest
 
 USERS = [f"user {number}" for number in range(20_000)]
 

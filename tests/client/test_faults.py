@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from client.errors import Overloaded, ServerUnavailable, StepDied
-from client.recommender import AsyncRecommenderClient, RecommenderClient, Request, Tls
-from client.server import LocalServer
+from llamarec_client.errors import Overloaded, ServerUnavailable, StepDied
+from llamarec_client.recommender import AsyncRecommenderClient, RecommenderClient, Request, Tls
+from serving.server.local import LocalServer
 
 
 def step_process(server: LocalServer, step: str) -> int:

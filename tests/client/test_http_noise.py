@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client.recommender import RecommenderClient
-from client.server import LocalServer
+from llamarec_client.recommender import RecommenderClient
+from serving.server.local import LocalServer
 
 PATH = b"/v2/models/llamarec/infer"
 GOOD = json.dumps({"inputs": [{"name": "HISTORY", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}]}).encode()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from client.contract import RETRIEVAL_ENSEMBLE
-from client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
-from client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
-from client.server import free_ports
+from llamarec_client.contract import RETRIEVAL_ENSEMBLE
+from llamarec_client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
+from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
+from serving.server.programs import free_ports
 
 IDS = st.lists(st.characters(exclude_characters="~?", exclude_categories=["Cs"]), max_size=50)
 """Ids of one character each, of any script; a surrogate is no text, the echo takes a second for ``~`` and does not know

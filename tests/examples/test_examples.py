@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from client.recommender import RecommenderClient
-from client.server import free_ports
+from llamarec_client.recommender import RecommenderClient
+from serving.server.programs import free_ports
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

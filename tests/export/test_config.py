@@ -4,7 +4,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, STEPS
 from export.config import (
     CONFIG,
     DEFAULTS,
@@ -15,8 +14,9 @@ from export.config import (
     model_configs,
     write_configs,
 )
-from export.steps import QUEUE_PARAMETER, SIZE_PARAMETER
+from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
 from preprocessing.errors import InputError
+from serving.contract import QUEUE_PARAMETER, SIZE_PARAMETER, STEPS
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 

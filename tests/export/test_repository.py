@@ -7,12 +7,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from client.contract import STEPS
 from export.config import CONFIG, Serving, model_configs
-from export.offline import ExportedSteps
-from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export, read_release, step_artifact
+from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export
 from preprocessing.artifacts import MANIFEST
 from preprocessing.errors import InputError
+from serving.contract import STEPS
+from serving.layout import exported_release, step_artifact
+from serving.offline import ExportedSteps
 
 OPTIONS = Export(threads=1)
 
@@ -25,7 +26,7 @@ def copied(folder, to, *stages):
 
 def test_every_step_carries_the_same_release(artifacts, repository):
     """The hash that export returns is the one that all four steps' manifests hold."""
-    assert read_release(repository) == export(OPTIONS, artifacts, repository)
+    assert exported_release(repository) == export(OPTIONS, artifacts, repository)
 
 
 def test_another_export_of_the_same_artifacts_touches_nothing(artifacts, repository):
@@ -55,8 +56,8 @@ def test_a_half_done_export_is_refused(artifacts, repository, tmp_path):
     content["options"] = {}
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match="different exports: run `llamarec export` again"):
-        read_release(half)
-    assert export(OPTIONS, artifacts, half) == read_release(half) == read_release(repository)
+        exported_release(half)
+    assert export(OPTIONS, artifacts, half) == exported_release(half) == exported_release(repository)
 
 
 def test_a_missing_stage_is_named_with_its_command(artifacts, tmp_path):

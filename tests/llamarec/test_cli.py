@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from client.server import free_ports
 from llamarec.cli import main
+from serving.server.programs import free_ports
 
 
 @pytest.fixture

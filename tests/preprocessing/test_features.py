@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
+from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 from preprocessing.features import FeatureEncoder

@@ -14,14 +14,15 @@ import pytest
 from supervised import Served, serving, wait_for
 from traffic import CuttingProxy, send, slow_reader
 
-from client.contract import MAX_CANDIDATES
-from client.errors import ClientError, ServerError
-from client.recommender import RecommenderClient, Request
-from client.releases import promote, rollback
-from export.offline import ExportedSteps
 from export.release import build_release
 from export.repository import Export
 from llamarec.tables import console, print_table
+from llamarec_client.contract import MAX_CANDIDATES
+from llamarec_client.errors import ClientError
+from llamarec_client.recommender import RecommenderClient, Request
+from serving.errors import ServerFailure
+from serving.offline import ExportedSteps
+from serving.server.releases import promote, rollback
 
 pytestmark = pytest.mark.soak
 
@@ -124,7 +125,7 @@ def patiently(change, *arguments):
     while True:
         try:
             return change(*arguments)
-        except ServerError:
+        except ServerFailure:
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)

@@ -1,15 +1,16 @@
-"""Triton step: raw ids to the catalogue's numbers."""
+"""Triton step: raw ids to item numbers."""
 
 from typing import Any
 
-from export.steps import Features, Worker
+from serving.steps.features import FeaturesStep
+from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`export.steps.Features`."""
+    """See :class:`serving.steps.features.FeaturesStep`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.worker = Worker("features", args, Features.load)
+        self.worker = Worker.open("features", args, FeaturesStep.load)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from export.steps import Prompting, Worker
+from serving.steps.prompt_builder import PromptBuilderStep
+from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`export.steps.Prompting`."""
+    """See :class:`serving.steps.prompt_builder.PromptBuilderStep`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.worker = Worker("prompt_builder", args, Prompting.load)
+        self.worker = Worker.open("prompt_builder", args, PromptBuilderStep.load)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from export.steps import CACHE_PARAMETER, Ranking, Worker, parameter
+from serving.contract import CACHE_PARAMETER
+from serving.layout import parameter
+from serving.steps.ranker import RankerStep
+from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`export.steps.Ranking`."""
+    """See :class:`serving.steps.ranker.RankerStep`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        remembered = int(parameter(args, CACHE_PARAMETER) or 0)
-        self.worker = Worker("ranker", args, lambda folder: Ranking.load(folder, remembered))
+        cached = int(parameter(args, CACHE_PARAMETER) or 0)
+        self.worker = Worker.open("ranker", args, lambda folder: RankerStep.load(folder, cached))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -1,16 +1,19 @@
-"""Triton step: history to candidates."""
+"""Triton step: a history to its candidates."""
 
 from typing import Any
 
-from export.steps import SCORES_PARAMETER, Retrieval, Worker, parameter
+from serving.contract import SCORES_PARAMETER
+from serving.layout import parameter
+from serving.steps.retriever import RetrieverStep
+from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`export.steps.Retrieval`."""
+    """See :class:`serving.steps.retriever.RetrieverStep`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        scores = parameter(args, SCORES_PARAMETER)
-        self.worker = Worker("retriever", args, lambda folder: Retrieval.load(folder, scores))
+        scores_model = parameter(args, SCORES_PARAMETER)
+        self.worker = Worker.open("retriever", args, lambda folder: RetrieverStep.load(folder, scores_model))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -3,17 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.ranker.options import Order
 from models.retriever.batches import Items
 from models.retriever.candidates import Candidates
 from preprocessing.errors import InputError
-
-Negatives = Literal["random", "popular", "retriever"]
-Order = Literal["shuffled", "retriever"]
 
 POSITIONS_AT_ONCE = 512
 """Positions whose candidates are made together: the retriever scores in batches."""

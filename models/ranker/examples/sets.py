@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.contract import MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from models.ranker.examples.sampling import Example, RandomPools, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
 from models.retriever.batches import Items

@@ -31,7 +31,7 @@ class OpenVinoScorer(Scorer):
     """See :class:`models.ranker.inference.scorer.Scorer`."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
-        """Args: see :func:`models.ranker.inference.scorer.load_scorer`.
+        """Args: see :func:`models.ranker.inference.runtimes.load_scorer`.
 
         Raises:
             InputError: the model has a feature of Llama that the graph has not.

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.ranker.fusion import fuse, log_softmax, order
-from models.ranker.inference.scorer import Runtime, Scorer, load_scorer
+from models.ranker.inference.runtimes import load_scorer
+from models.ranker.inference.scorer import Runtime, Scorer
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer, restore_verbalizer
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError

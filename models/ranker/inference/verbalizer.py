@@ -8,7 +8,7 @@ the history and that title, along a direction that is trained with the adapters.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from models.ranker.inference.scorer import Scorer
 from models.ranker.prompt import LETTERS, Prompt
 
-Read = Literal["letters", "lines"]
 VERBALIZER_FILE = "verbalizer.json"
 """Stored with a ranker: the letters' token ids, or the lines' direction."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from client.contract import MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.batches import pad_left
 from models.retriever.candidates import Candidates, given_candidates, top_candidates
 

@@ -13,12 +13,12 @@ from llama2 import llama2_tokenizer
 from tiny import tiny_base
 from tokenizers import Tokenizer
 
-from export.offline import ExportedSteps
 from export.repository import Export, export
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, PromptBuilder, PromptSettings, letter_ids
 from models.ranker.training import train_ranker
 from preprocessing.catalogue import Catalogue
+from serving.offline import ExportedSteps
 
 
 @cache

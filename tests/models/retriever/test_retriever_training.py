@@ -12,7 +12,6 @@ import torch
 from pipeline import BRIEF_RETRIEVER
 from safetensors.torch import load_file
 
-from client.server import free_ports
 from models.metrics import recall
 from models.retriever import training
 from models.retriever.candidates import CandidateTable
@@ -22,6 +21,7 @@ from preprocessing.artifacts import read_manifest
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
+from serving.server.programs import free_ports
 
 BRIEF = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=12, validate_every=4, batch_size=16, seed=3)
 

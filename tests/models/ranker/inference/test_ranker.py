@@ -16,10 +16,11 @@ from tiny import tiny_base
 from transformers import LlamaForCausalLM
 
 from models.ranker import precision
-from models.ranker.inference import scorer as interface
+from models.ranker.inference import runtimes
 from models.ranker.inference.openvino_scorer import hidden_states, weights_of
 from models.ranker.inference.ranker import Ranker, write_runtime
-from models.ranker.inference.scorer import Runtime, choose_runtime, load_scorer
+from models.ranker.inference.runtimes import choose_runtime, load_scorer
+from models.ranker.inference.scorer import Runtime
 from models.ranker.inference.verbalizer import LineVerbalizer
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
@@ -140,7 +141,7 @@ def test_runtime_follows_the_processor(
 ):
     """bf16 only where the processor multiplies it itself, emulated it is slow; OpenVINO where it is there."""
     monkeypatch.setattr(precision, "_processor_has_bf16", lambda: native)
-    monkeypatch.setattr(interface.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: object() if installed else None)
     runtime = choose_runtime("cpu")
     assert (runtime.runtime, runtime.dtype, runtime.device) == (*expected, "cpu")
     assert runtime.threads >= 1

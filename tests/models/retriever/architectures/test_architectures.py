@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, ITEM_ID, LIMIT, RETRIEVE, RETRIEVER_RANK
 from export.onnx_graph import export_retriever
-from export.steps import Retrieval
+from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK
 from models.retriever.architectures.build import MODELS, build_model
 from models.retriever.batches import pad_left
 from models.retriever.candidates import top_candidates
@@ -21,6 +20,8 @@ from models.retriever.inference.onnx_retriever import MODEL, STATE_MODEL, OnnxRe
 from models.retriever.options import RetrieverTraining
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
+from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
+from serving.steps.retriever import RetrieverStep
 
 ITEMS, LENGTH = 50, 13
 OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_length=LENGTH) for name in MODELS}
@@ -122,7 +123,7 @@ def test_the_step_answers_what_pytorch_does(model, exported, history):
     """The retriever's step on the exported files: PyTorch's top 20, all of the history and the excluded item masked."""
     excluded = np.array([11], np.int32)
     request = {HISTORY_ITEM: history, EXCLUDED_ITEM: excluded, GIVEN_ITEM: NOTHING, RETRIEVE: [1], LIMIT: [0]}
-    answer = Retrieval.load(exported).answer(request)
+    answer = RetrieverStep.load(exported).answer(request)
     row = scores(model, [history], LENGTH)[0].numpy()
     expected = top_candidates(row, np.append(history, excluded), 20)
     assert [int(raw) for raw in answer[ITEM_ID]] == expected.items.tolist()

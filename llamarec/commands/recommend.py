@@ -1,0 +1,55 @@
+"""`llamarec recommend`."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_SERVER, Json, Server
+from llamarec.tables import print_json, print_table
+from llamarec_client.contract import ENSEMBLE, MAX_CANDIDATES
+
+
+def recommend(
+    history: Annotated[list[str] | None, typer.Option(help="Raw item id, oldest first; repeatable.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Raw item id that must not be returned; repeatable.")
+    ] = None,
+    candidates: Annotated[
+        list[str] | None, typer.Option(help="Raw item id to rank instead of retrieving; repeatable.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"Number of items to return, 1 to {MAX_CANDIDATES}.")] = None,
+    model: Annotated[str, typer.Option(help="`llamarec`, or `llamarec_retrieval` without the ranker.")] = ENSEMBLE,
+    user: Annotated[str | None, typer.Option(help="User id, for the server's logs and the choice of a canary.")] = None,
+    canary: Annotated[str, typer.Option(help="Share of the users that the canary release answers: `5%`.")] = "0%",
+    server: Server = DEFAULT_SERVER,
+    artifacts: Annotated[
+        Path, typer.Option(help="Folder of the artifacts, whose titles are shown where it exists.")
+    ] = DEFAULT_ARTIFACTS,
+    as_json: Json = False,
+) -> None:
+    """Ask a running server for one user's recommendations."""
+    from llamarec_client import RecommenderClient
+    from llamarec_client.canary import canary_model, parse_share
+
+    model = canary_model(model, user, parse_share(canary))
+    with RecommenderClient(server) as client:
+        answer = client.recommend(
+            history or [], exclude=exclude, candidates=candidates, top_k=top_k, user_id=user, model=model
+        )
+    if as_json:
+        print_json([asdict(recommendation) for recommendation in answer])
+        return
+    title_of = titles(artifacts)
+    rows = [[place, r.item_id, title_of(r.item_id), r.score, r.retriever_rank] for place, r in enumerate(answer, 1)]
+    print_table("recommendations", ["", "item", "title", "score", "retriever rank"], rows)
+
+
+def titles(artifacts: Path) -> Callable[[str], str]:
+    """Return a look-up of titles by raw id; without the data set's artifacts every title is empty."""
+    from preprocessing.catalogue import ITEMS_FILE, Catalogue
+
+    path = artifacts / "data" / ITEMS_FILE
+    return Catalogue.load(path).title_of if path.is_file() else lambda raw_id: ""

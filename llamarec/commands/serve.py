@@ -1,0 +1,38 @@
+"""`llamarec serve`."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from llamarec.options import DEFAULT_REPOSITORY, Repository
+from preprocessing.errors import InputError
+
+ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
+"""Environment variable with the key of the restricted APIs; without it the key is random."""
+
+
+def serve(
+    context: typer.Context,
+    repository: Repository = DEFAULT_REPOSITORY,
+    health_port: Annotated[
+        int | None, typer.Option(help="HTTP port of /ready, /live and /metrics for orchestrators. Default: none.")
+    ] = None,
+) -> None:
+    """Start the installed tritonserver, watch its steps and restart any that dies. Signals stop it in order.
+
+    From a repository of releases, the promoted release is served.
+    """
+    from serving.layout import check_adapters
+    from serving.server.releases import State
+    from serving.server.supervisor import Supervisor
+
+    if not repository.is_dir():
+        raise InputError(f"{repository} is not a folder: run `llamarec export --repository {repository}` first")
+    state = State.read(repository)
+    released = state.models()
+    check_adapters(repository, [""] if released is None else [f"_{name}" for name in state.loaded()])
+    load = ["*"] if released is None else released
+    key = os.environ.pop(ADMIN_KEY, None)  # must not reach the steps' environment
+    sys.exit(Supervisor(repository, context.args, load=load, health_port=health_port, key=key).run())

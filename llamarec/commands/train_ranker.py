@@ -1,0 +1,67 @@
+"""`llamarec train-ranker`."""
+
+from typing import Annotated
+
+import typer
+
+from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Device, Json, Seed, from_preset
+from llamarec.tables import print_json, print_table
+
+
+def train_ranker(
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Hugging Face folder or hub name of a causal language model. Default: the preset's."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="`smollm2-135m` (the embedded base), `llama2-7b`, `paper`, `demo` or `quick`.")
+    ] = "smollm2-135m",
+    max_prompts: Annotated[
+        int | None, typer.Option(help="Maximum number of training prompts, a random sample. Overrides the preset.")
+    ] = None,
+    negatives: Annotated[
+        str | None,
+        typer.Option(
+            help="Training negatives: `random` (paper), `popular`, or the `retriever`'s own lists, cross-fitted."
+        ),
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Order of the candidates: `shuffled` or `retriever`.")] = None,
+    pools: Annotated[
+        int | None, typer.Option(help="Number of prompts per history, each with other candidates.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Candidates per prompt, 2 to 52; the server retrieves 20.")
+    ] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(help="What the ranking is read from: the `letters` after the prompt (paper) or the `lines`."),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="Number of lower layers of the base that are kept.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of upper layers that get adapters.")] = None,
+    max_history: Annotated[int | None, typer.Option(help="Maximum number of history items in a prompt.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum length of a prompt in tokens; the oldest history is dropped first.")
+    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a Llama with LoRA to rank the retriever's candidates, keep the best validation, and merge it."""
+    given = locals()
+    from models.ranker.base import EMBEDDED
+    from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
+    from models.ranker.training import train_ranker as run
+
+    base = base or PRESET_BASES.get(preset, EMBEDDED)
+    metrics = run(from_preset(RankerTraining, PRESETS, preset, given), artifacts, base)
+    if as_json:
+        print_json(metrics)
+        return
+    measured = {name: values for name, values in metrics["validation"].items() if name != "users"}
+    measured[f"untuned, {metrics['sample']['users']} users"] = metrics["sample"]["untuned"]
+    rows = [[name, *values.values()] for name, values in measured.items()]
+    title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
+    print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
+    if measured["fused"]["NDCG@10"] <= measured["retriever"]["NDCG@10"]:
+        typer.echo("As served the list is no better than the retriever's: train on more prompts before serving this.")

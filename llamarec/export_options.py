@@ -1,0 +1,76 @@
+"""The options that `export` and `release build` share."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llamarec.options import from_given
+
+if TYPE_CHECKING:  # the export imports torch and onnx: not for `--help`
+    from export.repository import Export
+
+Runtime = Annotated[
+    str | None, typer.Option(help="Ranker runtime, `torch` or `openvino`. Default: chosen for this machine.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="Ranker precision, `float32` or `bfloat16`. Default: chosen for this machine.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of one ranking pass. Default: all cores.")]
+Device = Annotated[str | None, typer.Option(help="`cpu` or `gpu`. Default: a GPU where there is one.")]
+Index = Annotated[
+    bool, typer.Option("--index", help="Search the items approximately, with faiss; for catalogues of millions.")
+]
+Instances = Annotated[int, typer.Option(help="Number of ranker processes, each with its own copy of the model.")]
+BatchSize = Annotated[int, typer.Option(help="Maximum number of requests that Triton passes to a step together.")]
+QueueDelay = Annotated[
+    int, typer.Option(help="Microseconds that a request waits at the ranker for others to form a batch.")
+]
+QueueSeconds = Annotated[
+    float | None,
+    typer.Option(help="Maximum wait for the ranker in seconds, after which a request is refused. Default: 8 passes."),
+]
+RetrieverRuntime = Annotated[
+    str, typer.Option(help="`python`, or `onnxruntime` for Triton's own ONNX Runtime backend.")
+]
+RankCache = Annotated[int, typer.Option(help="Number of prompts whose answers the ranker caches.")]
+
+
+def export_options(
+    runtime: Runtime = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    device: Device = None,
+    index: Index = False,
+    instances: Instances = 1,
+    max_batch_size: BatchSize = 64,
+    queue_delay_us: QueueDelay = 0,
+    queue_seconds: QueueSeconds = None,
+    retriever_runtime: RetrieverRuntime = "python",
+    rank_cache: RankCache = 0,
+) -> "Export":
+    """Build the export's options from the command line."""
+    given = {**locals(), "backend": runtime}
+    from export.config import Serving
+    from export.repository import Export
+
+    given.pop("device")  # the ranker's place in the serving options follows from the runtime
+    serving = from_given(Serving, given)
+    return from_given(Export, {**given, "device": device, "serving": serving})
+
+
+def takes_export_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's first parameter, an ``Export``, by the options that make it."""
+    shared = inspect.signature(export_options).parameters
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = export_options(**{name: given.pop(name) for name in shared})
+        command(options, **given)
+
+    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]  # functions have it, mypy does not know
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared.values())}
+    return run

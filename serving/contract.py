@@ -1,0 +1,65 @@
+"""The steps of the ensembles: the tensors that pass between them, and the parameters in their configurations.
+
+The tensors that a caller sees are in ``llamarec_client.contract``.
+"""
+
+from typing import NamedTuple
+
+from llamarec_client.contract import REQUEST, RESPONSE, TensorSpec
+
+STEPS = ("features", "retriever", "prompt_builder", "ranker")
+"""In the order of a request."""
+
+PROBE = "llamarec-probe"
+"""Request id of a health probe; such requests are not counted."""
+
+SCORES_PARAMETER = "RETRIEVER_SCORES"
+"""In the retriever's configuration: name of the Triton model that computes the scores instead of the step itself."""
+QUEUE_PARAMETER = "QUEUE_SECONDS"
+"""In the configuration of prompt_builder and ranker: maximum time in seconds that a prompt may wait for the ranker."""
+SIZE_PARAMETER = "QUEUE_SIZE"
+"""In prompt_builder's configuration: maximum number of prompts that may wait for the ranker."""
+CACHE_PARAMETER = "RANK_CACHE"
+"""In the ranker's configuration: number of prompts whose answers are cached."""
+
+# Item numbers are the catalogue's: 1..N, 0 for none.
+HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
+"""Known items of the history, oldest first."""
+EXCLUDED_ITEM = TensorSpec("EXCLUDED_ITEM", "INT32", (-1,))
+GIVEN_ITEM = TensorSpec("GIVEN_ITEM", "INT32", (-1,))
+"""The caller's candidates, de-duplicated and without those of EXCLUDE; meaningless unless RETRIEVE is 0."""
+RETRIEVE = TensorSpec("RETRIEVE", "INT32", (1,))
+"""1: take the retriever's top candidates; 0: rank GIVEN_ITEM."""
+LIMIT = TensorSpec("LIMIT", "INT32", (1,))
+"""TOP_K after it was checked; 0: return all."""
+CANDIDATE_ITEM = TensorSpec("CANDIDATE_ITEM", "INT32", (-1,))
+CANDIDATE_ID = TensorSpec("CANDIDATE_ID", "STRING", (-1,))
+CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
+"""The retriever's logit; -inf for an item without an embedding."""
+CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
+TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
+"""Token ids of one prompt, up to the place where the index letter follows."""
+LINE_END = TensorSpec("LINE_END", "INT32", (-1,))
+"""For each candidate the place in TOKEN of the token after its title; read by the verbalizer of lines."""
+QUEUED = TensorSpec("QUEUED", "INT64", (1,))
+"""Time when the prompt joined the ranker's queue, in microseconds of this machine's monotonic clock; 0: no limit."""
+
+
+class ModelSpec(NamedTuple):
+    """Inputs and outputs of one Triton model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+STEP_SPECS = {
+    "features": ModelSpec(REQUEST, (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT)),
+    # The retriever's response tensors serve `llamarec_retrieval`: an intermediate tensor must never be an ensemble's
+    # output under the same name, or a request for a subset of the outputs deadlocks.
+    "retriever": ModelSpec(
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT),
+        (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
+    ),
+    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, QUEUED)),
+    "ranker": ModelSpec((TOKEN, LINE_END, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
+}

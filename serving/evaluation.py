@@ -1,0 +1,207 @@
+"""The paper's tables 1 and 3 from the exported files, and the proof that the server answers the same."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from models.metrics import summary
+from models.ranker.fusion import fuse, order
+from models.ranker.inference.ranker import Ranker
+from models.retriever.candidates import Candidates, mask, place_of, top_candidates
+from models.retriever.ranking import score_histories
+from models.retriever.training import load_retriever
+from preprocessing.artifacts import read_manifest, replacing
+from preprocessing.data import Data, load_data
+from preprocessing.errors import InputError
+from preprocessing.progress import track
+from serving.layout import exported_release, step_artifact
+from serving.offline import ExportedSteps
+
+SAVE_EVERY = 50
+"""Users between two saves of the ranker's scores, so that a long evaluation goes on where it was stopped."""
+
+
+class ServedList(NamedTuple):
+    """One answer of a running server."""
+
+    items: list[str]
+    """Raw ids, best first."""
+    scores: list[float]
+
+
+Ask = Callable[[Sequence[Sequence[str]]], Iterable[ServedList]]
+"""Asks a running server for the ranked list of each history of raw ids."""
+
+
+@dataclass(frozen=True)
+class TestUsers:
+    """What the exported retriever answers for every user of a data set."""
+
+    names: list[str]
+    histories: list[NDArray[np.int32]]
+    """Training and validation items, oldest first."""
+    candidates: list[Candidates]
+    truth: NDArray[np.int32]
+    ranks: NDArray[np.int32]
+    """The true item's place among all items; 0 when it was masked."""
+
+    def subset(self) -> list[int]:
+        """The users whose true item is among the candidates: the ones a ranker can help (paper, table 3)."""
+        pairs = zip(self.candidates, self.truth, strict=True)
+        return [user for user, (row, item) in enumerate(pairs) if item in row.items]
+
+
+def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_users: int = 50) -> dict[str, Any]:
+    """Measures the exported retriever and ranker on every user's test item.
+
+    Offline means the exported files run as the server runs them: one ONNX pass and one prompt at a time, the same
+    precision and number of threads, ties to the better retriever rank. Ranker scores are kept in
+    ``artifacts/evaluation`` and used again while the release is the same.
+
+    Args:
+        artifacts: the data set's artifacts.
+        repository: the exported model repository.
+        ask: also ask a running server for every user and count identical rankings.
+        oracle_users: with ``ask``, how many users' lists to compare with fp32 PyTorch too (seeded choice).
+
+    Returns:
+        ``{"dataset", "release", "users", "subset_users", "fusion_weight", "retriever": {"overall": {..}, "subset":
+        {..}}, "ranker_alone", "ranker", "served": {"users", "identical", "equal_to_oracle", ..}}``.
+
+    Raises:
+        InputError: nothing was exported, or it was exported from other artifacts.
+    """
+    release = exported_release(repository)
+    data = load_data(artifacts)
+    check_exported_from(repository, data)
+    steps = ExportedSteps.load(repository)
+    users = _retrieve(steps, data)
+    subset = users.subset()
+    scored = range(len(users.names)) if ask else subset
+    logits = _logits(steps, users, scored, artifacts / "evaluation" / f"logits-{release}.parquet")
+    ranks = {
+        "retriever": users.ranks,
+        "ranker_alone": _ranks(users, subset, logits, weight=0.0),
+        "ranker": _ranks(users, subset, logits, weight=steps.ranker.weight),
+    }
+    _write(artifacts / "evaluation" / "ranks.parquet", {"user": users.names, **ranks})
+    result: dict[str, Any] = {
+        "dataset": data.name,
+        "release": release,
+        "users": len(users.names),
+        "subset_users": len(subset),
+        "fusion_weight": steps.ranker.weight,
+    }
+    for name, places in ranks.items():
+        result[name] = {"overall": summary(places), "subset": summary(places[subset]) if subset else {}}
+    if ask:
+        lists = _offline_lists(steps, users, logits)
+        result["served"] = {
+            **_compare(data, users, lists, ask),
+            **_compare_with_oracle(artifacts, repository, steps, users, lists, oracle_users),
+        }
+    return result
+
+
+def check_exported_from(repository: Path, data: Data) -> None:
+    """Raises:
+    InputError: the repository was exported from other data.
+    """
+    if read_manifest(step_artifact(repository, "ranker"), "step", "llamarec export").inputs["data"] != data.fingerprint:
+        raise InputError(
+            f"{repository} was exported from other data than the {data.name} at hand: run `llamarec export` again"
+        )
+
+
+def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
+    histories = data.test_histories()
+    candidates, ranks = [], []
+    for history, item in track(zip(histories, data.test, strict=True), "retrieving", len(histories)):
+        candidates.append(steps.retriever.candidates(history, np.empty(0, np.int32)))
+        scores = steps.retriever.scores(history)
+        mask(scores, history)
+        ranks.append(place_of(scores, int(item)))
+    return TestUsers(data.users, histories, candidates, data.test, np.array(ranks, np.int32))
+
+
+def _logits(
+    steps: ExportedSteps, users: TestUsers, scored: Sequence[int], cache: Path
+) -> dict[int, NDArray[np.float32]]:
+    """The ranker's logits of the ``scored`` users, from the cache where it has them."""
+    place = {name: user for user, name in enumerate(users.names)}
+    logits: dict[int, NDArray[np.float32]] = {}
+    if cache.is_file():
+        table = pq.read_table(cache)
+        for name, row in zip(table["user"].to_pylist(), table["logits"].to_pylist(), strict=True):
+            logits[place[name]] = np.array(row, np.float32)
+    missing = [user for user in scored if user not in logits]
+    for done, user in enumerate(track(missing, "ranking", len(missing)), start=1):
+        logits[user] = steps.logits(users.histories[user], users.candidates[user])
+        if done % SAVE_EVERY == 0 or done == len(missing):
+            _write(cache, {"user": [users.names[user] for user in logits], "logits": list(logits.values())})
+    return logits
+
+
+def _write(path: Path, columns: dict[str, Any]) -> None:
+    with replacing(path) as partial:
+        pq.write_table(pa.table(columns), partial)
+
+
+def _ranked(candidates: Candidates, logits: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
+    """The candidates' item numbers, best first."""
+    return candidates.items[order(fuse(logits, candidates.scores, weight), candidates.ranks)]
+
+
+def _ranks(
+    users: TestUsers, subset: Sequence[int], logits: dict[int, NDArray[np.float32]], weight: float
+) -> NDArray[np.int32]:
+    """The true item's place after ranking, from 1; 0 for users whose true item is no candidate."""
+    ranks = np.zeros(len(users.names), np.int32)
+    for user in subset:
+        ranked = _ranked(users.candidates[user], logits[user], weight)
+        ranks[user] = np.flatnonzero(ranked == users.truth[user])[0] + 1
+    return ranks
+
+
+def _offline_lists(
+    steps: ExportedSteps, users: TestUsers, logits: dict[int, NDArray[np.float32]]
+) -> list[NDArray[np.int32]]:
+    return [_ranked(row, logits[user], steps.ranker.weight) for user, row in enumerate(users.candidates)]
+
+
+def _compare(data: Data, users: TestUsers, lists: list[NDArray[np.int32]], ask: Ask) -> dict[str, Any]:
+    def raw(items: NDArray[np.int32]) -> list[str]:
+        return [data.catalogue.raw(int(item)).decode() for item in items]
+
+    answers = track(ask([raw(history) for history in users.histories]), "asking the server", len(lists))
+    identical = sum(answer.items == raw(items) for answer, items in zip(answers, lists, strict=True))
+    return {"users": len(lists), "identical": identical}
+
+
+def _compare_with_oracle(
+    artifacts: Path,
+    repository: Path,
+    steps: ExportedSteps,
+    users: TestUsers,
+    lists: list[NDArray[np.int32]],
+    oracle_users: int,
+) -> dict[str, Any]:
+    """The share of lists that fp32 PyTorch, retriever and ranker, gives in the same order."""
+    chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
+    model, options = load_retriever(artifacts / "retriever")
+    scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
+    runtime = replace(steps.ranker.runtime, runtime="torch", dtype="float32")
+    ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)
+    oracle = replace(steps, ranker=ranker)
+    equal = 0
+    for user, row in zip(track(chosen, "asking fp32 PyTorch", len(chosen)), scores, strict=True):
+        candidates = top_candidates(row, users.histories[user], k=20)
+        ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
+        equal += bool(np.array_equal(ranked, lists[user]))
+    return {"equal_to_oracle": equal / len(chosen), "oracle_users": len(chosen)}

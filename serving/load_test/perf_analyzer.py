@@ -1,0 +1,190 @@
+"""perf_analyzer against a running server, with the histories of real users: throughput, latency and where time goes."""
+
+import csv
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from llamarec_client.contract import ENSEMBLE, HISTORY
+from llamarec_client.errors import ClientError
+from llamarec_client.recommender import RecommenderClient, Request
+from serving.errors import BenchmarkError
+from serving.server.programs import perf_analyzer
+from serving.server.step_times import StepTime, ensemble_steps, mean_times, step_totals
+
+Mode = Literal["concurrency", "rate"]
+"""Closed loop, so many requests in flight; or open loop, so many requests a second at random moments (Poisson)."""
+FLAGS: Mapping[Mode, Sequence[str]] = {
+    "concurrency": ("--concurrency-range",),
+    "rate": ("--request-distribution", "poisson", "--request-rate-range"),
+}
+WINDOWS = 3
+"""perf_analyzer's own number of windows for one measurement; it reports all three together."""
+ANY_CHANGE = "999"
+"""Per cent by which windows may differ. perf_analyzer gives no figures at all where they differ by more; here they are
+given, and said to be unstable."""
+STABLE = 0.10
+"""Windows of a stable measurement differ by at most this share of their mean, perf_analyzer's own default."""
+CSV_FILE = "benchmark.csv"
+PATIENCE = 120.0
+"""Seconds for one request of the warm-up."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    mode: Mode
+    load: float
+    """Requests in flight, or requests sent a second."""
+    throughput: float
+    """Requests answered a second."""
+    p50_ms: float
+    """Latency at the client, in milliseconds, as the other percentiles."""
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    spread: float
+    """How far the windows are apart: largest less smallest over their mean, of throughput or latency, the worse."""
+    steps: Mapping[str, StepTime]
+    """Where the time goes in the server, in the order of the steps."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether the windows agree, so that a repetition can be expected to."""
+        return self.spread <= STABLE
+
+    def columns(self) -> dict[str, float | str]:
+        """The row of a table: everything by column name, two columns for each step."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "steps"}
+        split = {f"{step}_{name}": value for step, time in self.steps.items() for name, value in time._asdict().items()}
+        return {**own, **split}
+
+
+def benchmark(
+    url: str,
+    histories: Sequence[Sequence[str]],
+    loads: Sequence[float] = (1, 2, 3, 4),
+    model: str = ENSEMBLE,
+    *,
+    mode: Mode = "concurrency",
+    requests: int = 20,
+    warm_up: int = 8,
+) -> list[Row]:
+    """Measures ``model`` at each load.
+
+    Args:
+        url: ``host:port`` of the server's gRPC endpoint.
+        histories: raw ids of real users, sent in turn.
+        loads: numbers of requests in flight, or rates.
+        model: the ensemble to load.
+        mode: what ``loads`` are.
+        requests: fewest requests in each of the three windows of a measurement; a window lasts at least a second.
+        warm_up: requests sent before the first measurement, which count nowhere.
+
+    Raises:
+        BenchmarkError: there is nothing to send, perf_analyzer is missing, or nothing was measured.
+        ServerUnavailable: nothing listens at the address, or the model is not loaded there.
+    """
+    if not histories:
+        raise BenchmarkError("there are no histories to send: give at least one user")
+    steps = ensemble_steps(url, model)
+    _warm_up(url, model, [histories[place % len(histories)] for place in range(warm_up)])
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "histories.json"
+        data.write_text(json.dumps(input_data(histories)), encoding="utf-8")
+        for load in track(loads, description=f"{model} under load", console=Console(stderr=True)):
+            before = step_totals(url, steps)
+            measured, spread = _measure(url, model, data, mode, load, requests)
+            p50, p90, p95, p99 = (measured[f"p{percent} latency"] / 1e3 for percent in (50, 90, 95, 99))
+            times = mean_times(before, step_totals(url, steps))
+            rows.append(Row(mode, load, measured["Inferences/Second"], p50, p90, p95, p99, spread, times))
+    return rows
+
+
+def input_data(histories: Sequence[Sequence[str]]) -> dict[str, object]:
+    """perf_analyzer's input data: one request a history, each of its own length, without the batch dimension."""
+    return {"data": [{HISTORY.name: {"content": list(ids), "shape": [len(ids)]}} for ids in histories]}
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Writes the rows as they are in :meth:`Row.columns`, six digits each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0].columns()))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: v if isinstance(v, str) else f"{v:.6g}" for name, v in row.columns().items()})
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Reads what :func:`write_csv` wrote.
+
+    Raises:
+        BenchmarkError: the file is missing or not such a table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [_read_row(row) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise BenchmarkError(f"{path} is no table of `llamarec bench`: {error}") from None
+
+
+def _read_row(row: Mapping[str, str]) -> Row:
+    own = {field.name: float(row[field.name]) for field in fields(Row) if field.name not in ("mode", "steps")}
+    steps = {
+        name.removesuffix("_compute_ms"): StepTime(float(row[name.replace("compute", "queue")]), float(value))
+        for name, value in row.items()
+        if name.endswith("_compute_ms")
+    }
+    mode: Mode = "rate" if row["mode"] == "rate" else "concurrency"
+    return Row(mode=mode, steps=steps, **own)
+
+
+def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
+    with RecommenderClient(url) as client:
+        answers = client.recommend_many(map(Request, histories), model=model, timeout=PATIENCE, in_flight=2)
+    errors = [answer for answer in answers if isinstance(answer, ClientError)]
+    if errors:
+        raise errors[0]
+
+
+def _measure(
+    url: str, model: str, data: Path, mode: Mode, load: float, requests: int
+) -> tuple[dict[str, float], float]:
+    """One line of perf_analyzer's CSV, latencies in microseconds, and how far its windows are apart."""
+    program, environment = perf_analyzer()
+    table = data.with_name("measured.csv")
+    table.unlink(missing_ok=True)
+    command = [str(program), "-v", "-m", model, "-i", "grpc", "-u", url, "--input-data", str(data), "-f", str(table)]
+    # Not --request-count: its throughput is rounded up to whole seconds, 50 answers/s where there are 700.
+    command += ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
+    command += [*FLAGS[mode], f"{load:g}", "-s", ANY_CHANGE, "-r", str(WINDOWS)]
+    run = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
+    if run.returncode or not table.is_file():
+        said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
+        reasons = [line for line in said if "error" in line.lower() or "failed" in line.lower()]
+        raise BenchmarkError(
+            f"perf_analyzer measured nothing at {mode} {load:g} (exit code {run.returncode}): "
+            + "\n".join((reasons or said)[-5:])
+        )
+    with table.open(encoding="utf-8", newline="") as file:
+        return {name: float(value) for name, value in next(csv.DictReader(file)).items() if value}, spread(run.stdout)
+
+
+def spread(said: str) -> float:
+    """How far the windows that perf_analyzer's ``-v`` lists are apart; infinite where it lists fewer than two."""
+    passes = re.findall(r"Pass \[\d+\] throughput: ([\d.]+) infer/sec. Avg latency: ([\d.]+) usec", said)
+    if len(passes) < 2:
+        return float("inf")
+    measures = ([float(value) for value in column] for column in zip(*passes, strict=True))
+    return max((max(values) - min(values)) / (sum(values) / len(values)) for values in measures)

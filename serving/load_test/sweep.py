@@ -1,0 +1,113 @@
+"""Throughput and latency of a served model under perf_analyzer, with the histories of real users."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llamarec_client.contract import ENSEMBLE
+from preprocessing.data import load_data
+from preprocessing.errors import InputError
+from serving.load_test.perf_analyzer import CSV_FILE, Mode, Row, benchmark, read_csv, write_csv
+from serving.load_test.report import REPORT_FILE, Measured, write_report
+from serving.server.local import LocalServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """How a served model is measured."""
+
+    concurrency: str = "1:4"
+    """Requests in flight: FIRST:LAST, FIRST:LAST:STEP, or one number."""
+    rate: str | None = None
+    """Instead: requests a second, in the same notation."""
+    model: str = ENSEMBLE
+    users: int = 64
+    """Real histories to send in turn, a seeded choice, so that their lengths are those of the data set."""
+    requests: int = 20
+    """Fewest requests in each of three windows."""
+    warm_up: int = 8
+    """Requests before the first measurement."""
+
+    def loads(self) -> list[float]:
+        """The loads to measure at.
+
+        Raises:
+            InputError: the range is none.
+        """
+        text, name = (self.concurrency, "--concurrency") if self.rate is None else (self.rate, "--rate")
+        try:
+            first, *others = map(float, text.split(":"))
+            last, step = {0: (first, 1.0), 1: (*others, 1.0), 2: tuple(others)}[len(others)]
+        except (ValueError, KeyError):
+            first = last = step = 0.0
+        loads = [float(load) for load in np.arange(first, last + step / 2, step)] if first > 0 and step > 0 else []
+        if not loads or (self.rate is None and any(load != int(load) for load in loads)):
+            raise InputError(
+                f"{name} {text!r} is no range: give FIRST:LAST or FIRST:LAST:STEP such as 1:4, or one number"
+            )
+        return loads
+
+    @property
+    def mode(self) -> Mode:
+        """Closed or open loop."""
+        return "concurrency" if self.rate is None else "rate"
+
+
+def bench(options: Bench, artifacts: Path, repository: Path, server: str | None, output: Path) -> list[Row]:
+    """One row a load, written as ``benchmark.csv`` and ``report.html`` into ``output``.
+
+    A server is started for the measurement unless one is named.
+
+    Raises:
+        InputError: the range is none, or there is no data to take histories from.
+        ClientError: the server or perf_analyzer did not do its part.
+    """
+    loads = options.loads()
+    data = load_data(artifacts)
+    chosen = np.random.default_rng(0).permutation(len(data.users))[: options.users]
+    histories = [data.raw_history(int(user)) for user in chosen]
+    with nullcontext(server) if server else LocalServer(repository) as running:
+        url = running if isinstance(running, str) else running.url
+        rows = benchmark(
+            url,
+            histories,
+            loads,
+            options.model,
+            mode=options.mode,
+            requests=options.requests,
+            warm_up=options.warm_up,
+        )
+    write_csv(rows, output / CSV_FILE)
+    lengths = [len(history) for history in histories]
+    write_report(Measured(data.name, options.model, rows, lengths), output / REPORT_FILE)
+    return rows
+
+
+def compare(before: Path, after: Path) -> list[list[object]]:
+    """Two tables of `llamarec bench` side by side, a row for each load that both have.
+
+    Returns:
+        ``[load, throughput before, after, ratio, p50 before, after, ratio, verdict]``. A difference counts only where
+        it is larger than both measurements' own windows are apart.
+
+    Raises:
+        BenchmarkError: a file is no such table.
+        InputError: they have no load in common.
+    """
+    first, second = ({(row.mode, row.load): row for row in read_csv(path)} for path in (before, after))
+    common: Sequence[tuple[Mode, float]] = [load for load in first if load in second]
+    if not common:
+        raise InputError(f"{before} and {after} have no load in common: measure both with the same range")
+    rows: list[list[object]] = []
+    for load in common:
+        a, b = first[load], second[load]
+        throughput, latency = b.throughput / a.throughput, b.p50_ms / a.p50_ms
+        noise = max(a.spread, b.spread)
+        apart = max(abs(throughput - 1), abs(latency - 1)) > noise
+        better = latency < 1 if abs(latency - 1) >= abs(throughput - 1) else throughput > 1
+        verdict = ("better" if better else "worse") if apart else f"within the noise of {noise:.0%}"
+        rows.append([f"{load[1]:g}", a.throughput, b.throughput, throughput, a.p50_ms, b.p50_ms, latency, verdict])
+    return rows

@@ -1,0 +1,81 @@
+"""The exported steps called one after another in this process: what the server must answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.ranker.inference.ranker import Ranker
+from models.ranker.prompt import PromptBuilder
+from models.retriever.candidates import Candidates
+from models.retriever.inference.onnx_retriever import OnnxRetriever
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.features import EncodedRequest, FeatureEncoder
+from serving.layout import step_artifact
+
+
+@dataclass(frozen=True)
+class ExportedSteps:
+    """The objects that the four Triton steps hold, loaded from the same files."""
+
+    catalogue: Catalogue
+    features: FeatureEncoder
+    retriever: OnnxRetriever
+    prompts: PromptBuilder
+    ranker: Ranker
+
+    @classmethod
+    def load(cls, repository: Path, suffix: str = "") -> "ExportedSteps":
+        """Opens what `llamarec export` wrote; with ``suffix``, a release.
+
+        Raises:
+            InputError: nothing was exported, or the ranker fails its probes.
+        """
+        catalogue = Catalogue.load(step_artifact(repository, "features", suffix) / ITEMS_FILE)
+        return cls(
+            catalogue,
+            FeatureEncoder(catalogue),
+            OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
+            PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
+            Ranker.load(step_artifact(repository, "ranker", suffix)),
+        )
+
+    def candidates(self, request: EncodedRequest) -> Candidates:
+        """What the first two steps hand to the last two."""
+        if request.retrieve:
+            return self.retriever.candidates(request.history, request.excluded)
+        return self.retriever.given(request.history, request.given)
+
+    def logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
+        """The ranker's logits of the candidates [k]."""
+        return self.ranker.logits(self.prompts.build(history, candidates.items))
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        candidates: Sequence[str] | None = None,
+        top_k: int | None = None,
+    ) -> list[tuple[str, float, int]]:
+        """What the ensemble answers: raw id, score and retriever rank of each item, best first.
+
+        Raises:
+            InputError: as the server refuses the request.
+        """
+        given = None if candidates is None else [raw.encode() for raw in candidates]
+        request = self.features.encode(
+            [raw.encode() for raw in history], [raw.encode() for raw in exclude], given, top_k
+        )
+        found = self.candidates(request)
+        if not len(found.items):
+            return []
+        prompt = self.prompts.build(request.history, found.items)
+        places, probabilities = self.ranker.rank(prompt, found.scores, found.ranks)
+        answer = zip(found.items[places], probabilities, found.ranks[places], strict=True)
+        return [
+            (self.catalogue.raw(int(item)).decode(), float(probability), int(rank))
+            for item, probability, rank in answer
+        ][: request.limit or None]

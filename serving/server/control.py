@@ -1,0 +1,158 @@
+"""The operator's side of a server: its own models by name, over HTTP on the loopback interface.
+
+The command `llamarec serve` starts a server whose model-repository, shared-memory, trace and logging APIs want a key.
+It leaves address and key beside the models, readable by its own user, so that `llamarec release` finds both.
+"""
+
+import fcntl
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocessing.artifacts import replacing
+from serving.contract import PROBE, STEP_SPECS, STEPS
+from serving.errors import ServerFailure, ServerUnreachable
+
+KEY_HEADER = "llamarec-key"
+CONTROL_FILE = ".serve.json"
+LOCK_FILE = ".lock"
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP32"}
+
+
+def step_of(model: str) -> str | None:
+    """The step that a model is, whatever release its name ends with; None for an ensemble."""
+    return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
+
+
+def probe_request(step: str) -> dict[str, Any]:
+    """The smallest request of a step: no history, no candidates, so that no model of language is asked."""
+    inputs = []
+    for spec in STEP_SPECS[step].inputs:
+        if not spec.optional:
+            length = 0 if spec.shape == (-1,) else 1
+            shape, data = [1, length], [0] * length
+            inputs.append({"name": spec.name, "shape": shape, "datatype": DATA_TYPES[spec.data_type], "data": data})
+    return {"id": PROBE, "inputs": inputs}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A running server's HTTP endpoint and the key of its restricted APIs."""
+
+    url: str
+    """``HOST:PORT``."""
+    key: str
+
+    @classmethod
+    def read(cls, repository: Path) -> "Control":
+        """The server that `llamarec serve` started on a repository.
+
+        Raises:
+            ServerUnreachable: none runs there.
+        """
+        try:
+            return cls(**json.loads((repository / CONTROL_FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ServerUnreachable(
+                f"no server runs on {repository}: start one with `llamarec serve --repository {repository}`"
+            ) from None
+
+    def write(self, repository: Path) -> None:
+        """Leaves address and key for :meth:`read`, for this user only."""
+        with replacing(repository / CONTROL_FILE) as partial:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file)
+
+    def is_ready(self, model: str | None = None) -> bool:
+        """Whether the server, or a model, says that it is ready."""
+        try:
+            return self._call("GET", f"/v2/models/{model}/ready" if model else "/v2/health/ready", timeout=2)[0] == 200
+        except ServerUnreachable:
+            return False
+
+    def config(self, model: str) -> dict[str, Any]:
+        """A loaded model's configuration."""
+        config: dict[str, Any] = self._ask("GET", f"/v2/models/{model}/config")
+        return config
+
+    def answers(self, model: str) -> int:
+        """How many requests a model has answered or refused."""
+        stats = self._ask("GET", f"/v2/models/{model}/stats")["model_stats"]
+        return sum(int(row["inference_stats"][kind]["count"]) for row in stats for kind in ("success", "fail"))
+
+    def ready_models(self) -> set[str]:
+        """The names of the models that are loaded."""
+        rows = self._ask("POST", "/v2/repository/index", {"ready": True})
+        return {row["name"] for row in rows if row.get("state", "READY") == "READY"}
+
+    def infer(self, model: str, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
+        """An answer in the JSON of KServe's protocol.
+
+        Raises:
+            ServerFailure: the model refused or failed; the text is its own.
+            ServerUnreachable: no answer in ``timeout`` seconds.
+        """
+        answer: dict[str, Any] = self._ask("POST", f"/v2/models/{model}/infer", request, timeout)
+        return answer
+
+    def load(self, model: str, config: dict[str, Any] | None = None, timeout: float = 600.0) -> None:
+        """Loads a model, or loads it again when its files or ``config`` changed.
+
+        Raises:
+            ServerFailure: it does not load.
+        """
+        body = {"parameters": {"config": json.dumps(config)}} if config else {}
+        self._ask("POST", f"/v2/repository/models/{model}/load", body, timeout)
+
+    def unload(self, model: str) -> None:
+        """Unloads a model; requests in flight are answered first."""
+        self._ask("POST", f"/v2/repository/models/{model}/unload", {}, 60)
+
+    def _ask(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> Any:
+        status, content = self._call(method, path, body, timeout)
+        if status != 200:
+            try:
+                message = json.loads(content)["error"]
+            except (ValueError, KeyError, TypeError):
+                message = content.decode(errors="replace") or f"status {status}"
+            raise ServerFailure(message)
+        return json.loads(content) if content else None
+
+    def _call(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> tuple[int, bytes]:
+        host, _, port = self.url.rpartition(":")
+        # A connection for each call: an open one would delay the server's exit.
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+        try:
+            headers = {KEY_HEADER: self.key, "Connection": "close"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerUnreachable(f"{self.url}{path} does not answer: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+
+
+@contextmanager
+def repository_lock(repository: Path, *, exclusive: bool) -> Iterator[None]:
+    """One lock for healing (shared) and for changing what `llamarec` is (exclusive).
+
+    A repository that cannot be written needs none: nothing is released into it.
+    """
+    try:
+        descriptor = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""The programs of a server: finds tritonserver and perf_analyzer, and builds their command lines and environments.
+
+In NVIDIA's container both are on PATH; elsewhere they come with the nvidia-pytriton and tritonclient wheels. The
+wheel's server is found without importing the wheel and needs help, as measured with version 0.7.0: its Python backend
+looks for the stub in the folder of its own library, the stub takes the first ``python`` on PATH for its environment,
+and it must find this interpreter's libpython before any other.
+"""
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from preprocessing.artifacts import replacing
+from serving.errors import BenchmarkError, ServerFailure
+
+LAUNCHER_MARK = "serving.server.launchers"
+"""Stands in every launcher that :mod:`serving.server.launchers` writes, so that none is taken for the real program."""
+PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
+"""Triton's default port of each endpoint."""
+EXIT_SECONDS = 5
+"""How long a local server may finish requests in flight before it exits."""
+
+
+def own_programs() -> Path:
+    """The folder of this environment's programs."""
+    return Path(sys.prefix) / "bin"
+
+
+def program_on_path(name: str, *, outside: Path | None = None) -> Path | None:
+    """The first program of that name on PATH that is no launcher and not in ``outside`` (this environment's folder)."""
+    skipped = (outside or own_programs()).resolve()
+    for folder in map(Path, os.get_exec_path()):
+        program = folder / name
+        if (
+            folder.resolve() != skipped
+            and os.access(program, os.X_OK)
+            and program.is_file()
+            and not is_launcher(program)
+        ):
+            return program
+    return None
+
+
+def is_launcher(program: Path) -> bool:
+    """Whether :mod:`serving.server.launchers` wrote this file."""
+    with program.open("rb") as file:
+        return LAUNCHER_MARK.encode() in file.read(512)
+
+
+def wheel_folder() -> Path | None:
+    """The ``site-packages`` folder that holds the nvidia-pytriton wheel's files."""
+    spec = importlib.util.find_spec("pytriton")
+    return Path(spec.origin).parent.parent if spec and spec.origin else None
+
+
+def links_folder(name: str, targets: Mapping[str, Path]) -> Path:
+    """A folder of this environment that holds links to ``targets`` under the given names.
+
+    Raises:
+        ServerFailure: neither the environment nor the user's cache can be written.
+    """
+    for base in (Path(sys.prefix) / "share", Path.home() / ".cache"):
+        folder = base / "llamarec" / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for link, target in targets.items():
+                if not (folder / link).is_symlink() or (folder / link).readlink() != target:
+                    with replacing(folder / link) as partial:
+                        partial.symlink_to(target)
+        except OSError:
+            continue
+        return folder
+    raise ServerFailure(f"tritonserver's files cannot be laid out: make {sys.prefix}/share or ~/.cache writable")
+
+
+def has_option(arguments: Sequence[str], option: str) -> bool:
+    """Whether ``--option``, ``--option value`` or ``--option=value`` stands among the arguments."""
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+def option_value(arguments: Sequence[str], option: str, default: str) -> str:
+    """The value of the last ``--option``, in either notation."""
+    value = default
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            value = argument.split("=", 1)[1]
+        elif argument == option and place + 1 < len(arguments):
+            value = arguments[place + 1]
+    return value
+
+
+def server_command(arguments: Sequence[str]) -> list[str]:
+    """The command line of the tritonserver that is installed, with the flags it needs here and was not given.
+
+    A server on PATH (NVIDIA's container) gets the arguments as they are.
+
+    Raises:
+        ServerFailure: no tritonserver is installed.
+    """
+    if server := program_on_path("tritonserver"):
+        return [str(server), *arguments]
+    wheel = wheel_folder()
+    if wheel is None:
+        raise ServerFailure(
+            "no tritonserver is on PATH and the nvidia-pytriton wheel is not installed: "
+            "run inside NVIDIA's Triton container or `pip install 'llamarec[server]'`"
+        )
+    files = wheel / "pytriton" / "tritonserver"
+    python = files / "backends" / "python"
+    stub = "triton_python_backend_stub"
+    stub_file = files / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / stub
+    libraries = ("libtriton_python.so", "triton_python_backend_utils.py")
+    backend = links_folder("backends/python", {**{name: python / name for name in libraries}, stub: stub_file})
+    defaults = {
+        "--backend-directory": f"={backend.parent}",
+        # Automatic completion starts every model twice; the committed configurations are complete.
+        "--disable-auto-complete-config": "",
+        # This server predates the HTTP fixes of August 2025: not reachable from elsewhere unless asked for.
+        "--http-address": "=127.0.0.1",
+    }
+    if not Path("/dev/nvidiactl").exists():
+        defaults["--allow-gpu-metrics"] = "=false"
+    added = [option + value for option, value in defaults.items() if not has_option(arguments, option)]
+    if not any("shm-region-prefix-name" in argument for argument in arguments):
+        added.append(shared_memory_flag(f"llamarec_{os.getpid()}_"))
+    return [str(files / "bin" / "tritonserver"), *arguments, *added]
+
+
+def shared_memory_flag(prefix: str) -> str:
+    """The flag under which the Python backend's shared memory segments start with ``prefix``."""
+    return f"--backend-config=python,shm-region-prefix-name={prefix}"
+
+
+def prepended(variable: str, folder: str) -> dict[str, str]:
+    """An environment variable that lists folders, with one more in front."""
+    return {variable: os.pathsep.join(filter(None, (folder, os.environ.get(variable))))}
+
+
+def server_environment() -> dict[str, str]:
+    """The environment in which the Python backend's stubs find this interpreter and its packages."""
+    environment = {**os.environ, **prepended("PATH", str(own_programs()))}
+    if program_on_path("tritonserver") is None:  # the container's libraries are in order as they are
+        environment |= prepended("LD_LIBRARY_PATH", sysconfig.get_config_var("LIBDIR"))
+    return environment
+
+
+def check_ports(arguments: Sequence[str]) -> None:
+    """Refuses to start a server whose port is taken.
+
+    Raises:
+        ServerFailure: names the port and the flag that changes it.
+    """
+    if has_option(arguments, "--help"):
+        return
+    for endpoint, default in PORTS.items():
+        port = option_value(arguments, f"--{endpoint}-port", str(default))
+        unused = option_value(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
+        shared = option_value(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
+        if unused or shared or not port.isdigit():  # a port that is no number is Triton's to refuse
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just stopped does not hold it
+            try:
+                probe.bind(("", int(port)))
+            except (OSError, OverflowError):
+                raise ServerFailure(
+                    f"port {port} is in use or not allowed: stop what listens there or give another --{endpoint}-port"
+                ) from None
+
+
+def execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Becomes the program, so that its process id, signals and exit code are this process's own."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and an ignored signal would be inherited
+    sys.stdout.flush()
+    os.execve(command[0], list(command), dict(environment))
+
+
+def exec_server(arguments: Sequence[str]) -> NoReturn:
+    """Becomes the tritonserver that is installed; every argument passes through.
+
+    Raises:
+        ServerFailure: none is installed, or a port is taken.
+    """
+    command = server_command(arguments)
+    check_ports(arguments)
+    execute(command, server_environment())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback interface that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
+
+
+def perf_analyzer() -> tuple[Path, Mapping[str, str]]:
+    """The perf_analyzer to run and its environment: the one on PATH, or else the tritonclient wheel's.
+
+    The wheel installs one binary as both ``perf_analyzer`` and ``perf_client``; the launcher takes the first
+    name. Two libraries that it needs lie in the nvidia-pytriton wheel under names with a hash.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    if program := program_on_path("perf_analyzer"):
+        return program, os.environ
+    program = own_programs() / "perf_client"
+    if not program.is_file():
+        raise BenchmarkError("no perf_analyzer is installed: `pip install tritonclient==2.50.0` brings one")
+    wheel = wheel_folder()
+    if wheel is None:
+        return program, os.environ
+    needed = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+    libraries = wheel / "nvidia_pytriton.libs"
+    targets = {name: library for name, pattern in needed.items() for library in libraries.glob(pattern)}
+    return program, {**os.environ, **prepended("LD_LIBRARY_PATH", str(links_folder("lib", targets)))}

@@ -1,0 +1,139 @@
+"""`llamarec serve`: a tritonserver whose steps come back by themselves (:mod:`serving.server.watch`)."""
+
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from serving.errors import ServerFailure, ServingError
+from serving.server.control import CONTROL_FILE, KEY_HEADER, RESTRICTED, Control
+from serving.server.health import Health, HealthEndpoint
+from serving.server.process import ServerProcess
+from serving.server.programs import (
+    PORTS,
+    check_ports,
+    has_option,
+    option_value,
+    server_command,
+    server_environment,
+    shared_memory_flag,
+)
+from serving.server.watch import HANG_SECONDS, PROBE_SECONDS, WATCH_SECONDS, Watch, log
+
+EXIT_SECONDS = 10
+"""Time in seconds that the server may take to finish requests before it exits."""
+
+
+class Supervisor:
+    """Runs a server and its watch until a signal ends both.
+
+    Args:
+        repository: the model repository.
+        arguments: further flags for tritonserver.
+        load: models to load; all of the repository when not given.
+        health_port: of the endpoint for orchestrators; none when not given.
+        key: of the restricted APIs; a random one when not given.
+        hang_seconds: see :data:`HANG_SECONDS`.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        arguments: Sequence[str] = (),
+        *,
+        load: Sequence[str] = ("*",),
+        health_port: int | None = None,
+        key: str | None = None,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
+        for option in ("--model-control-mode", "--load-model", "--model-repository"):
+            if has_option(arguments, option):
+                raise ServerFailure(f"{option} is what `llamarec serve` sets itself: leave it out, or run tritonserver")
+        if option_value(arguments, "--allow-http", "true").lower() in ("false", "0"):
+            raise ServerFailure("`llamarec serve` watches over HTTP on the loopback interface: leave --allow-http out")
+        self._repository = repository
+        port = option_value(arguments, "--http-port", str(PORTS["http"]))
+        self._control = Control(f"127.0.0.1:{port}", key or secrets.token_urlsafe(24))
+        self._prefix = f"llamarec_{port}_{secrets.token_hex(4)}_"
+        self._arguments = [
+            f"--model-repository={repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in load),
+            "--strict-readiness=false",  # one model that failed to load would leave the server "not ready"
+            *arguments,
+            shared_memory_flag(self._prefix),
+        ]
+        restriction = f"{RESTRICTED}:{KEY_HEADER}={self._control.key}"
+        defaults = {
+            "--http-restricted-api": restriction,
+            "--grpc-restricted-protocol": restriction,
+            "--http-address": "127.0.0.1",
+            "--exit-timeout-secs": str(EXIT_SECONDS),
+        }
+        self._arguments += [f"{name}={value}" for name, value in defaults.items() if not has_option(arguments, name)]
+        self._exit_seconds = int(option_value(self._arguments, "--exit-timeout-secs", str(EXIT_SECONDS)))
+        self._health_port = health_port
+        self._hang_seconds = hang_seconds
+        self._watch: Watch | None = None
+        self._ending = threading.Event()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, and return the server's exit code.
+
+        A server that ends by itself after it was ready is started again.
+
+        Raises:
+            ServerFailure: no tritonserver is installed, or a port is taken.
+        """
+        check_ports(self._arguments)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        health = HealthEndpoint(self._health_port, self.health) if self._health_port is not None else None
+        with suppress(OSError):  # a repository that cannot be written gets no releases either
+            self._control.write(self._repository)
+        try:
+            while True:
+                code, was_ready = self._run_server()
+                if self._ending.is_set() or not was_ready:
+                    return code
+                log("server ended", code=code)
+                time.sleep(1)
+        finally:
+            (self._repository / CONTROL_FILE).unlink(missing_ok=True)
+            if health:
+                health.close()
+
+    def _run_server(self) -> tuple[int, bool]:
+        """Run one server; return its exit code, and whether it was ever ready."""
+        server = ServerProcess(server_command(self._arguments), server_environment(), self._prefix)
+        watch = self._watch = Watch(server, self._control, self._repository, self._hang_seconds)
+        next_refresh, was_ready = 0.0, False
+        try:
+            while server.exit_code() is None and not self._ending.is_set():
+                if time.monotonic() >= next_refresh:
+                    with suppress(ServingError):  # not listening yet, or too busy to say
+                        watch.refresh()
+                    next_refresh = time.monotonic() + PROBE_SECONDS
+                watch.look_for_deaths()
+                if not was_ready and watch.is_ready():
+                    was_ready = True
+                    log("ready", models=sorted(watch.models))
+                time.sleep(WATCH_SECONDS)
+        finally:
+            watch.stop()
+            self._watch = None
+            code = server.stop(self._exit_seconds + 5)
+        return code, was_ready
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ending.set()
+
+    def health(self) -> Health:
+        """Return what the health endpoint shows."""
+        watch = self._watch
+        steps = {} if watch is None else {name: vars(state) for name, state in sorted(watch.steps.items())}
+        return {"ready": watch is not None and watch.is_ready() and not self._ending.is_set(), "steps": steps}

@@ -1,0 +1,101 @@
+"""The `retriever` step: a history to its candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamarec_client.contract import DEGRADED, DEGRADED_REASONS, ITEM_ID, RETRIEVER_RANK, SCORE
+from models.retriever.inference.onnx_retriever import OnnxRetriever
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from serving.contract import (
+    CANDIDATE_ID,
+    CANDIDATE_ITEM,
+    CANDIDATE_RANK,
+    CANDIDATE_SCORE,
+    EXCLUDED_ITEM,
+    GIVEN_ITEM,
+    HISTORY_ITEM,
+    LIMIT,
+    RETRIEVE,
+)
+from serving.steps.step import Answer, Tensors, cut
+
+
+@dataclass(frozen=True)
+class TritonScores:
+    """The retriever's graph as another model of this server; has the ``run`` of an ONNX session."""
+
+    model: str
+
+    def run(self, outputs: list[str], feeds: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Return ``scores`` [1, items + 1] for ``items`` [1, length].
+
+        Raises:
+            RuntimeError: the model did not answer.
+        """
+        import triton_python_backend_utils as pb_utils  # exists only inside the server
+
+        tensors = [pb_utils.Tensor(name, array) for name, array in feeds.items()]
+        memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        request = pb_utils.InferenceRequest(
+            model_name=self.model, requested_output_names=["scores"], inputs=tensors, preferred_memory=memory
+        )
+        response = request.exec()
+        if response.has_error():
+            raise RuntimeError(f"{self.model}: {response.error().message()}")
+        return [pb_utils.get_output_tensor_by_name(response, "scores").as_numpy()]
+
+
+@dataclass(frozen=True)
+class RetrieverStep:
+    """Retrieves the top candidates of a history, or orders the caller's own."""
+
+    retriever: OnnxRetriever
+    catalogue: Catalogue
+
+    @classmethod
+    def load(cls, folder: Path, scores_model: str | None = None) -> "RetrieverStep":
+        """Open ``retriever.onnx`` and ``items.parquet``.
+
+        Args:
+            folder: what `llamarec export` wrote.
+            scores_model: the model of this server that runs the graph; without it, this process does.
+        """
+        session = TritonScores(scores_model) if scores_model else None
+        return cls(OnnxRetriever.load(folder, session), Catalogue.load(folder / ITEMS_FILE))
+
+    def answer(self, request: Tensors) -> Answer:
+        """Return the candidates for the next step, and the whole answer of ``llamarec_retrieval``."""
+        history = request[HISTORY_ITEM]
+        if request[RETRIEVE][0]:
+            candidates = self.retriever.candidates(history, request[EXCLUDED_ITEM])
+        else:
+            candidates = self.retriever.given(history, request[GIVEN_ITEM])
+        ids = self._raw_ids(candidates.items)
+        answered, scores, ranks = cut(request[LIMIT], ids, candidates.probabilities(), candidates.ranks)
+        return {
+            CANDIDATE_ITEM: candidates.items,
+            CANDIDATE_ID: ids,
+            CANDIDATE_SCORE: candidates.scores,
+            CANDIDATE_RANK: candidates.ranks,
+            ITEM_ID: answered,
+            SCORE: scores,
+            RETRIEVER_RANK: ranks,
+        }
+
+    def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the number of candidates, and why the client degraded to the retriever, if it did."""
+        degraded = parameters.get(DEGRADED)
+        if degraded is not None and degraded not in DEGRADED_REASONS:
+            degraded = "other"  # each value of a label is a series of its own, and the caller chose this one
+        return {"candidates": len(np.asarray(answer[CANDIDATE_ITEM])), "degraded": degraded}
+
+    def _raw_ids(self, items: NDArray[np.int32]) -> NDArray[np.object_]:
+        """Return the raw ids [k] of item numbers [k], as bytes."""
+        ids = np.empty(len(items), dtype=object)
+        ids[:] = [self.catalogue.raw(int(item)) for item in items]
+        return ids

@@ -1,0 +1,40 @@
+"""What a step is: an object that answers one request's tensors, and can tell what is worth counting about it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import ArrayLike, NDArray
+
+from llamarec_client.contract import TensorSpec
+
+Tensors = Mapping[TensorSpec, NDArray[Any]]
+"""Arrays [n] of one request, without the batch dimension; an optional tensor that was not sent is absent."""
+Answer = Mapping[TensorSpec, ArrayLike]
+
+
+class Step(Protocol):
+    """The work of one Triton model. Importable and tested without a server."""
+
+    def answer(self, request: Tensors) -> Answer:
+        """Return the step's outputs for its inputs.
+
+        Raises:
+            InputError: the request is refused; the text names the tensor.
+        """
+
+    def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what is counted and logged about an answer.
+
+        Args:
+            request: the inputs.
+            answer: the outputs.
+            parameters: the request's parameters.
+
+        Returns:
+            ``candidates``, ``prompt_tokens``, ``unknown_items`` and ``degraded`` become metrics; everything is logged.
+        """
+
+
+def cut(limit: NDArray[Any], *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the first LIMIT entries of each array; all of them when LIMIT is 0."""
+    return [array[: int(limit[0]) or None] for array in arrays]

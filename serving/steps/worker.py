@@ -1,0 +1,147 @@
+"""The glue between Triton and a step: decodes each request, has the step answer it, encodes the answer.
+
+Every ``model_repository/<step>/1/model.py`` hands Triton's calls to a :class:`Worker`. Requests that Triton hands over
+together are answered one by one, so that an answer never depends on the other requests of a batch and one bad request
+does not spoil the others.
+"""
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamarec_client.contract import TensorSpec
+from preprocessing.errors import InputError
+from serving.contract import STEP_SPECS
+from serving.layout import export_id, loaded_artifact
+from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
+from serving.steps.step import Step, Tensors
+from serving.steps.telemetry import Telemetry
+
+DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
+    InputError: ("invalid", "INVALID_ARG"),
+    GivenUpError: ("cancelled", "CANCELLED"),
+    FullError: ("full", "UNAVAILABLE"),
+    LateError: ("late", "UNAVAILABLE"),
+}
+"""Kind under which a refusal is counted, and Triton's code for it; any other exception is ``internal``, INTERNAL."""
+
+
+class Worker:
+    """One step inside the server."""
+
+    def __init__(
+        self,
+        name: str,
+        step: Step,
+        telemetry: Telemetry | None = None,
+        queue: Admission | RankerTurn | None = None,
+    ) -> None:
+        """Run ``step`` as the Triton model of this name.
+
+        Args:
+            name: of the step.
+            step: answers the requests.
+            telemetry: counts answers and failures.
+            queue: admits requests to the ranker's queue, or takes their turn.
+        """
+        self._name = name
+        self._step = step
+        self._telemetry = telemetry
+        self._queue = queue
+
+    @classmethod
+    def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step]) -> "Worker":
+        """Load a step's exported files and connect it to the metrics and to the ranker's queue.
+
+        Args:
+            name: of the step.
+            arguments: those of Triton's ``initialize``.
+            load: opens the step's files.
+
+        Raises:
+            InputError: they are missing, or not of one export.
+        """
+        folder = loaded_artifact(name, arguments)
+        step = load(folder)
+        release = arguments["model_name"].removeprefix(name).removeprefix("_") or export_id(folder)
+        return cls(name, step, Telemetry(name, release), open_queue(name, arguments))
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer Triton's ``execute``: one response for each request, in order.
+
+        Bad input becomes INVALID_ARGUMENT and any unforeseen failure INTERNAL, both naming the step. A request that
+        the ranker's queue does not admit gets UNAVAILABLE, and costs neither a prompt nor a pass.
+        """
+        return [self._respond(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Answer Triton's ``finalize``: hand over the last metrics and leave the queue."""
+        if self._telemetry:
+            self._telemetry.close()
+        if self._queue:
+            self._queue.close()
+
+    def _respond(self, request: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self._answer(request, started)
+        except tuple(REFUSALS) as error:
+            kind, code = next(refusal for known, refusal in REFUSALS.items() if isinstance(error, known))
+            return self._refuse(request, kind, code, str(error))
+        except Exception as error:
+            import triton_python_backend_utils as pb_utils  # exists only inside the server
+
+            pb_utils.Logger.log_error(traceback.format_exc())
+            return self._refuse(request, "internal", "INTERNAL", f"{type(error).__name__}: {error}")
+
+    def _answer(self, request: Any, started: float) -> Any:
+        import triton_python_backend_utils as pb_utils
+
+        tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
+        if self._queue:
+            self._queue.admit(request, tensors)
+        answer = self._step.answer(tensors)
+        wanted = request.requested_output_names()
+        outputs = [
+            pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
+            for spec in STEP_SPECS[self._name].outputs
+            if spec.name in wanted
+        ]
+        if self._telemetry:
+            facts = self._step.facts(tensors, answer, json.loads(request.parameters() or "{}"))
+            self._telemetry.answered(request, time.perf_counter() - started, facts)
+        return pb_utils.InferenceResponse(output_tensors=outputs)
+
+    def _refuse(self, request: Any, kind: str, code: str, message: str) -> Any:
+        import triton_python_backend_utils as pb_utils
+
+        message = f"{self._name}: {message}"
+        if self._telemetry:
+            self._telemetry.failed(request, kind, message)
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+        return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def read_tensors(request: Any, specs: Sequence[TensorSpec]) -> Tensors:
+    """Return the tensors of a Triton request, without the batch dimension.
+
+    Raises:
+        InputError: the request holds more than one user.
+    """
+    import triton_python_backend_utils as pb_utils
+
+    tensors = {}
+    for spec in specs:
+        tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+        if tensor is not None:
+            array = tensor.as_numpy()  # [1, n]
+            if len(array) != 1:
+                raise InputError(f"{spec.name} holds {len(array)} users: send one request for each")
+            tensors[spec] = array[0]
+    return tensors

@@ -1,0 +1,255 @@
+"""Retries, fallback and deadlines against a gRPC server whose every answer is laid down, so attempts can be counted."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from llamarec_client.contract import DEGRADED, DEGRADED_REASONS, ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.errors import (
+    ClientError,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    ServerError,
+    ServerUnavailable,
+    StepDied,
+)
+from llamarec_client.recommender import AsyncRecommenderClient, RecommenderClient, Request
+from llamarec_client.retries import MAX_ATTEMPTS, RETRY_BURST, RetryBudget
+
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "starting")
+FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'llamarec', prompt_builder: queue full: 8 wait for the ranker")
+DEAD = (
+    grpc.StatusCode.INTERNAL,
+    "in ensemble 'llamarec', Failed to process the request(s) for model instance 'ranker_0_0', message: "
+    "Stub process 'ranker_0_0' is not healthy.",
+)
+"""As tritonserver 2.51 says them."""
+GOOD = None
+
+
+class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers each request with the next line of a script, for ever with the last one; records who was asked."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[str, int], object] = lambda model, place: GOOD
+        self.asked: list[str] = []
+        self.reasons: list[str] = []
+        """The parameter of each request that says why a fallback is asked."""
+        self.lock = threading.Lock()
+
+    def says(self, **lines: list) -> None:
+        self.asked.clear()
+        self.reasons.clear()
+        self.script = lambda model, place: lines[model][min(place, len(lines[model]) - 1)]
+
+    def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
+        with self.lock:
+            self.asked.append(request.model_name)
+            self.reasons.append(request.parameters[DEGRADED].string_param)
+            line = self.script(request.model_name, self.asked.count(request.model_name) - 1)
+        if isinstance(line, float):
+            time.sleep(line)
+        elif line is not GOOD:
+            context.abort(*line)
+        columns = (("ITEM_ID", "BYTES"), ("SCORE", "FP32"), ("RETRIEVER_RANK", "INT32"))
+        outputs = [{"name": name, "datatype": datatype, "shape": [1, 1]} for name, datatype in columns]
+        contents = [b"\1\0\0\0" + request.raw_input_contents[0][-1:], np.float32(1).tobytes(), np.int32(1).tobytes()]
+        return service_pb2.ModelInferResponse(id=request.id, outputs=outputs, raw_output_contents=contents)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Scripted, str]]:
+    scripted, server = Scripted(), grpc.server(futures.ThreadPoolExecutor(64))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield scripted, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+@pytest.fixture(params=["plain", "asyncio"])
+def ask(request, running):
+    """``ask(history, ...)`` through a new client of either kind, and so with a full retry budget."""
+    _, url = running
+
+    async def in_loop(history, **options):
+        async with AsyncRecommenderClient(url) as client:
+            return await client.recommend(history, **options)
+
+    def plain(history, **options):
+        with RecommenderClient(url) as client:
+            return client.recommend(history, **options)
+
+    return plain if request.param == "plain" else lambda *given, **options: asyncio.run(in_loop(*given, **options))
+
+
+def test_an_unavailable_server_is_asked_again(running, ask):
+    """Refused twice, answered the third time: one answer, three requests."""
+    scripted, _ = running
+    scripted.says(llamarec=[UNAVAILABLE, UNAVAILABLE, GOOD])
+    answer = ask(["a"])
+    assert [row.item_id for row in answer] == ["a"]
+    assert not answer.degraded
+    assert len(scripted.asked) == 3
+
+
+def test_attempts_end(running, ask):
+    """A server that stays unavailable is asked three times, then the error says so."""
+    scripted, _ = running
+    scripted.says(llamarec=[UNAVAILABLE])
+    with pytest.raises(ServerUnavailable, match="starting"):
+        ask(["a"])
+    assert len(scripted.asked) == MAX_ATTEMPTS
+
+
+def test_a_dead_step_is_asked_once_more(running, ask):
+    """Another instance may be alive; after the second time the error names the step."""
+    scripted, _ = running
+    scripted.says(llamarec=[DEAD])
+    with pytest.raises(StepDied, match="step ranker is dead"):
+        ask(["a"])
+    assert len(scripted.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        ((grpc.StatusCode.INVALID_ARGUMENT, "features: TOP_K is 0"), InvalidRequest),
+        ((grpc.StatusCode.INTERNAL, "ranker: ValueError: x"), ServerError),
+        ((grpc.StatusCode.RESOURCE_EXHAUSTED, "too large"), ServerError),
+    ],
+)
+def test_what_would_fail_again_is_not_sent_again(running, ask, status, raised):
+    """Only UNAVAILABLE and a dead step are retried."""
+    scripted, _ = running
+    scripted.says(llamarec=[status])
+    with pytest.raises(raised):
+        ask(["a"])
+    assert len(scripted.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "ranker_asked", "reason"),
+    [
+        (FULL, 1, "Overloaded"),
+        (DEAD, 2, "StepDied"),
+        ((grpc.StatusCode.INTERNAL, "ranker: x"), 1, "ServerError"),
+    ],
+)
+def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ranker_asked, reason):
+    """``fallback``: a marked answer of the retrieval ensemble, which is told why; a full queue is not asked again."""
+    scripted, _ = running
+    scripted.says(llamarec=[status], llamarec_retrieval=[GOOD])
+    answer = ask(["a"], fallback="retriever")
+    assert answer.degraded
+    assert answer.model == RETRIEVAL_ENSEMBLE
+    assert scripted.asked == [ENSEMBLE] * ranker_asked + [RETRIEVAL_ENSEMBLE]
+    assert scripted.reasons == [""] * ranker_asked + [reason]
+    assert reason in DEGRADED_REASONS
+
+
+def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):
+    """The deadline is one for both: the ranker is given up a tenth of it earlier."""
+    scripted, _ = running
+    scripted.says(llamarec=[3.0], llamarec_retrieval=[GOOD])
+    start = time.monotonic()
+    assert ask(["a"], fallback="retriever", timeout=1.0).degraded
+    assert time.monotonic() - start < 1.5  # the deadline and the client's own start
+
+
+def test_bad_input_has_no_fallback(running, ask):
+    """The retriever would refuse the same request."""
+    scripted, _ = running
+    scripted.says(llamarec=[(grpc.StatusCode.INVALID_ARGUMENT, "features: TOP_K is 0")])
+    with pytest.raises(InvalidRequest):
+        ask(["a"], fallback="retriever")
+    assert scripted.asked == [ENSEMBLE]
+
+
+def test_a_full_queue_without_fallback_is_overloaded(running, ask):
+    """The error is a ServerUnavailable of its own kind, and carries the id that the server logged."""
+    scripted, _ = running
+    scripted.says(llamarec=[FULL])
+    with pytest.raises(Overloaded, match="send less or later") as raised:
+        ask(["a"], request_id="r-1")
+    assert raised.value.request_id == "r-1"
+
+
+def test_retries_never_amplify_an_outage(running):
+    """200 calls at a server that refuses all: at most a tenth more requests, beside what was saved up."""
+    scripted, url = running
+    scripted.says(llamarec=[UNAVAILABLE])
+    with RecommenderClient(url) as client:
+        answers = client.recommend_many([Request(["a"])] * 200)
+    assert all(isinstance(answer, ServerUnavailable) for answer in answers)
+    assert len(scripted.asked) <= 200 + 0.1 * 200 + RETRY_BURST
+    assert len(scripted.asked) > 200
+
+
+def test_the_budget_earns_a_tenth_a_request():
+    """Ten saved up at first; then one retry for each ten requests."""
+    budget = RetryBudget()
+    assert sum(budget.spend() for _ in range(50)) == RETRY_BURST
+    granted = 0
+    for _ in range(1000):
+        budget.earn()
+        granted += budget.spend()
+    assert granted == pytest.approx(100, abs=1)
+
+
+def test_the_deadline_covers_the_retries(running, ask):
+    """Each attempt takes 0.4 s and fails: after one second the call is over, not after three attempts."""
+    scripted, _ = running
+    scripted.says(llamarec=[0.4])
+    scripted.script = lambda model, place: time.sleep(0.4) or UNAVAILABLE
+    start = time.monotonic()
+    with pytest.raises(ClientError):
+        ask(["a"], timeout=0.6)
+    assert time.monotonic() - start < 1.1
+    assert len(scripted.asked) <= 2
+
+
+def test_many_users_in_order_with_errors_of_their_own(running):
+    """Every user's answer stands in its place; one bad request spoils no other; both clients alike."""
+    scripted, url = running
+    scripted.says(llamarec=[GOOD])
+    requests = [Request([chr(97 + n % 26)]) if n % 7 else Request("no list") for n in range(100)]
+
+    async def in_loop():
+        async with AsyncRecommenderClient(url) as client:
+            return await client.recommend_many(requests)
+
+    with RecommenderClient(url) as client:
+        plain = client.recommend_many(requests)
+    for answers in (plain, asyncio.run(in_loop())):
+        for n, answer in enumerate(answers):
+            if n % 7:
+                assert [row.item_id for row in answer] == [chr(97 + n % 26)]
+            else:
+                assert isinstance(answer, InvalidRequest)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": -1}, {"fallback": "none"}])
+def test_options_that_mean_nothing_are_refused(running, ask, options):
+    """One sentence, before anything is sent."""
+    scripted, _ = running
+    scripted.says(llamarec=[GOOD])
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        ask(["a"], **options)
+    assert not scripted.asked
+
+
+def test_a_deadline_that_passes_is_a_timeout(running, ask):
+    """Without a fallback."""
+    scripted, _ = running
+    scripted.says(llamarec=[1.0])
+    with pytest.raises(RequestTimeout, match=r"within 0.3 s"):
+        ask(["a"], timeout=0.3)

@@ -1,0 +1,93 @@
+"""perf_analyzer against a real server whose steps echo."""
+
+import csv
+
+import pytest
+
+from llamarec_client.contract import RETRIEVAL_ENSEMBLE
+from llamarec_client.errors import InvalidRequest, ServerUnavailable
+from serving.contract import STEPS
+from serving.errors import BenchmarkError
+from serving.load_test.perf_analyzer import benchmark, input_data, read_csv, spread, write_csv
+from serving.server.programs import free_ports
+
+PASSES = """
+  Pass [1] throughput: 90 infer/sec. Avg latency: 1000 usec (std 3960 usec).
+  Pass [2] throughput: 110 infer/sec. Avg latency: 1000 usec (std 2618 usec).
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(echo_server):
+    """Histories of four lengths, one of them 0, at concurrency 1 and 2."""
+    histories = [["a"] * length for length in (0, 1, 7, 40)]
+    return benchmark(echo_server.url, histories, (1, 2), requests=10)
+
+
+def test_figures_can_be_true(rows):
+    """Little's law: what is in flight is throughput times mean latency, and the median lies below twice the mean."""
+    assert [row.load for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 < row.p50_ms <= row.p90_ms <= row.p95_ms <= row.p99_ms
+        assert 0 < row.throughput < 2 * row.load / (row.p50_ms / 1e3)
+        assert tuple(row.steps) == STEPS
+        assert all(time.compute_ms > 0 <= time.queue_ms for time in row.steps.values())
+        assert row.spread >= 0
+
+
+def test_the_table_reads_back(rows, tmp_path):
+    """Six digits of every figure survive; `--compare` reads what was written."""
+    write_csv(rows, tmp_path / "bench" / "benchmark.csv")
+    with (tmp_path / "bench" / "benchmark.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["load"] for row in written] == ["1", "2"]
+    for row, again in zip(rows, read_csv(tmp_path / "bench" / "benchmark.csv"), strict=True):
+        assert again.p99_ms == pytest.approx(row.p99_ms, rel=1e-4)
+        assert again.steps["ranker"] == pytest.approx(row.steps["ranker"], rel=1e-4)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BenchmarkError, match="no table of `llamarec bench`"):
+        read_csv(tmp_path / "other.csv")
+
+
+def test_requests_at_a_rate(echo_server):
+    """Open loop: 20 requests a second are sent whether or not answers came, so about as many come back."""
+    (row,) = benchmark(echo_server.url, [["a"]], [20], RETRIEVAL_ENSEMBLE, mode="rate", requests=20)
+    assert row.mode == "rate"
+    assert 8 < row.throughput < 40
+
+
+def test_the_split_counts_the_requests_of_the_measurement_only(echo_server):
+    """A step that sleeps for a second shows that second; earlier, fast requests to the same server don't dilute it."""
+    (row,) = benchmark(echo_server.url, [["~"]], [1], RETRIEVAL_ENSEMBLE, requests=1, warm_up=1)
+    assert tuple(row.steps) == STEPS[:2]
+    assert 1000 < row.steps["retriever"].compute_ms < 1100
+    assert row.throughput < 1
+
+
+def test_unstable_windows_are_seen():
+    """Throughput 90 and 110: apart by a fifth of their mean. One window alone proves nothing."""
+    assert spread(PASSES) == pytest.approx(0.2)
+    assert spread("Pass [1] throughput: 90 infer/sec. Avg latency: 1000 usec") == float("inf")
+
+
+def test_input_data_keeps_each_length():
+    """Values with their shape, without the batch dimension (perf_analyzer's documentation, "Input Data")."""
+    assert input_data([["1", "2"], []]) == {
+        "data": [{"HISTORY": {"content": ["1", "2"], "shape": [2]}}, {"HISTORY": {"content": [], "shape": [0]}}]
+    }
+
+
+def test_a_refused_request_says_why(echo_server):
+    """The warm-up meets it as the client does; without one, perf_analyzer's complaint carries the same sentence."""
+    with pytest.raises(InvalidRequest, match="HISTORY holds 'bad'"):
+        benchmark(echo_server.url, [["bad"]], [1])
+    with pytest.raises(BenchmarkError, match=r"(?s)measured nothing at concurrency 1.*HISTORY holds 'bad'"):
+        benchmark(echo_server.url, [["bad"]], [1], warm_up=0)
+
+
+def test_no_histories_and_no_server():
+    """Each is one clear sentence before perf_analyzer starts."""
+    with pytest.raises(BenchmarkError, match="no histories"):
+        benchmark("127.0.0.1:1", [])
+    with pytest.raises(ServerUnavailable, match="llamarec serve"):
+        benchmark(f"127.0.0.1:{free_ports(1)[0]}", [["a"]])

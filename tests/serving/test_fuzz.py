@@ -1,0 +1,168 @@
+"""Generated requests and raw bytes on the gRPC port: no crash, no hang, every answer a proper code.
+
+`make fuzz` sends 10,000 requests, `make test` a thousand. What once failed stands as an example beside the strategy.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+
+import grpc
+import pytest
+from grpc import StatusCode
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
+from llamarec_client.recommender import RecommenderClient
+
+TOGETHER = 25
+"""Requests under way at a time, so that bad ones share batches with good ones."""
+EXAMPLES = int(os.environ.get("FUZZ_REQUESTS", "1000")) // TOGETHER
+PROPER = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.UNAVAILABLE}
+"""UNAVAILABLE is what tritonserver says of an unknown version."""
+DEADLINE = 60
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SIZES = {"BOOL": 1, "INT32": 4, "INT64": 8, "FP32": 4, "FP64": 8}
+
+ids = st.sampled_from(
+    ["50", "181", "172", "1", "1349", "nothing", "", "é" * 8, "\0", "(A) ", "</s>", "x" * MAX_ID_BYTES]
+) | st.text(max_size=20)
+raw_ids = ids.map(str.encode) | st.binary(max_size=40) | st.just(b"x" * (MAX_ID_BYTES + 1))
+
+
+def strings(values: list[bytes]) -> bytes:
+    """KServe's raw form of a BYTES tensor: each value behind its length."""
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+@st.composite
+def text_tensor(draw, name: str, most: int = 30):
+    """A tensor as the contract wants it, or nearly."""
+    values = draw(st.lists(raw_ids, max_size=most))
+    if draw(st.integers(0, 99)) == 0:
+        values *= MAX_HISTORY // max(len(values), 1) + 1
+    shape = draw(st.sampled_from([[1, len(values)]] * 8 + [[len(values), 1], [len(values)], [1, 1, len(values)]]))
+    return (name, "BYTES", shape, strings(values))
+
+
+@st.composite
+def any_tensor(draw):
+    """A tensor of any name and type, whose bytes need not fit its shape."""
+    name = draw(st.sampled_from(["HISTORY", "TOP_K", "CANDIDATES", "USER_ID", "EXCLUDE", "TOKEN", "", "x"]))
+    datatype = draw(st.sampled_from([*SIZES, "BYTES", "FP16", "nothing"]))
+    shape = draw(st.lists(st.integers(-2, 5), max_size=4))
+    return (name, datatype, shape, draw(st.binary(max_size=64)))
+
+
+@st.composite
+def requests(draw):
+    """Mostly near the contract, so that every step is reached; sometimes far from it."""
+    tensors = [draw(text_tensor("HISTORY"))]
+    if draw(st.booleans()):
+        tensors.append(draw(text_tensor("EXCLUDE")))
+    if draw(st.integers(0, 2)) == 0:
+        tensors.append(draw(text_tensor("CANDIDATES", MAX_CANDIDATES + 2)))
+    if draw(st.booleans()):
+        top_k = draw(st.integers(-3, MAX_CANDIDATES + 3) | st.integers(-(2**31), 2**31 - 1))
+        tensors.append(
+            ("TOP_K", "INT32", draw(st.sampled_from([[1, 1]] * 6 + [[1], [1, 2]])), struct.pack("<i", top_k))
+        )
+    if draw(st.integers(0, 9)) == 0:
+        tensors.append(draw(any_tensor()))
+    if draw(st.integers(0, 19)) == 0:
+        tensors = draw(st.lists(any_tensor(), max_size=4))
+    model = draw(st.sampled_from(["llamarec"] * 12 + ["llamarec_retrieval"] * 6 + ["features", "nothing", ""]))
+    outputs = draw(st.sampled_from([None] * 6 + [["SCORE"], ["ITEM_ID", "nothing"], []]))
+    return (model, draw(st.sampled_from([""] * 9 + ["1", "2", "x"])), tensors, outputs)
+
+
+def message(model, version, tensors, outputs) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    for name, datatype, shape, content in tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(content)
+    for name in outputs or ():
+        request.outputs.add(name=name)
+    return request
+
+
+def ask(url: str, messages) -> list[tuple[StatusCode, str]]:
+    """Sends all together; the code and text of each answer."""
+
+    async def one(stub, sent):
+        try:
+            await stub.ModelInfer(sent, timeout=DEADLINE)
+        except grpc.aio.AioRpcError as error:
+            return error.code(), error.details() or ""
+        return StatusCode.OK, ""
+
+    async def together():
+        async with grpc.aio.insecure_channel(url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            return await asyncio.gather(*(one(stub, sent) for sent in messages))
+
+    return asyncio.run(together())
+
+
+@pytest.fixture(scope="module")
+def alive(server):
+    """Whether the server still answers as it did before the fuzzing, through all four steps."""
+    with RecommenderClient(server.url) as client:
+        before = client.recommend(["50", "181"])
+
+        def check() -> bool:
+            return client.recommend(["50", "181"], timeout=DEADLINE) == before
+
+        yield check
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
+@given(st.lists(requests(), min_size=TOGETHER, max_size=TOGETHER))
+@example([("llamarec", "", [("HISTORY", "BYTES", [1, 1], b"\xff\xff\xff\xff")], None)])
+@example([("llamarec", "", [("HISTORY", "BYTES", [1, 0], b"")], [])])
+def test_every_generated_request_gets_a_proper_code(server, alive, sent):
+    """OK or an error that blames the request; never INTERNAL, UNKNOWN or a deadline; good answers stay the same."""
+    for request, (code, text) in zip(sent, ask(server.url, [message(*request) for request in sent]), strict=True):
+        assert code in PROPER, f"{code}: {text}\n{request!r:.600}"
+    assert alive()
+
+
+def test_raw_bytes_on_the_port(server, alive):
+    """Noise, half a connection preface, frames that lie about their length, then silence: the port stays open."""
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.booleans(), st.binary(max_size=400))
+    @example(True, bytes([255, 255, 255, 0, 0, 0, 0, 0, 1]))
+    @example(True, bytes(9) * 1000)
+    @example(True, bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]))
+    def send(preface: bool, noise: bytes) -> None:
+        host, port = server.url.split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(PREFACE * preface + noise)
+
+    send()
+    assert alive()
+
+
+def test_protobuf_noise_in_a_good_call(server, alive):
+    """A call of the right method whose message is no message: INTERNAL is gRPC's own word for that, and nothing else
+    happens (gRPC, "Status codes and their use in gRPC": parsing errors are INTERNAL).
+    """
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.binary(max_size=300))
+    def send(noise: bytes) -> None:
+        with grpc.insecure_channel(server.url) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            answer = call.future(noise, timeout=DEADLINE)
+            assert answer.code() in PROPER | {StatusCode.INTERNAL}
+
+    send()
+    assert alive()

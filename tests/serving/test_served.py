@@ -1,0 +1,254 @@
+"""The ensemble on the real tritonserver: what it answers, what it refuses, and that it equals offline evaluation."""
+
+import asyncio
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, weighed
+from tiny import tiny_base
+
+from export.repository import Export, export
+from llamarec.commands.evaluate import ask_server
+from llamarec_client.contract import ENSEMBLE, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
+from llamarec_client.errors import InvalidRequest
+from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
+from models.ranker.base import EMBEDDED
+from models.ranker.fitting.objective import LineObjective
+from models.ranker.inference.verbalizer import LineVerbalizer
+from models.ranker.options import RankerTraining
+from models.ranker.training import train_ranker
+from models.retriever.training import train_retriever
+from preprocessing.data import load_data
+from serving.evaluation import evaluate
+from serving.offline import ExportedSteps
+from serving.server.local import LocalServer
+
+OTHERS = ("sasrec", "bert4rec", "narm", "index")
+
+
+@pytest.fixture(scope="module")
+def steps(repository):
+    return ExportedSteps.load(repository)
+
+
+@pytest.fixture(scope="module")
+def recommender(server):
+    with RecommenderClient(server.url) as client:
+        yield client
+
+
+def offline(steps: ExportedSteps, history, **options) -> list[Recommendation]:
+    """What the exported functions answer when they are called in this process, one after another."""
+    return [Recommendation(*row) for row in steps.recommend(history, **options)]
+
+
+def known_ids(steps) -> list[str]:
+    return [steps.catalogue.raw(item).decode() for item in range(1, steps.catalogue.trained + 1)]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        pytest.param([], id="empty"),
+        pytest.param(["50"], id="single item"),
+        pytest.param(["50", "50", "181", "50"], id="duplicated items"),
+        pytest.param(["no such item", "50", "ünknown", ""], id="unknown ids"),
+        pytest.param(["nothing", "known"], id="unknown ids only"),
+    ],
+)
+def test_served_equals_offline(steps, recommender, history):
+    """The offline functions of the same exported files are the reference: ids, ranks and scores bit for bit."""
+    answer = recommender.recommend(history)
+    assert answer == offline(steps, history)
+    assert len(answer) == MAX_CANDIDATES
+    assert not {r.item_id for r in answer} & set(history)
+    assert sum(r.score for r in answer) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_history_of_a_thousand_items(steps, recommender):
+    """1,000 of the 1,349 items are masked; 20 distinct others come back, as offline."""
+    history = known_ids(steps)[:1000]
+    answer = recommender.recommend(history)
+    assert answer == offline(steps, history)
+    assert len({r.item_id for r in answer} - set(history)) == MAX_CANDIDATES
+
+
+def test_the_catalogue_runs_short(steps, recommender):
+    """All but three items are in the history: the three that are left come back (no more exist)."""
+    ids = known_ids(steps)
+    answer = recommender.recommend(ids[3:])
+    assert {r.item_id for r in answer} == set(ids[:3])
+    assert answer == offline(steps, ids[3:])
+
+
+def test_nothing_left_to_recommend(steps, recommender):
+    """Every item is in the history: an empty answer, not an error."""
+    assert recommender.recommend(known_ids(steps)) == []
+
+
+def test_the_retrieval_ensemble_keeps_the_retrievers_order(recommender):
+    """The fallback has the same contract: ranks 1..20 in order and scores that fall and sum to 1."""
+    answer = recommender.recommend(["50", "181"], model=RETRIEVAL_ENSEMBLE)
+    assert [r.retriever_rank for r in answer] == list(range(1, MAX_CANDIDATES + 1))
+    assert [r.score for r in answer] == sorted((r.score for r in answer), reverse=True)
+    assert sum(r.score for r in answer) == pytest.approx(1, abs=1e-5)
+    assert {r.item_id for r in answer} == {r.item_id for r in recommender.recommend(["50", "181"])}
+
+
+def test_top_k_cuts_the_same_list(recommender):
+    """TOP_K 3 is the head of the full answer, scores unchanged (they sum to 1 before the cut)."""
+    assert recommender.recommend(["50"], top_k=3) == recommender.recommend(["50"])[:3]
+
+
+def test_top_k_beyond_what_is_left_returns_what_is_left(recommender):
+    """Two candidates and TOP_K 20: both, and no error."""
+    answer = recommender.recommend(["50"], candidates=["181", "121"], top_k=MAX_CANDIDATES)
+    assert {r.item_id for r in answer} == {"181", "121"}
+
+
+def test_no_model_sees_the_user_id(recommender):
+    """USER_ID is for logs: any id, or none, gets the same answer bit for bit."""
+    assert recommender.recommend(["50"], user_id="ünknown 17") == recommender.recommend(["50"])
+
+
+def test_excluded_items_make_room_for_others(recommender):
+    """EXCLUDE acts before the top 20, so 20 others remain."""
+    excluded = [r.item_id for r in recommender.recommend(["50"])][:5]
+    answer = recommender.recommend(["50"], exclude=excluded)
+    assert len(answer) == MAX_CANDIDATES
+    assert not {r.item_id for r in answer} & set(excluded)
+
+
+def test_given_candidates_are_ranked_and_the_history_does_not_mask_them(steps, recommender):
+    """The caller's candidates come back, each once, though one stands in the history; EXCLUDE applies."""
+    options = {"candidates": ["181", "50", "181", "100", "121"], "exclude": ["100"]}
+    answer = recommender.recommend(["50"], **options)
+    assert answer == offline(steps, ["50"], **options)
+    assert {r.item_id for r in answer} == {"181", "50", "121"}
+    assert {r.retriever_rank for r in answer} == {1, 2, 3}
+
+
+def test_a_candidate_without_an_embedding_is_ranked_by_its_title(steps, recommender):
+    """An item that has a title but fell to 5-core: the retriever gives it rank 0, the ranker a score."""
+    unknown = steps.catalogue.raw(steps.catalogue.trained + 1).decode()
+    answer = recommender.recommend(["50"], candidates=[unknown, "181"])
+    assert answer == offline(steps, ["50"], candidates=[unknown, "181"])
+    assert {r.item_id: r.retriever_rank for r in answer} == {unknown: 0, "181": 1}
+    assert all(r.score > 0 for r in answer)
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({"history": [], "top_k": 0}, "TOP_K"),
+        ({"history": [], "top_k": -1}, "TOP_K"),
+        ({"history": [], "top_k": MAX_CANDIDATES + 1}, "TOP_K"),
+        ({"history": ["x"] * (MAX_HISTORY + 1)}, "HISTORY"),
+        ({"history": ["x" * (MAX_ID_BYTES + 1)]}, "HISTORY"),
+        ({"history": [], "exclude": ["x" * (MAX_ID_BYTES + 1)]}, "EXCLUDE"),
+        ({"history": [], "candidates": ["no such item"]}, "CANDIDATES"),
+        ({"history": [], "candidates": [str(item) for item in range(1, 22)]}, "CANDIDATES"),
+    ],
+)
+def test_a_request_beyond_a_limit_is_refused_by_name(recommender, request_, named):
+    """design.md's contract: INVALID_ARGUMENT whose text starts with the step and names the tensor."""
+    with pytest.raises(InvalidRequest, match=rf"features: .*{named}"):
+        recommender.recommend(**request_)
+
+
+def test_concurrent_requests_answer_as_single_ones(server, steps):
+    """32 histories of different lengths at once share batches; each answer equals the offline one."""
+    ids = known_ids(steps)
+    histories = [ids[start : start + 3 * start] for start in range(32)]
+
+    async def ask():
+        async with AsyncRecommenderClient(server.url) as client:
+            return await asyncio.gather(*map(client.recommend, histories))
+
+    assert asyncio.run(ask()) == [offline(steps, history) for history in histories]
+
+
+def test_an_exported_prompt_builder_encodes_no_title(steps, monkeypatch):
+    """The export stores the tokens of every title: the last item's prompt, not built before, needs no tokenizer."""
+    monkeypatch.setattr(steps.prompts, "_short_title", None)
+    last = len(steps.catalogue)
+    assert steps.prompts.build([last], [last - 1, last])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_request_within_the_limits_equals_offline(steps, recommender, data):
+    """Random histories, exclusions, candidates and TOP_K: served equals offline, whatever they are."""
+    some_ids = st.lists(st.sampled_from(known_ids(steps)) | st.text(max_size=8), max_size=30)
+    options = {"exclude": data.draw(some_ids)}
+    if data.draw(st.booleans()):
+        options["candidates"] = data.draw(st.lists(st.sampled_from(known_ids(steps)), max_size=20))
+    if data.draw(st.booleans()):
+        options["top_k"] = data.draw(st.integers(1, MAX_CANDIDATES))
+    history = data.draw(some_ids)
+    assert recommender.recommend(history, **options) == offline(steps, history, **options)
+
+
+@pytest.fixture(scope="module")
+def other_architectures(artifacts, tmp_path_factory):
+    """A repository with the baselines as retrievers, each under its name as the models' suffix, and LRURec's index."""
+    repository = tmp_path_factory.mktemp("architectures")
+    for name in OTHERS:
+        folder = tmp_path_factory.mktemp(name) / "movielens-100k"
+        shutil.copytree(artifacts / "data", folder / "data")
+        model = "lrurec" if name == "index" else name
+        train_retriever(replace(BRIEF_RETRIEVER, model=model), folder)
+        with weighed(0.5):
+            train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+        export(Export(threads=1, index=name == "index"), folder, repository, suffix=f"_{name}")
+    return repository
+
+
+def test_every_architecture_is_served(other_architectures):
+    """SASRec, BERT4Rec, NARM and LRURec by its index behind one server: each answers what its exported files do."""
+    with LocalServer(other_architectures) as server, RecommenderClient(server.url) as recommender:
+        for name in OTHERS:
+            steps = ExportedSteps.load(other_architectures, f"_{name}")
+            for history in ([], ["50"], ["no such item", "50", "181"], known_ids(steps)[:70]):
+                assert recommender.recommend(history, model=f"{ENSEMBLE}_{name}") == offline(steps, history)
+                alone = recommender.recommend(history, model=f"{RETRIEVAL_ENSEMBLE}_{name}")
+                assert [row.retriever_rank for row in alone] == list(range(1, MAX_CANDIDATES + 1))
+
+
+def test_evaluation_finds_every_served_list_identical(artifacts, repository, server):
+    """The command's proof on all 943 users: identical == users. Offline recomputation is the reference."""
+    result = evaluate(artifacts, repository, ask_server(server.url), oracle_users=20)
+    assert result["served"]["identical"] == result["served"]["users"] == 943
+    assert 0 <= result["served"]["equal_to_oracle"] <= 1
+
+
+@pytest.mark.parametrize("read", ["letters", "lines"])
+def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read):
+    """SmolLM2, tuned on four prompts and merged, ranking alone behind the real server: 20 lists equal the offline ones,
+    read at the letters and at the lines of the lower half, and are no longer the retriever's.
+    """
+    folder = tmp_path / "movielens-100k"
+    for stage in ("data", "retriever"):
+        shutil.copytree(artifacts / stage, folder / stage)
+    brief = RankerTraining(
+        max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
+    )
+    # After one step the best direction may still be that of zeros, which moves nothing: any other does.
+    direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
+    monkeypatch.setattr(LineObjective, "verbalizer", lambda objective: LineVerbalizer(direction))
+    with weighed(0.0):
+        train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
+    export(Export(), folder, tmp_path / "repository")
+    steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
+    moved = 0
+    with LocalServer(tmp_path / "repository") as server, RecommenderClient(server.url) as recommender:
+        for user in range(20):
+            history = data.raw_history(user)
+            answer = recommender.recommend(history)
+            assert answer == offline(steps, history)
+            moved += [row.retriever_rank for row in answer] != list(range(1, 21))
+    assert moved == 20

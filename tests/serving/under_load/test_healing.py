@@ -1,0 +1,112 @@
+"""kill -9 of any step under load: no wrong answer, errors that name the step, and service back by itself."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from supervised import Load, ask, contention, serving, serving_program, wait_for
+
+from export.config import Serving
+from export.repository import Export, export
+from llamarec_client.contract import RETRIEVAL_ENSEMBLE
+from serving.contract import STEPS
+from serving.offline import ExportedSteps
+
+HISTORIES = [[], ["50"], ["181", "50", "172"], [str(item) for item in range(1, 60)]]
+BACK_SECONDS = {"features": 3, "retriever": 3, "prompt_builder": 3, "ranker": 15}
+"""The limits, from the kill to the last failure, on a machine that has nothing else to do."""
+
+
+@pytest.fixture(scope="module")
+def expected(repository):
+    steps = ExportedSteps.load(repository)
+    return [steps.recommend(history) for history in HISTORIES]
+
+
+@pytest.fixture(scope="module")
+def served(repository, tmp_path_factory):
+    with serving(repository, tmp_path_factory.mktemp("served") / "log") as running:
+        yield running
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_step_comes_back(served, expected, step):
+    """Offline answers are the reference; Triton's message names the instance and so the
+    step.
+    """
+    served.wait_until_ready()
+    with Load(served.url, HISTORIES) as load:
+        time.sleep(0.5)
+        killed = time.monotonic()
+        served.kill(step)
+        assert wait_for(lambda: served.health()[0] == 503, 2), "not ready while a step is dead"
+        served.wait_until_ready()
+        time.sleep(1)
+    assert load.failures(), "the kill hit requests under way"
+    for row in load.asked:
+        if row.error:
+            assert step in row.error
+        else:
+            assert row.answer == expected[row.question]
+    limit = BACK_SECONDS[step] * contention()
+    back = min(row.ended for row in load.asked if not row.error and row.began > killed) - killed
+    assert back < limit
+    lasting = max(row.began for row in load.failures()) - killed
+    assert lasting < limit, "nothing that is asked after that fails any more"
+
+
+def test_the_retrieval_answers_while_the_ranker_is_dead(served):
+    """The fallback needs neither prompt builder nor ranker."""
+    served.wait_until_ready()
+    served.kill("ranker")
+    assert len(ask(served.url, ["50"], RETRIEVAL_ENSEMBLE, timeout=2)) == 20
+    assert wait_for(lambda: served.health()[0] == 503, 2)
+    served.wait_until_ready()
+
+
+def test_a_step_that_hangs_is_replaced(repository, tmp_path):
+    """SIGSTOP: the process lives and answers nothing. The watch, here after at most 2 s, kills and reloads it."""
+    program = (
+        "import sys, serving.server.supervisor as s; from pathlib import Path\n"
+        "sys.exit(s.Supervisor(Path(sys.argv[1]), sys.argv[3:], health_port=int(sys.argv[2]), hang_seconds=2).run())"
+    )
+    own = shutil.copytree(repository, tmp_path / "repository")
+    with serving_program(program, own, tmp_path / "log") as served:
+        os.kill(served.stubs("retriever")[0], signal.SIGSTOP)
+        assert wait_for(lambda: served.health()[0] == 503, 10)
+        served.wait_until_ready()
+        assert len(ask(served.url, ["50"])) == 20
+        assert [event["event"] for event in served.events()].count("step is back") == 1
+
+
+def test_a_server_that_dies_is_started_again(served):
+    """SIGKILL for tritonserver itself."""
+    served.wait_until_ready()
+    stat = Path(f"/proc/{served.stubs('features')[0]}/stat").read_text()
+    server = int(stat.rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    assert wait_for(lambda: served.health()[0] != 200, 5)
+    served.wait_until_ready()
+    assert len(ask(served.url, ["50"])) == 20
+
+
+def test_with_two_rankers_one_goes_on_answering(artifacts, tmp_path, expected):
+    """One of two instances dies: a request that is asked again at once is answered within 3 s of its first failure."""
+    repository = tmp_path / "repository"
+    export(Export(threads=1, serving=Serving(instances=2)), artifacts, repository)
+    with serving(repository, tmp_path / "log") as served:
+        with Load(served.url, HISTORIES) as load:
+            time.sleep(0.5)
+            served.kill("ranker")
+            wait_for(lambda: served.health()[0] == 503, 2)
+            served.wait_until_ready()
+            time.sleep(1)
+        for row in load.asked:
+            assert row.error or row.answer == expected[row.question]
+        for row in load.failures():
+            answered = [other.ended for other in load.asked if other.began >= row.ended and not other.error]
+            assert min(answered) - row.began < 3 * contention()
+        assert wait_for(lambda: len(served.stubs("ranker")) == 2, 60), "the replaced two have gone"

@@ -1,0 +1,59 @@
+"""The whole way on MovieLens-100K in seconds, made once and shared by the tests that need artifacts or a server.
+
+Real data, real NVTabular workflows, a real but briefly trained LRURec, and a tiny random Llama through the same QLoRA,
+merge and export code as the pretrained one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny import tiny_base
+
+from export.repository import Export, export
+from models.ranker.options import RankerTraining
+from models.ranker.training import train_ranker
+from models.retriever.options import RetrieverTraining
+from models.retriever.training import train_retriever
+from preprocessing.preprocess import Preprocessing, preprocess
+from serving.server.local import LocalServer
+
+BRIEF_RETRIEVER = RetrieverTraining(width=16, blocks=1, max_length=50, epochs=2, validate_every=15)
+BRIEF_RANKER = RankerTraining(max_prompts=8, batch_size=4, validation_users=4, validate_every=1, max_history=5)
+
+
+@contextmanager
+def weighed(weight: float) -> Iterator[None]:
+    """Rankers that are trained meanwhile give the retriever this weight: to one that learned nothing yet the fit gives
+    all of it, and what is served would not depend on the language model.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.ranker.training.fit_fusion", lambda *given: (weight, 1.0))
+        yield
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, retriever and ranker of MovieLens-100K."""
+    folder = tmp_path_factory.mktemp("artifacts") / "movielens-100k"
+    preprocess(Preprocessing(dataset="movielens-100k"), folder)
+    train_retriever(BRIEF_RETRIEVER, folder)
+    with weighed(0.5):
+        train_ranker(BRIEF_RANKER, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository exported from ``artifacts``."""
+    folder = tmp_path_factory.mktemp("repository")
+    export(Export(threads=1), artifacts, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[LocalServer]:
+    """The real tritonserver on ``repository``."""
+    with LocalServer(repository) as running:
+        yield running
