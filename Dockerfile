@@ -1,8 +1,8 @@
-# The service on NVIDIA's Triton. Build where a model repository was exported:
+# The service on NVIDIA's Triton. Build the image, and mount an exported model repository:
 #   docker build -t llamarec .
 #   docker run --gpus all -p 8001:8001 -v $PWD/model_repository:/models llamarec
-# 25.07 is the first release with the fixes for the HTTP vulnerabilities of August 2025. Pin the digest that your
-# registry shows for the tag; none could be looked up where this file was written.
+# 25.07 is the first release that fixes the HTTP vulnerabilities of August 2025. Pin the digest of the tag in your
+# registry; it could not be looked up when this file was written.
 ARG TRITON=nvcr.io/nvidia/tritonserver:25.07-py3
 FROM ${TRITON}
 
@@ -15,7 +15,7 @@ COPY export export
 COPY serving serving
 COPY llamarec llamarec
 COPY model_repository model_repository
-# Python 3.12 here, so the `serve` extra only: NVTabular and the training packages stay outside.
+# Only the `serve` extra: the image has Python 3.12, which NVTabular does not support.
 RUN python3 -m pip install --no-cache-dir --break-system-packages -c constraints-serve.txt ./client '.[serve]' \
     && useradd --create-home --uid 10001 llamarec
 USER 10001

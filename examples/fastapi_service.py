@@ -1,4 +1,4 @@
-"""A web service before the recommender: one connection for all requests, a deadline, and an answer in any case.
+"""A web service in front of the recommender: one connection for all requests, a deadline and a fallback.
 
 LLAMAREC=127.0.0.1:8001 uvicorn --app-dir examples fastapi_service:app
 """
@@ -15,7 +15,7 @@ from llamarec_client import AsyncRecommenderClient, ClientError, InvalidRequest
 
 @asynccontextmanager
 async def connected(app: FastAPI) -> AsyncIterator[None]:
-    """The connection lives as long as the service."""
+    """Keep one connection open for the lifetime of the service."""
     async with AsyncRecommenderClient(os.environ.get("LLAMAREC", "127.0.0.1:8001")) as client:
         app.state.recommender = client
         yield
@@ -26,7 +26,7 @@ app = FastAPI(lifespan=connected)
 
 @app.get("/recommendations")
 async def recommendations(request: Request, top_k: int = 10) -> dict[str, Any]:
-    """`/recommendations?item=50&item=181`: the ten best, from the retriever if the ranker does not answer in time."""
+    """Return the best items for `/recommendations?item=50&item=181`, from the retriever if the ranker is too slow."""
     history = request.query_params.getlist("item")
     try:
         answer = await request.app.state.recommender.recommend(

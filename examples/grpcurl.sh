@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One recommendation with grpcurl: bash examples/grpcurl.sh 127.0.0.1:8001 50 181
-# Triton has no reflection, so the protocol comes from a file; ids travel as base64.
+# Request one recommendation with grpcurl: bash examples/grpcurl.sh 127.0.0.1:8001 50 181
+# Triton does not support gRPC reflection, so the protocol is read from a file. Ids are sent as base64.
 set -euo pipefail
 url=$1
 shift

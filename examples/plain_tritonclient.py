@@ -1,4 +1,4 @@
-"""One recommendation with NVIDIA's tritonclient alone, without `llamarec-client`.
+"""Requests one recommendation with NVIDIA's tritonclient alone, without `llamarec-client`.
 
 python examples/plain_tritonclient.py 127.0.0.1:8001 50 181
 """
@@ -10,7 +10,7 @@ from tritonclient import grpc
 
 url, *history = sys.argv[1:]
 
-# STRING tensors are object arrays of bytes; the first dimension is the batch, and a request is one user.
+# STRING tensors are object arrays of bytes. The first dimension is the batch; a request holds one user.
 ids = np.empty((1, len(history)), dtype=np.object_)
 ids[0] = [item.encode() for item in history]
 tensor = grpc.InferInput("HISTORY", list(ids.shape), "BYTES")

@@ -1,4 +1,4 @@
-"""Writes the KServe v2 protocol's descriptors, which tritonclient carries, into a file for grpcurl.
+"""Writes the descriptors of the KServe v2 protocol, which come with tritonclient, to a file for grpcurl.
 
 python examples/protoset.py kserve.protoset
 """

@@ -1,4 +1,4 @@
-"""Writes a trained retriever as what the step serves: an ONNX graph with the real arithmetic it was trained in."""
+"""Exports a trained retriever as the ONNX graph that its step runs, in the same real arithmetic as in training."""
 
 import json
 import logging
@@ -17,7 +17,10 @@ from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, ST
 
 
 class _Last(nn.Module):
-    """Left-padded items [batch, length] -> logits of the next item [batch, items + 1], and the state [batch, width]."""
+    """The part of a retriever that is exported: scores of the next item, and the state they are computed from.
+
+    items [batch, length], left-padded -> logits [batch, items + 1] and state [batch, width].
+    """
 
     def __init__(self, model: Retriever) -> None:
         super().__init__()
@@ -29,35 +32,35 @@ class _Last(nn.Module):
 
 
 def export_retriever(model: Retriever, length: int, folder: Path, *, index: bool = False) -> None:
-    """Writes what :class:`models.retriever.inference.onnx_retriever.OnnxRetriever` loads.
+    """Write the files that :class:`models.retriever.inference.onnx_retriever.OnnxRetriever` loads.
 
     Args:
-        model: trained.
-        length: most recent items that it reads.
+        model: the trained retriever.
+        length: number of most recent items that it reads.
         folder: an existing folder.
-        index: add an approximate index, which then answers.
+        index: also write an approximate index, which then replaces the exact search.
 
     Raises:
-        InputError: an index is asked for and faiss is not installed.
+        InputError: ``index`` is set and faiss is not installed.
     """
     if index:
         build_index(*scoring_vectors(model), folder / INDEX)
     export_onnx(model, length, folder / MODEL)
     if index:
         _write_state_graph(folder)
-    # One thread: a pass takes about a millisecond, and the ranker wants the cores.
+    # One thread: a pass takes about a millisecond, and the ranker needs the cores.
     (folder / SETTINGS).write_text(
         json.dumps({"length": length, "threads": 1, "index": index}) + "\n", encoding="utf-8"
     )
 
 
 def export_onnx(model: Retriever, length: int, path: Path) -> None:
-    """Writes ``path``: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1] and ``state``.
+    """Write the graph: ``items`` int64 [batch, length] -> ``scores`` float32 [batch, items + 1] and ``state``.
 
-    ``state`` is float32 [batch, width], what the scores are computed from. Weights stand beside the graph, in
-    ``<path>.data``: protobuf ends at 2 GB, and a file can be mapped into memory.
+    ``state`` is float32 [batch, width]; the scores are computed from it. The weights are in ``<path>.data``: a protobuf
+    message cannot exceed 2 GB, and a separate file can be mapped into memory.
     """
-    # It announces four operators of torchvision that it cannot export, at every export.
+    # At every export it warns about four operators of torchvision that it cannot export.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     torch.onnx.export(
         _Last(model).eval(),
@@ -70,7 +73,7 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
         external_data=True,
         verbose=False,
     )
-    # Each node carries the lines of code it came from, paths included: the same weights should give the same file.
+    # Nodes name the source lines they came from, with paths. Without them the same weights give the same file.
     graph = onnx.load(path, load_external_data=False)
     for node in (*graph.graph.node, *(node for function in graph.functions for node in function.node)):
         del node.metadata_props[:]
@@ -80,13 +83,13 @@ def export_onnx(model: Retriever, length: int, path: Path) -> None:
 
 
 def _write_state_graph(folder: Path) -> None:
-    """The same graph on the same weights, ending at the state: a session computes every node of its graph."""
+    """Write the same graph up to the state only, because a session computes every node of its graph."""
     whole = onnx.load(folder / MODEL, load_external_data=False)
     onnx.save(Extractor(whole).extract_model(["items"], ["state"]), folder / STATE_MODEL)
 
 
 def scoring_vectors(model: Retriever) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A retriever's embeddings [items + 1, width] and bias [items + 1]: its scores are states @ embeddings.T + bias."""
+    """Return embeddings [items + 1, width] and bias [items + 1]; scores are states @ embeddings.T + bias."""
     with torch.no_grad():
         weight, _ = model.head()
         bias = model.score(weight.new_zeros(1, weight.shape[1]))[0]

@@ -1,4 +1,4 @@
-"""`llamarec release build`: the artifacts as an immutable, named set of models that can be promoted while serving."""
+"""Builds a release: the artifacts as an immutable, named set of models that can be promoted on a running server."""
 
 import json
 import os
@@ -19,36 +19,36 @@ from serving.offline import ExportedSteps
 from serving.server.releases import NAME, RELEASES, list_releases, manifest_path
 
 PROBES = 3
-"""Users of the data set whose served answers must come back before the release is promoted."""
+"""Number of users whose answers are recorded; the server must reproduce them before the release is promoted."""
 RESERVED = {"canary", "retrieval"}
-"""Words behind ``llamarec_`` that name something else."""
+"""Names that no release may have, because ``llamarec_<name>`` is another model."""
 
 
 def build_release(options: Export, artifacts: Path, repository: Path, name: str | None = None) -> dict[str, Any]:
-    """Writes the models of one release into a repository of releases.
+    """Write the models of one release into a repository of releases.
 
-    They are made aside and moved in; the manifest, with a hash of every file and the probes' answers, comes last, and
-    the release exists once it stands.
+    The models are built in a temporary folder and then moved. The manifest, with a hash of every file and the answers
+    to the probes, is written last; the release exists once it does.
 
     Args:
         options: see :func:`export.repository.export`.
         artifacts: the data set's artifacts.
-        repository: of releases; made if it is not there.
-        name: by default ``r`` and the next number.
+        repository: repository of releases; created if it does not exist.
+        name: name of the release. Default: ``r`` and the next number.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: the name is taken or none, or the artifacts are not complete.
+        InputError: the name is taken or invalid, or the artifacts are incomplete.
     """
     if name is None:
         taken = {row["name"] for row in list_releases(repository)}
         name = next(f"r{number}" for number in range(1, len(taken) + 2) if f"r{number}" not in taken)
     if not NAME.fullmatch(name) or name in RESERVED:
-        raise InputError(f"{name!r} is no name for a release: letters, digits, points and hyphens, at most 40")
+        raise InputError(f"{name!r} is not a valid release name: use at most 40 letters, digits, points and hyphens")
     if manifest_path(repository, name).exists():
-        raise InputError(f"release {name} is built and never changes: choose another name")
+        raise InputError(f"release {name} already exists and never changes: choose another name")
     check_artifacts(artifacts)
     staging = repository / RELEASES / f".{name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
@@ -71,7 +71,7 @@ def build_release(options: Export, artifacts: Path, repository: Path, name: str 
         for folder in sorted(staging.iterdir()):
             target = repository / folder.name
             if target.exists():
-                shutil.rmtree(target)  # of a build that was cut short before its manifest
+                shutil.rmtree(target)  # left by a build that was interrupted before its manifest
             os.rename(folder, target)
         write_whole(manifest_path(repository, name), json.dumps(manifest, indent=1) + "\n")
     finally:
@@ -90,16 +90,16 @@ def _probes(steps: ExportedSteps, artifacts: Path) -> list[dict[str, Any]]:
 
 
 def _seal(folder: Path) -> None:
-    """No file of a release is written again, by the server neither.
+    """Compile every ``model.py`` of a release, and make its files read-only.
 
-    The Python backend would write its byte code into the version folder, whose new time stamp looks like a new version
-    to the next load of anything above it.
+    Otherwise the Python backend would write byte code into the version folder. Its new time stamp would look like a new
+    version when Triton next loads an ensemble that contains the model.
     """
     for path in folder.glob("*/1/model.py"):
         py_compile.compile(str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE):
         for path in folder.glob(f"{ensemble}_*/1"):
-            (path / "README").write_text("Triton wants a version folder even of an ensemble.\n", encoding="utf-8")
+            (path / "README").write_text("Triton requires a version folder even for an ensemble.\n", encoding="utf-8")
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o444)

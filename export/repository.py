@@ -1,4 +1,4 @@
-"""Fills the Triton model repository: what each step needs, beside the thin ``model.py`` that is committed there."""
+"""Fills the Triton model repository with the files that each step needs, next to its committed ``model.py``."""
 
 import hashlib
 import json
@@ -26,56 +26,56 @@ from serving.contract import STEPS
 from serving.layout import KIND, step_artifact
 
 PASS_FILE = "pass.json"
-"""In the ranker's exported folder: what one pass took on the machine that exported."""
+"""File in the ranker's exported folder with the duration of one pass on the exporting machine."""
 MEASURED_PASSES = 5
 COMMITTED_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """How the artifacts are served. Offline evaluation runs the exported files the same way."""
+    """How the artifacts are served; offline evaluation runs the exported files in the same way."""
 
     backend: str | None = None
-    """What runs the ranker, ``torch`` or ``openvino``; by default OpenVINO where it is installed and bf16 is native."""
+    """Runtime of the ranker, ``torch`` or ``openvino``. Default: OpenVINO if it is installed and bf16 is native."""
     dtype: str | None = None
-    """Precision of the ranker's layers, ``float32`` or ``bfloat16``; by default bf16 where the processor has it."""
+    """Precision of the ranker's layers, ``float32`` or ``bfloat16``. Default: bf16 if the processor supports it."""
     threads: int | None = None
-    """Threads of one ranking pass; by default all that this machine has. Part of the export because the number of
-    threads decides the order of sums, and so the last bits of a score."""
+    """Number of threads of a ranking pass. Default: all that the machine has. It is part of the export because it
+    determines the order of sums, and so the last bits of a score."""
     device: str | None = None
-    """``cpu`` or ``gpu`` (``cuda``); by default a GPU where there is one."""
+    """``cpu`` or ``gpu`` (``cuda``). Default: a GPU if there is one."""
     index: bool = False
-    """Whether the retriever searches its items approximately, by faiss."""
+    """Whether the retriever searches the items approximately, with faiss."""
     serving: Serving = DEFAULTS
-    """How Triton schedules the steps; the ranker's device and the time of its pass are filled in."""
+    """How Triton schedules the steps; the export fills in the ranker's device and the duration of its pass."""
 
     def runtime(self) -> Runtime:
-        """The ranker's runtime, with what was left open filled in for this machine."""
+        """Return the ranker's runtime; options that are not set are chosen for this machine."""
         chosen = asdict(choose_runtime("cuda" if self.device == "gpu" else self.device))
         given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
         return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
 
 
 def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSITORY, *, suffix: str = "") -> str:
-    """Writes every step's files into ``repository``, which ``tritonserver --model-repository`` can then serve.
+    """Write every step's files into ``repository``, which ``tritonserver --model-repository`` can then serve.
 
-    Each step's folder is written aside and renamed. All of them carry the same release; a step that finds another
-    release beside it refuses to load, so a repository whose export was cut short is not served.
+    Each step's folder is written under a temporary name and renamed. All of them carry the same export id, and a step
+    refuses to load if another step's id differs, so that a partial export is never served.
 
-    The committed repository keeps its committed configurations while the serving options are the defaults; any other
-    gets configurations whose queue is sized by the measured time of a ranking pass.
+    The committed repository keeps its committed configurations as long as the serving options are the defaults. Any
+    other repository gets configurations whose queue size follows from the measured duration of a ranking pass.
 
     Args:
         options: how the artifacts are served.
         artifacts: the data set's artifacts.
         repository: the model repository.
-        suffix: behind the name of every model, see :mod:`export.release`.
+        suffix: appended to the name of every model, see :mod:`export.release`.
 
     Returns:
-        the release: a hash of the artifacts and of the options.
+        the export id: a hash of the artifacts and of the options.
 
     Raises:
-        InputError: a stage is missing, the artifacts belong to different data sets, or faiss is needed and not there.
+        InputError: an artifact is missing, the artifacts do not belong together, or faiss is needed but not installed.
     """
     manifests = check_artifacts(artifacts)
     if options.index:
@@ -95,10 +95,10 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
 
 
 def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
-    """The manifests of data, retriever and ranker.
+    """Return the manifests of data, retriever and ranker.
 
     Raises:
-        InputError: one is missing, or was made from another one than stands here.
+        InputError: an artifact is missing, or was made from others than these.
     """
     manifests = {"data": read_manifest(artifacts / "data", "data", "llamarec preprocess")}
     for kind in ("retriever", "ranker"):
@@ -135,7 +135,7 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
         for name in EXPORTED_FILES:
             if not (ranker / name).is_file():
                 raise InputError(
-                    f"{ranker / name} is missing: an older version trained it, run `llamarec train-ranker`"
+                    f"{ranker / name} is missing: an older version trained the ranker; run `llamarec train-ranker`"
                 )
             shutil.copy(ranker / name, folder)
         write_runtime(folder, runtime)
@@ -146,10 +146,10 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
 
 
 def measure_pass(folder: Path) -> float:
-    """Median seconds of a ranking pass over the exported ranker's own probe prompts.
+    """Return the median duration in seconds of a ranking pass over the exported ranker's probe prompts.
 
     Raises:
-        InputError: the ranker does not give the scores that were stored with the probes.
+        InputError: the ranker does not reproduce the scores that were stored with the probes.
     """
     ranker = Ranker.load(folder)
     probes = json.loads((folder / PROBES_FILE).read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def measure_pass(folder: Path) -> float:
 
 
 def _write_models(repository: Path, serving: Serving, runtime: Runtime, suffix: str) -> None:
-    """The committed ``model.py`` files where the repository is another one than the project's, and configurations."""
+    """Write configurations, unless the committed ones apply, and ``model.py`` files into any other repository."""
     committed = repository.resolve() == COMMITTED_REPOSITORY
     placed = replace(serving, device="cpu" if runtime.device == "cpu" else "gpu")
     if committed and placed == DEFAULTS:
@@ -177,4 +177,4 @@ def _write_models(repository: Path, serving: Serving, runtime: Runtime, suffix: 
     if serving.retriever_runtime == "onnxruntime":
         graph, served = step_artifact(repository, "retriever", suffix) / MODEL, repository / (RETRIEVER_SCORES + suffix)
         shutil.copy(graph, served / "1" / "model.onnx")
-        shutil.copy(graph.with_name(f"{MODEL}.data"), served / "1")  # the graph names its weights so
+        shutil.copy(graph.with_name(f"{MODEL}.data"), served / "1")  # the name by which the graph refers to its weights

@@ -8,7 +8,7 @@
     ├── ReleaseError        there is no such release, or it is not what was built
     └── BenchmarkError      perf_analyzer is missing or gave no measurement
 
-What a request to the recommender can end with is in ``llamarec_client.errors``.
+Errors of requests to the recommender are in ``llamarec_client.errors``.
 """
 
 

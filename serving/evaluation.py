@@ -1,4 +1,4 @@
-"""The paper's tables 1 and 3 from the exported files, and the proof that the server answers the same."""
+"""Computes the paper's tables 1 and 3 from the exported files, and compares a server's answers with them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ from serving.layout import exported_release, step_artifact
 from serving.offline import ExportedSteps
 
 SAVE_EVERY = 50
-"""Users between two saves of the ranker's scores, so that a long evaluation goes on where it was stopped."""
+"""Number of users between two saves of the ranker's scores, so that an interrupted evaluation can resume."""
 
 
 class ServedList(NamedTuple):
-    """One answer of a running server."""
+    """Answer of a running server."""
 
     items: list[str]
     """Raw ids, best first."""
@@ -36,12 +36,12 @@ class ServedList(NamedTuple):
 
 
 Ask = Callable[[Sequence[Sequence[str]]], Iterable[ServedList]]
-"""Asks a running server for the ranked list of each history of raw ids."""
+"""Function that returns a running server's ranked list for each history of raw ids."""
 
 
 @dataclass(frozen=True)
 class TestUsers:
-    """What the exported retriever answers for every user of a data set."""
+    """The exported retriever's results for every user of a data set."""
 
     names: list[str]
     histories: list[NDArray[np.int32]]
@@ -49,33 +49,33 @@ class TestUsers:
     candidates: list[Candidates]
     truth: NDArray[np.int32]
     ranks: NDArray[np.int32]
-    """The true item's place among all items; 0 when it was masked."""
+    """Rank of the true item among all items, from 1; 0 if it was masked."""
 
     def subset(self) -> list[int]:
-        """The users whose true item is among the candidates: the ones a ranker can help (paper, table 3)."""
+        """Return the users whose true item is among the candidates, whom a ranker can help (paper, table 3)."""
         pairs = zip(self.candidates, self.truth, strict=True)
         return [user for user, (row, item) in enumerate(pairs) if item in row.items]
 
 
 def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_users: int = 50) -> dict[str, Any]:
-    """Measures the exported retriever and ranker on every user's test item.
+    """Measure the exported retriever and ranker on every user's test item.
 
-    Offline means the exported files run as the server runs them: one ONNX pass and one prompt at a time, the same
-    precision and number of threads, ties to the better retriever rank. Ranker scores are kept in
-    ``artifacts/evaluation`` and used again while the release is the same.
+    The exported files run offline as they run in the server: one ONNX pass and one prompt at a time, the same precision
+    and number of threads, ties broken by retriever rank. Ranker scores are stored in ``artifacts/evaluation`` and
+    reused as long as the export is the same.
 
     Args:
         artifacts: the data set's artifacts.
         repository: the exported model repository.
-        ask: also ask a running server for every user and count identical rankings.
-        oracle_users: with ``ask``, how many users' lists to compare with fp32 PyTorch too (seeded choice).
+        ask: when given, every user's history is also sent to a running server, and identical rankings are counted.
+        oracle_users: with ``ask``, number of users whose lists are also compared with fp32 PyTorch (fixed seed).
 
     Returns:
         ``{"dataset", "release", "users", "subset_users", "fusion_weight", "retriever": {"overall": {..}, "subset":
         {..}}, "ranker_alone", "ranker", "served": {"users", "identical", "equal_to_oracle", ..}}``.
 
     Raises:
-        InputError: nothing was exported, or it was exported from other artifacts.
+        InputError: nothing was exported, or the export was made from other data.
     """
     release = exported_release(repository)
     data = load_data(artifacts)
@@ -110,12 +110,14 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
 
 
 def check_exported_from(repository: Path, data: Data) -> None:
-    """Raises:
-    InputError: the repository was exported from other data.
+    """Check that a repository was exported from this data.
+
+    Raises:
+        InputError: it was exported from other data.
     """
     if read_manifest(step_artifact(repository, "ranker"), "step", "llamarec export").inputs["data"] != data.fingerprint:
         raise InputError(
-            f"{repository} was exported from other data than the {data.name} at hand: run `llamarec export` again"
+            f"{repository} was exported from other data than the {data.name} artifacts: run `llamarec export` again"
         )
 
 
@@ -133,7 +135,7 @@ def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
 def _logits(
     steps: ExportedSteps, users: TestUsers, scored: Sequence[int], cache: Path
 ) -> dict[int, NDArray[np.float32]]:
-    """The ranker's logits of the ``scored`` users, from the cache where it has them."""
+    """Return the ranker's logits for the ``scored`` users, read from the cache if they are in it."""
     place = {name: user for user, name in enumerate(users.names)}
     logits: dict[int, NDArray[np.float32]] = {}
     if cache.is_file():
@@ -154,14 +156,14 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
 
 
 def _ranked(candidates: Candidates, logits: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
-    """The candidates' item numbers, best first."""
+    """Return the item numbers of the candidates, best first."""
     return candidates.items[order(fuse(logits, candidates.scores, weight), candidates.ranks)]
 
 
 def _ranks(
     users: TestUsers, subset: Sequence[int], logits: dict[int, NDArray[np.float32]], weight: float
 ) -> NDArray[np.int32]:
-    """The true item's place after ranking, from 1; 0 for users whose true item is no candidate."""
+    """Return the rank of each user's true item among the candidates, from 1; 0 if it is not a candidate."""
     ranks = np.zeros(len(users.names), np.int32)
     for user in subset:
         ranked = _ranked(users.candidates[user], logits[user], weight)
@@ -179,7 +181,7 @@ def _compare(data: Data, users: TestUsers, lists: list[NDArray[np.int32]], ask: 
     def raw(items: NDArray[np.int32]) -> list[str]:
         return [data.catalogue.raw(int(item)).decode() for item in items]
 
-    answers = track(ask([raw(history) for history in users.histories]), "asking the server", len(lists))
+    answers = track(ask([raw(history) for history in users.histories]), "querying the server", len(lists))
     identical = sum(answer.items == raw(items) for answer, items in zip(answers, lists, strict=True))
     return {"users": len(lists), "identical": identical}
 
@@ -192,7 +194,7 @@ def _compare_with_oracle(
     lists: list[NDArray[np.int32]],
     oracle_users: int,
 ) -> dict[str, Any]:
-    """The share of lists that fp32 PyTorch, retriever and ranker, gives in the same order."""
+    """Return the share of lists that retriever and ranker in fp32 PyTorch order identically."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
     model, options = load_retriever(artifacts / "retriever")
     scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
@@ -200,7 +202,7 @@ def _compare_with_oracle(
     ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)
     oracle = replace(steps, ranker=ranker)
     equal = 0
-    for user, row in zip(track(chosen, "asking fp32 PyTorch", len(chosen)), scores, strict=True):
+    for user, row in zip(track(chosen, "scoring with fp32 PyTorch", len(chosen)), scores, strict=True):
         candidates = top_candidates(row, users.histories[user], k=20)
         ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
         equal += bool(np.array_equal(ranked, lists[user]))

@@ -1,4 +1,4 @@
-"""The exported steps called one after another in this process: what the server must answer."""
+"""Runs the exported steps one after another in this process: the reference for the server's answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class ExportedSteps:
 
     @classmethod
     def load(cls, repository: Path, suffix: str = "") -> "ExportedSteps":
-        """Opens what `llamarec export` wrote; with ``suffix``, a release.
+        """Open the files that `llamarec export` wrote; with ``suffix``, those of a release.
 
         Raises:
             InputError: nothing was exported, or the ranker fails its probes.
@@ -43,13 +43,13 @@ class ExportedSteps:
         )
 
     def candidates(self, request: EncodedRequest) -> Candidates:
-        """What the first two steps hand to the last two."""
+        """Return the candidates that the first two steps pass to the last two."""
         if request.retrieve:
             return self.retriever.candidates(request.history, request.excluded)
         return self.retriever.given(request.history, request.given)
 
     def logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
-        """The ranker's logits of the candidates [k]."""
+        """Return the ranker's logits of the candidates, shape [k]."""
         return self.ranker.logits(self.prompts.build(history, candidates.items))
 
     def recommend(
@@ -60,10 +60,10 @@ class ExportedSteps:
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
     ) -> list[tuple[str, float, int]]:
-        """What the ensemble answers: raw id, score and retriever rank of each item, best first.
+        """Return the answer of the ensemble: raw id, score and retriever rank of each item, best first.
 
         Raises:
-            InputError: as the server refuses the request.
+            InputError: the server refuses this request too.
         """
         given = None if candidates is None else [raw.encode() for raw in candidates]
         request = self.features.encode(

@@ -42,8 +42,9 @@ def test_an_image_holds_what_it_runs(path):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists()
             assert source in allowed
-    packages = {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert packages <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+    packages = {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks", "experiments"}
+    assert packages | {"client"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+    assert re.search(r"pip install [^&]* \./client '\.\[serve", text), "the client is a distribution of its own"
     (entry,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
     assert json.loads(entry) == ["llamarec", "serve", "--health-port", str(HEALTH_PORT)]
     assert f"http://127.0.0.1:{HEALTH_PORT}/ready" in text

@@ -8,7 +8,7 @@
         for item in client.recommend(["50", "181"], top_k=5, fallback="retriever"):
             print(item.item_id, item.score)
 
-The tensors' names, types and limits are in :mod:`llamarec_client.contract`.
+Names, types and limits of the tensors are in :mod:`llamarec_client.contract`.
 """
 
 from importlib import import_module
@@ -50,7 +50,7 @@ _MODULES = ("canary", "errors", "messages", "recommender")
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562).
 
-    The server's steps import ``llamarec_client.contract``, and must not load gRPC for that.
+    The server's steps import ``llamarec_client.contract``, which must not load gRPC.
     """
     if name in __all__:
         for module in _MODULES:

@@ -1,4 +1,4 @@
-"""Which users a canary release answers: a choice of the client, stable for each user and without a list of them."""
+"""Chooses the users whose requests go to a canary release: stable per user, and without a list of users."""
 
 import hashlib
 import re
@@ -6,28 +6,28 @@ import re
 from llamarec_client.errors import InvalidRequest
 
 CANARY = "canary"
-"""The aliases ``llamarec_canary`` and ``llamarec_retrieval_canary`` are the release under trial."""
+"""Suffix of the aliases ``llamarec_canary`` and ``llamarec_retrieval_canary``, which serve the release under trial."""
 SALT = "llamarec"
-"""Another salt draws other users for the next trial."""
+"""Salt of the hash that chooses users; another salt chooses other users for the next trial."""
 
 
 def parse_share(text: str) -> float:
-    """``5%`` or ``0.05`` as a share from 0 to 1.
+    """Return ``5%`` or ``0.05`` as a share from 0 to 1.
 
     Raises:
-        InvalidRequest: it is neither.
+        InvalidRequest: ``text`` is neither a percentage nor a share.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= share <= 1:
-        raise InvalidRequest(f"--canary {text!r} is no share of the users: give a percentage such as 5%")
+        raise InvalidRequest(f"--canary {text!r} is not a share of the users: give a percentage such as 5%")
     return share
 
 
 def canary_model(model: str, user_id: str | None, share: float, salt: str = SALT) -> str:
-    """The model to ask for a user: ``model``, or its canary for ``share`` of the users.
+    """Return the model for a user: ``model``, or its canary for ``share`` of the users.
 
-    A user stays with the canary while the share grows. Requests without a user are never part of a trial.
+    A user who gets the canary keeps it while the share grows. Requests without a user id never go to the canary.
 
     Args:
         model: ``llamarec`` or ``llamarec_retrieval``.

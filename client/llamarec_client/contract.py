@@ -1,7 +1,7 @@
 """The serving contract: names, types, shapes and limits of the ensembles' tensors.
 
-The client, the Triton steps and the generator of the ``config.pbtxt`` files all read these definitions. The module
-imports nothing but the standard library, so that each of them can.
+The client, the Triton steps and the generator of the ``config.pbtxt`` files all import this module, so it imports only
+the standard library.
 """
 
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from typing import NamedTuple
 ENSEMBLE = "llamarec"
 """features -> retriever -> prompt_builder -> ranker."""
 RETRIEVAL_ENSEMBLE = "llamarec_retrieval"
-"""features -> retriever: the same inputs and outputs, the answer to fall back on."""
+"""features -> retriever: the fallback, with the same inputs and outputs."""
 
 MAX_HISTORY = 10_000
 """Maximum number of item ids in one HISTORY or EXCLUDE."""
 MAX_ID_BYTES = 512
 """Maximum length of a raw item id, in bytes of UTF-8."""
 MAX_CANDIDATES = 20
-"""Maximum number of candidates the ranker orders in one pass: one index letter each (paper, section 3.3)."""
+"""Maximum number of candidates that the ranker orders in one pass, one index letter each (paper, section 3.3)."""
 
 DEGRADED = "degraded"
-"""Request parameter: why a client falls back on ``llamarec_retrieval``. The server counts the reasons."""
+"""Request parameter with the reason for a fallback to ``llamarec_retrieval``. The server counts the reasons."""
 DEGRADED_REASONS = ("Overloaded", "ServerUnavailable", "RequestTimeout", "StepDied", "ServerError")
-"""The reasons: names of the errors of :mod:`llamarec_client.errors` that the ranker's ensemble can end with."""
+"""Values of ``degraded``: names of the errors of :mod:`llamarec_client.errors` that cause a fallback."""
 
 
 class TensorSpec(NamedTuple):
@@ -29,9 +29,9 @@ class TensorSpec(NamedTuple):
 
     name: str
     data_type: str
-    """Triton's name of the type: ``STRING``, ``INT32``, ``INT64`` or ``FP32``."""
+    """Triton's name for the type: ``STRING``, ``INT32``, ``INT64`` or ``FP32``."""
     shape: tuple[int, ...]
-    """-1 where the length varies from request to request."""
+    """Dimensions; -1 for a length that varies between requests."""
     optional: bool = False
 
 

@@ -1,26 +1,26 @@
-"""The errors that a request to the recommender can end with, as one small hierarchy.
+"""Errors that a request to the recommender can end with.
 
 ::
 
     ClientError
-    ├── InvalidRequest        change the request; the same one fails again
-    ├── ServerUnavailable     nothing listens there, or the model is not loaded
-    │   └── Overloaded        the queue is full: send less, or take the retriever's answer
+    ├── InvalidRequest        the request is invalid: change it before sending it again
+    ├── ServerUnavailable     nothing listens at the address, or the model is not loaded
+    │   └── Overloaded        the queue is full: send fewer requests, or fall back on the retriever
     ├── RequestTimeout        no answer within the deadline
     └── ServerError           the server failed while answering
-        └── StepDied          one step's process is gone; `llamarec serve` brings it back
+        └── StepDied          the process of a step died; `llamarec serve` restarts it
 """
 
 
 class ClientError(Exception):
-    """Base of every error that this package raises on purpose: one sentence that names the remedy."""
+    """Base of the errors of this package; each message is one sentence that names the remedy."""
 
     request_id: str = ""
-    """Id of the request that failed, as in the server's logs; empty when none was sent."""
+    """Id of the failed request, as in the server's logs; empty if no request was sent."""
 
 
 class InvalidRequest(ClientError):  # noqa: N818 - named as in the protocol: INVALID_ARGUMENT
-    """The request cannot be answered as it stands; sending it again will not help."""
+    """The request is invalid; sending it again will not help."""
 
 
 class ServerUnavailable(ClientError):  # noqa: N818 - named as in the protocol: UNAVAILABLE
@@ -28,11 +28,11 @@ class ServerUnavailable(ClientError):  # noqa: N818 - named as in the protocol: 
 
 
 class Overloaded(ServerUnavailable):
-    """The server refused the request because its queue is full: send less, or later."""
+    """The server refused the request because its queue is full: send fewer requests, or retry later."""
 
 
 class RequestTimeout(ClientError):  # noqa: N818 - as in the standard library's TimeoutError family
-    """No answer within the deadline."""
+    """There was no answer within the deadline."""
 
 
 class ServerError(ClientError):
@@ -40,4 +40,4 @@ class ServerError(ClientError):
 
 
 class StepDied(ServerError):  # noqa: N818 - says what happened
-    """The process of one step is gone; no request can pass that step until it is restarted."""
+    """The process of a step died; no request can pass that step until it is restarted."""

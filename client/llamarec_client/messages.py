@@ -1,4 +1,4 @@
-"""What is asked and what is answered, as plain Python and as the contract's tensors."""
+"""Converts requests and answers between Python objects and the contract's tensors."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -35,24 +35,24 @@ from llamarec_client.errors import (
 
 @dataclass(frozen=True)
 class Request:
-    """What to recommend to one user."""
+    """A request for one user's recommendations."""
 
     history: Sequence[str] = ()
-    """Raw ids of what the user took, oldest first; unknown ids are skipped, and it may be empty."""
+    """Raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty."""
     exclude: Sequence[str] | None = None
-    """Raw ids never to return."""
+    """Raw ids that must not be returned."""
     candidates: Sequence[str] | None = None
     """Raw ids to rank instead of retrieving."""
     top_k: int | None = None
-    """How many to return; all by default."""
+    """Number of items to return. Default: all."""
     user_id: str | None = None
-    """For the server's logs; the models never see it."""
+    """User id for the server's logs; the models do not use it."""
 
     def inputs(self) -> list[grpc.InferInput]:
-        """The request's tensors, with the leading batch dimension of 1.
+        """Return the request's tensors, with a leading batch dimension of 1.
 
         Raises:
-            InvalidRequest: something that no tensor can hold; names the tensor.
+            InvalidRequest: a value does not fit its tensor, which the message names.
         """
         inputs = [_text_input(HISTORY, self.history)]
         if self.exclude is not None:
@@ -63,7 +63,7 @@ class Request:
             inputs.append(_text_input(USER_ID, [self.user_id]))
         if self.top_k is not None:
             if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or abs(self.top_k) >= 2**31:
-                raise InvalidRequest(f"{TOP_K.name} is {self.top_k!r}: it is a whole number of at least 1")
+                raise InvalidRequest(f"{TOP_K.name} is {self.top_k!r}: give a whole number of at least 1")
             tensor = grpc.InferInput(TOP_K.name, [1, 1], "INT32")
             tensor.set_data_from_numpy(np.array([[self.top_k]], dtype=np.int32))
             inputs.append(tensor)
@@ -77,21 +77,22 @@ class Recommendation:
     item_id: str
     """The raw id, as in the interaction log."""
     score: float
-    """Probability over the candidates; they sum to 1 before ``top_k`` cuts."""
+    """Probability among the candidates; all of them sum to 1 before ``top_k`` shortens the list."""
     retriever_rank: int
-    """The place the retriever gave it among the candidates, from 1; 0 if the retriever does not know it."""
+    """The retriever's rank of the item among the candidates, from 1; 0 if the retriever does not know it."""
 
 
 class Recommendations(list[Recommendation]):
-    """One user's recommendations, best first, and how they came about."""
+    """One user's recommendations, best first, with facts about the answer.
+
+    Args:
+        items: the recommendations, best first.
+        model: the ensemble that answered.
+        degraded: whether the fallback answered, because the requested model did not.
+        request_id: id of the request, as in the server's logs.
+    """
 
     def __init__(self, items: Iterable[Recommendation], *, model: str, degraded: bool, request_id: str) -> None:
-        """Args:
-        items: best first.
-        model: the ensemble that answered.
-        degraded: the fallback answered, because the model that was asked did not.
-        request_id: as in the server's logs.
-        """
         super().__init__(items)
         self.model = model
         self.degraded = degraded
@@ -99,28 +100,28 @@ class Recommendations(list[Recommendation]):
 
 
 def requested_outputs() -> list[grpc.InferRequestedOutput]:
-    """The contract's output tensors."""
+    """Return the contract's output tensors."""
     return [grpc.InferRequestedOutput(spec.name) for spec in RESPONSE]
 
 
 def read_result(result: grpc.InferResult) -> list[Recommendation]:
-    """The rows of an answer."""
+    """Return the rows of an answer."""
     columns: list[NDArray[Any]] = [result.as_numpy(spec.name)[0] for spec in (ITEM_ID, SCORE, RETRIEVER_RANK)]
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [Recommendation(item_id.decode(), score, rank) for item_id, score, rank in rows]
 
 
 def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
-    """The error of this package that a gRPC status stands for."""
+    """Return the error of this package that corresponds to a gRPC status."""
     status = str(error.status()).removeprefix("StatusCode.")
     # Triton puts "in ensemble 'llamarec', " before the message of the step that failed, which names the step itself.
     message = re.sub(r"^in ensemble '[^']*', ", "", error.message() or "")
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(message)
     if status == "DEADLINE_EXCEEDED":
-        return RequestTimeout(f"no answer from {model} at {url} within {timeout:g} s: allow more time or ask for less")
+        return RequestTimeout(f"no answer from {model} at {url} within {timeout:g} s: allow more time or retry later")
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
-        return Overloaded(f"{model} at {url} refuses, its queue is full: send less or later ({message})")
+        return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
     if status == "UNAVAILABLE" and "unknown model" not in message:
         return ServerUnavailable(f"no server answers at {url}: start one with `llamarec serve` ({message})")
     if status in ("UNAVAILABLE", "NOT_FOUND"):
@@ -129,17 +130,17 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
         step = re.search(r"Stub process '([^']*?)(?:_\d+_\d+)?' is not healthy", message)
         name = step[1] if step else "?"
         return StepDied(
-            f"the process of step {name} is dead: `llamarec serve` brings it back within seconds, a bare tritonserver"
+            f"the process of step {name} is dead: `llamarec serve` restarts it within seconds, a bare tritonserver"
             f" must be restarted ({message})"
         )
     return ServerError(f"{model} at {url} failed with {status}: {message}")
 
 
 def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:
-    """A STRING input of one request.
+    """Return the STRING input of one request.
 
     Raises:
-        InvalidRequest: a value is no text, or no text that UTF-8 can hold.
+        InvalidRequest: a value is not a string, or cannot be encoded as UTF-8.
     """
     if isinstance(values, (str, bytes)):
         raise InvalidRequest(f"{spec.name} is one string: give a list of item ids")

@@ -1,4 +1,4 @@
-"""gRPC clients of the recommender: one for plain code, one for asyncio, with the same calls and the same errors."""
+"""gRPC clients of the recommender, synchronous and asyncio, with the same methods and errors."""
 
 import asyncio
 import time
@@ -23,15 +23,15 @@ __all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "Recom
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
-"""Seconds: a ranking pass takes about one on a CPU, and a queue may stand before it."""
+"""Seconds. A ranking pass takes about one on a CPU, and the request may have to queue for it."""
 IN_FLIGHT = 32
-"""Requests under way at a time in a call for many users: enough that the server's steps fill their batches."""
+"""Maximum number of requests in flight in a call for many users: enough to fill the batches of the server's steps."""
 KEEP_ALIVE = 20.0
-"""Seconds of silence in a call after which the connection is probed."""
+"""Seconds without traffic during a call after which the connection is probed."""
 CHANNEL_OPTIONS = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
-    # Without these a client finds a restarted server only after a second or more.
+    # With the defaults, a client reconnects to a restarted server only after a second or more.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 500,
@@ -39,22 +39,22 @@ CHANNEL_OPTIONS = {
 
 Fallback = Literal["retriever"]
 Result = Recommendations | ClientError
-"""One user's part of a call for many."""
+"""Answer or error for one user of a call for many."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Certificates of an encrypted connection, each a PEM file."""
+    """Certificates for an encrypted connection, each a PEM file."""
 
     root_certificates: Path | None = None
-    """Of the authority that signed the server's certificate; by default gRPC's own list."""
+    """Certificate of the authority that signed the server's. Default: gRPC's own list."""
     certificate_chain: Path | None = None
-    """The client's own, with ``private_key``: mutual TLS."""
+    """The client's certificate, for mutual TLS; needs ``private_key``."""
     private_key: Path | None = None
 
 
 class _Connection:
-    """What both clients know before they send anything: the address, the channel's options, the retry budget."""
+    """Settings that both clients share: the address, the channel's options and the retry budget."""
 
     def __init__(self, url: str, tls: Tls | None, keep_alive: float) -> None:
         probe = round(keep_alive * 1000)
@@ -62,7 +62,7 @@ class _Connection:
             **CHANNEL_OPTIONS,
             "grpc.keepalive_time_ms": probe,
             "grpc.keepalive_timeout_ms": min(probe, 10_000),
-            "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, whatever the line above says
+            "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, regardless of the line above
         }
         self.url = url
         self.budget = RetryBudget()
@@ -75,16 +75,16 @@ class _Connection:
             }
             for name, path in files.items():
                 if path is not None and not path.is_file():
-                    raise InvalidRequest(f"{path} is no file: {name} names a PEM file")
+                    raise InvalidRequest(f"{name} {path} is not a file: give a PEM file")
             if (tls.certificate_chain is None) != (tls.private_key is None):
-                raise InvalidRequest("mutual TLS needs both certificate_chain and private_key")
+                raise InvalidRequest("mutual TLS needs both certificate_chain and private_key: give the missing one")
             self.channel |= {"ssl": True, **{name: path and str(path) for name, path in files.items()}}
 
     def call(self, model: str, timeout: float, fallback: Fallback | None, request_id: str | None) -> Call:
         if not timeout > 0:
             raise InvalidRequest(f"timeout is {timeout:g} s: give a number above 0")
         if fallback not in (None, "retriever"):
-            raise InvalidRequest(f"fallback is {fallback!r}: the only one is 'retriever'")
+            raise InvalidRequest(f"fallback is {fallback!r}: give 'retriever' or None")
         second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
         return Call(self.url, model, request_id or uuid.uuid4().hex, timeout, second, self.budget)
 
@@ -96,22 +96,22 @@ def _answer(call: Call, result: grpc.InferResult) -> Recommendations:
 
 
 class RecommenderClient:
-    """A connection to a running server, for plain code; may be shared by threads.
+    """A connection to a running server, for synchronous code; threads can share it.
 
-    Every call has a deadline. An unavailable server is asked again within it, at most three times, and a dead step
-    once; retries are at most a tenth of a client's requests, so they never amplify an overload.
+    Every call has a deadline. Within it, a call makes at most three attempts if the server is unavailable, and two if a
+    step is dead. Retries are limited to a tenth of the client's requests, so they do not amplify an overload.
+
+    Args:
+        url: ``host:port`` of the server's gRPC endpoint.
+        tls: certificates for an encrypted connection. Default: no encryption.
+        keep_alive: seconds without traffic during a call after which the connection is probed; it is closed if the
+            probe gets no response.
+
+    Raises:
+        InvalidRequest: a certificate's file is missing.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
-        """Args:
-        url: ``host:port`` of the server's gRPC endpoint.
-        tls: certificates of an encrypted connection; without them it is plain.
-        keep_alive: seconds of silence within a call after which the connection is probed, and given up if nothing
-            comes back.
-
-        Raises:
-            InvalidRequest: a certificate's file is missing.
-        """
         self._connection = _Connection(url, tls, keep_alive)
         self._client = grpc.InferenceServerClient(**self._connection.channel)
 
@@ -124,7 +124,7 @@ class RecommenderClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._client.close()
 
     def recommend(
@@ -140,26 +140,26 @@ class RecommenderClient:
         fallback: Fallback | None = None,
         request_id: str | None = None,
     ) -> Recommendations:
-        """Asks for one user's recommendations, best first.
+        """Return one user's recommendations, best first.
 
         Args:
-            history: raw ids of what the user took, oldest first; unknown ids are skipped, and it may be empty.
-            exclude: raw ids never to return.
+            history: raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty.
+            exclude: raw ids that must not be returned.
             candidates: raw ids to rank instead of retrieving.
-            top_k: how many to return; all by default.
-            user_id: for the server's logs; the models never see it.
-            model: the ensemble to ask; ``llamarec_retrieval`` answers without the language model.
-            timeout: seconds until the call is given up, retries and fallback included.
-            fallback: ``"retriever"`` asks ``llamarec_retrieval`` when the model is refused, dead or too slow, and
-                marks the answer ``degraded``; a tenth of the timeout, at most 0.25 s, is kept for it.
-            request_id: as it will stand in the server's logs; a new one by default.
+            top_k: number of items to return. Default: all.
+            user_id: user id for the server's logs; the models do not use it.
+            model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
+            timeout: seconds until the call fails, including retries and fallback.
+            fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
+                slow, and marks the answer ``degraded``; a tenth of the timeout, at most 0.25 s, is reserved for it.
+            request_id: id of the request in the server's logs. Default: a new id.
 
         Raises:
-            InvalidRequest: the request is beyond one of the contract's limits; the text names the tensor.
-            RequestTimeout: no answer in time.
-            ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` when
-                the queue is full.
-            ServerError: the server failed; ``StepDied`` when the process of a step is gone.
+            InvalidRequest: the request exceeds one of the contract's limits; the message names the tensor.
+            RequestTimeout: there was no answer in time.
+            ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` if the
+                queue is full.
+            ServerError: the server failed; ``StepDied`` if the process of a step died.
         """
         request = Request(history, exclude, candidates, top_k, user_id)
         return self._send(request, model, timeout, fallback, request_id)
@@ -173,17 +173,17 @@ class RecommenderClient:
         fallback: Fallback | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> list[Result]:
-        """Asks for many users at once: single requests on one connection, which the server batches.
+        """Return the recommendations of many users, requested concurrently on one connection.
 
         Args:
-            requests: one for each user.
-            model: as in :meth:`recommend`, as ``fallback``.
-            timeout: seconds for each user's call, from the moment that it is sent.
-            fallback: as in :meth:`recommend`.
-            in_flight: most requests under way at a time.
+            requests: one request per user.
+            model: see :meth:`recommend`.
+            timeout: seconds until a user's call fails, from the moment that it is sent.
+            fallback: see :meth:`recommend`.
+            in_flight: maximum number of requests in flight; the server batches them.
 
         Returns:
-            For each request in its place the answer, or the error that this user's call ended with.
+            For each request, in order, the answer or the error of this user's call.
         """
 
         def one(request: Request) -> Result:
@@ -208,10 +208,10 @@ class RecommenderClient:
 
 
 class AsyncRecommenderClient:
-    """The same for asyncio. Cancelling a task gives its request up, on the server too."""
+    """The asyncio version of :class:`RecommenderClient`. Cancelling a task also cancels its request on the server."""
 
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
-        """As :class:`RecommenderClient`; to be called where an event loop runs."""
+        """Connect as :class:`RecommenderClient` does; needs a running event loop."""
         self._connection = _Connection(url, tls, keep_alive)
         self._client = aio.InferenceServerClient(**self._connection.channel)
 
@@ -224,7 +224,7 @@ class AsyncRecommenderClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         await self._client.close()
 
     async def recommend(
@@ -240,7 +240,7 @@ class AsyncRecommenderClient:
         fallback: Fallback | None = None,
         request_id: str | None = None,
     ) -> Recommendations:
-        """As :meth:`RecommenderClient.recommend`."""
+        """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
         request = Request(history, exclude, candidates, top_k, user_id)
         return await self._send(request, model, timeout, fallback, request_id)
 
@@ -253,7 +253,7 @@ class AsyncRecommenderClient:
         fallback: Fallback | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> list[Result]:
-        """As :meth:`RecommenderClient.recommend_many`."""
+        """Return the recommendations of many users; see :meth:`RecommenderClient.recommend_many`."""
         room = asyncio.Semaphore(in_flight)
 
         async def one(request: Request) -> Result:

@@ -1,4 +1,4 @@
-"""When a call is tried again, when the retriever is asked instead, and when it is over. No input or output here."""
+"""Decides whether a failed call is retried, sent to the fallback or given up; does no I/O."""
 
 import random
 import threading
@@ -13,38 +13,39 @@ from llamarec_client.errors import ClientError, Overloaded, RequestTimeout, Serv
 from llamarec_client.messages import client_error
 
 RETRY_SHARE = 0.1
-"""Retries over requests, at most: a server that refuses everything gets a tenth more load, not a multiple."""
+"""Maximum ratio of retries to requests: a server that refuses everything gets a tenth more load, not a multiple."""
 RETRY_BURST = 10.0
-"""Retries that a client may have saved up, so that a short blip is bridged at any rate of requests."""
+"""Maximum number of saved retries, with which a client bridges a short outage at any request rate."""
 MAX_ATTEMPTS = 3
-"""Of one call at one model while the server is unavailable."""
+"""Maximum number of attempts of one call at one model while the server is unavailable."""
 FIRST_PAUSE = 0.1
-"""Seconds; the pause before retry n is drawn evenly from 0 to ``FIRST_PAUSE * 2**(n-1)``, so that clients spread out
+"""Seconds. The pause before retry n is uniform from 0 to ``FIRST_PAUSE * 2**(n-1)``, so that clients spread out
 (Brooker 2015, "Exponential Backoff And Jitter": full jitter)."""
 FALLBACK_SHARE = 0.1
-"""Part of the deadline that is kept for the fallback."""
+"""Share of the deadline that is reserved for the fallback."""
 FALLBACK_RESERVE = 0.25
-"""Seconds kept for the fallback at most: the retriever answers in milliseconds."""
+"""Maximum number of seconds reserved for the fallback; the retriever answers in milliseconds."""
 
 
 class RetryBudget:
-    """Retries that all calls of a client share: each request earns a tenth of one (Finagle's retry budget)."""
+    """Retries that all calls of a client share: each request earns a tenth of one (Finagle's retry budget).
+
+    Args:
+        share: number of retries that each request adds.
+        burst: maximum number of saved retries, and the number at the start.
+    """
 
     def __init__(self, share: float = RETRY_SHARE, burst: float = RETRY_BURST) -> None:
-        """Args:
-        share: what each request adds.
-        burst: most that can be saved up, and what there is at first.
-        """
         self._share, self._burst, self._saved = share, burst, burst
         self._lock = threading.Lock()
 
     def earn(self) -> None:
-        """A request begins."""
+        """Add the share of a new request."""
         with self._lock:
             self._saved = min(self._saved + self._share, self._burst)
 
     def spend(self) -> bool:
-        """Takes one retry, if there is one."""
+        """Take one retry, and return whether there was one."""
         with self._lock:
             if self._saved < 1:
                 return False
@@ -54,21 +55,23 @@ class RetryBudget:
 
 @dataclass
 class Call:
-    """One call on its way through its attempts. The client sends what :meth:`timeout` and ``model`` say, and after a
-    failure waits as long as :meth:`pause_after` says or gets its error.
+    """State of one call across its attempts.
+
+    The client sends the request to ``model`` with :meth:`timeout`. After a failure it waits for the time that
+    :meth:`pause_after` returns, or fails with the error that it raises.
     """
 
     url: str
     model: str
-    """Asked next."""
+    """Model of the next attempt."""
     request_id: str
     seconds: float
     """Deadline of the whole call."""
     fallback: str | None
-    """The model to ask when the first one is refused, dead or too slow."""
+    """Model to call if the first one refuses the request, is dead or is too slow."""
     budget: RetryBudget
     degraded: str = ""
-    """Why the fallback is asked: the name of the first model's error."""
+    """Reason for the fallback: the name of the first model's error."""
     _attempts: int = field(default=0, init=False)
     _end: float = field(init=False)
 
@@ -77,17 +80,17 @@ class Call:
         self.budget.earn()
 
     def timeout(self) -> float:
-        """Seconds that the next attempt may take; with a fallback ahead, some are kept for it."""
+        """Return the seconds that the next attempt may take, without the time reserved for a fallback."""
         left = self._end - time.monotonic()
         if self.fallback:
             left -= min(FALLBACK_RESERVE, FALLBACK_SHARE * self.seconds)
         return max(left, 0.0)
 
     def pause_after(self, failure: InferenceServerException) -> float:
-        """Seconds to wait before the next attempt.
+        """Return the seconds to wait before the next attempt.
 
         Raises:
-            ClientError: there is none; what the failure means.
+            ClientError: there is no further attempt; the error explains the failure.
         """
         error = client_error(failure, self.url, self.model, self.seconds)
         error.request_id = self.request_id
@@ -101,21 +104,21 @@ class Call:
         raise error from failure
 
     def _allowed(self, error: ClientError) -> int:
-        """Attempts at one model that end with such an error."""
+        """Return the maximum number of attempts at one model that fail with this error."""
         if isinstance(error, StepDied):
             return 2  # another instance may be alive
         if isinstance(error, Overloaded) and self.fallback:
-            return 1  # the fallback has room; asking again would only fill the queue
+            return 1  # the fallback has capacity; a retry would only fill the queue
         return MAX_ATTEMPTS if isinstance(error, ServerUnavailable) else 1
 
     def arguments(self) -> dict[str, Any]:
-        """What tritonclient's ``infer`` needs for the next attempt, beside the tensors."""
+        """Return the arguments of tritonclient's ``infer`` for the next attempt, except the tensors."""
         seconds = self.timeout()
         return {
             "model_name": self.model,
             "request_id": self.request_id,
             "client_timeout": seconds,
-            # Sent along too: the ranker cannot see gRPC's deadline of a request that waits in its queue.
+            # Also part of the request: the ranker cannot see the gRPC deadline of a request that waits in its queue.
             "timeout": round(seconds * 1e6),
             "parameters": {DEGRADED: self.degraded} if self.degraded else None,
         }

@@ -1,8 +1,8 @@
-"""The page of `llamarec demo --ui`: build a history, see the retriever's list and the ranker's side by side.
+"""The web page of `llamarec demo --ui`: build a history, and compare the retriever's list with the ranker's.
 
-A small FastAPI application over the running server and three files in ``static/``, without a build step and
-without anything fetched from elsewhere. (Gradio would be less code here, but no current version of it installs beside
-the pandas and protobuf that NVTabular needs.)
+It is a small FastAPI application in front of the running server, with three files in ``static/``. It has no build step
+and loads nothing from other hosts. (Gradio would need less code, but no current version of it can be installed together
+with the pandas and protobuf versions that NVTabular needs.)
 """
 
 import random
@@ -30,26 +30,26 @@ from serving.server.step_times import ensemble_steps, mean_times, step_totals
 
 FILES = Path(__file__).resolve().parent / "static"
 SUGGESTIONS = 12
-"""Titles or users offered while somebody types."""
+"""Maximum number of titles or users that are suggested during typing."""
 PATIENCE = 120.0
-"""Seconds for one answer: a ranking pass on a small machine takes several."""
+"""Timeout of one answer in seconds; a ranking pass on a small machine takes several."""
 POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 
 
 class Asked(BaseModel):
-    """What the page sends for a recommendation."""
+    """Body of a request for recommendations."""
 
     history: list[str] = Field(max_length=MAX_HISTORY)
     """Raw ids, oldest first."""
 
 
 class DemoPage:
-    """What the page can ask: the server, the data set's users and titles, and the prompt as the server builds it.
+    """The page's data: recommendations from the server, the data set's users and titles, and the prompt.
 
     Args:
         url: gRPC endpoint of the server.
-        data: the data set whose models it serves.
-        prompts: of the exported repository.
+        data: data set of the served models.
+        prompts: prompt builder of the exported repository.
         release: id of the export.
     """
 
@@ -63,7 +63,7 @@ class DemoPage:
 
     @classmethod
     def open(cls, url: str, repository: Path, data: Data) -> "DemoPage":
-        """Connect to the server at ``url`` that serves ``repository``.
+        """Connect to the server at ``url``, which serves ``repository``.
 
         Raises:
             InputError: nothing was exported.
@@ -73,11 +73,11 @@ class DemoPage:
 
     @property
     def catalogue(self) -> Catalogue:
-        """Of the data set."""
+        """Catalogue of the data set."""
         return self.data.catalogue
 
     def facts(self) -> dict[str, Any]:
-        """What the head of the page says."""
+        """Return the facts in the header of the page."""
         statistics = self.data.statistics
         return {
             "dataset": self.data.name,
@@ -88,7 +88,10 @@ class DemoPage:
         }
 
     def find_items(self, words: str) -> list[dict[str, str]]:
-        """Items the retriever knows whose title holds every word, or whose id is the word; the most popular first."""
+        """Return items that the retriever knows and whose title contains every word, most popular first.
+
+        An item whose raw id is ``words`` comes before them.
+        """
         wanted = words.casefold().split()
         counts = self.catalogue.counts
         found = [
@@ -103,7 +106,7 @@ class DemoPage:
         return [self.item(item) for item in found[:SUGGESTIONS]]
 
     def find_users(self, start: str) -> list[dict[str, Any]]:
-        """Users whose id begins so; random ones for no beginning."""
+        """Return users whose id begins with ``start``; random users if it is empty."""
         if start:
             places = [place for place, user in enumerate(self.data.users) if user.startswith(start)][:SUGGESTIONS]
         else:
@@ -111,7 +114,7 @@ class DemoPage:
         return [{"id": self.data.users[place], "items": len(self.data.training[place]) + 1} for place in places]
 
     def user(self, user: str) -> dict[str, Any]:
-        """A user's history without the last item, and that item: the one the paper's test asks for.
+        """Return a user's history without the last item, and the last item, which is the paper's test item.
 
         Raises:
             KeyError: there is no such user.
@@ -128,16 +131,16 @@ class DemoPage:
         }
 
     def items(self, ids: list[str]) -> list[dict[str, str]]:
-        """The titles of raw ids; an unknown id has none."""
+        """Return raw ids with their titles; the title of an unknown id is empty."""
         return [self._titled(raw) for raw in ids]
 
     def recommend(self, history: list[str]) -> dict[str, Any]:
-        """Both lists, the time of each step and the prompt.
+        """Return both lists, the time of each step and the prompt.
 
-        The steps' times are the server's own, and exact as long as nobody else asks it meanwhile.
+        The times of the steps come from the server's statistics; they are exact if it gets no other requests meanwhile.
 
         Raises:
-            ClientError: the server gave no answer.
+            ClientError: the server did not answer.
         """
         steps = ensemble_steps(self._url, ENSEMBLE)
         with self._one_at_a_time:
@@ -163,7 +166,7 @@ class DemoPage:
         }
 
     def item(self, item: int) -> dict[str, str]:
-        """Id and title of an item number."""
+        """Return id and title of an item number."""
         return {"id": self.catalogue.raw(item).decode(), "title": self.catalogue.title(item)}
 
     def _known(self, raw: str) -> int | None:
@@ -177,7 +180,7 @@ class DemoPage:
         return [{**self._titled(r.item_id), "score": r.score, "retriever_rank": r.retriever_rank} for r in answer]
 
     def _prompt(self, history: list[str], retrieved: Recommendations) -> tuple[str, int]:
-        """The prompt that the server's step builds from the same files with the same function, and its tokens."""
+        """Return the prompt, built with the same files and function as in the server, and its number of tokens."""
         if not retrieved:
             return "", 0
         known = [item for raw in history if (item := self._known(raw)) is not None]
@@ -187,7 +190,7 @@ class DemoPage:
 
 
 def create_app(demo: DemoPage) -> FastAPI:
-    """The application: the page and the four questions that it asks."""
+    """Return the application: the page and the API that it calls."""
     app = FastAPI(title="LlamaRec", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
@@ -232,12 +235,12 @@ def create_app(demo: DemoPage) -> FastAPI:
 
 
 def show(demo: DemoPage, port: int) -> None:
-    """Serves the page on the loopback interface until it is interrupted.
+    """Serve the page on the loopback interface until it is interrupted.
 
     Raises:
         InputError: the port is taken.
     """
-    # Its own logging configuration would close the handlers that are there, and with absl's the stream it writes to.
+    # uvicorn's own logging configuration would close the existing handlers, and with absl's handler its stream.
     settings = uvicorn.Config(create_app(demo), host="127.0.0.1", port=port, log_level="warning", log_config=None)
     try:
         socket = settings.bind_socket()

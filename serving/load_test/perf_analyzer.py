@@ -1,4 +1,4 @@
-"""perf_analyzer against a running server, with the histories of real users: throughput, latency and where time goes."""
+"""Runs perf_analyzer against a server with the histories of real users: throughput, latency and time per step."""
 
 import csv
 import json
@@ -21,21 +21,21 @@ from serving.server.programs import perf_analyzer
 from serving.server.step_times import StepTime, ensemble_steps, mean_times, step_totals
 
 Mode = Literal["concurrency", "rate"]
-"""Closed loop, so many requests in flight; or open loop, so many requests a second at random moments (Poisson)."""
+"""Closed loop: a fixed number of requests in flight. Open loop: a fixed rate, at random times (Poisson)."""
 FLAGS: Mapping[Mode, Sequence[str]] = {
     "concurrency": ("--concurrency-range",),
     "rate": ("--request-distribution", "poisson", "--request-rate-range"),
 }
 WINDOWS = 3
-"""perf_analyzer's own number of windows for one measurement; it reports all three together."""
+"""Number of windows in one measurement, perf_analyzer's default; it reports all three together."""
 ANY_CHANGE = "999"
-"""Per cent by which windows may differ. perf_analyzer gives no figures at all where they differ by more; here they are
-given, and said to be unstable."""
+"""Permitted difference between windows in per cent. perf_analyzer reports nothing for windows that differ by more; with
+this value it always reports, and we mark the measurement as unstable."""
 STABLE = 0.10
-"""Windows of a stable measurement differ by at most this share of their mean, perf_analyzer's own default."""
+"""Maximum difference between the windows of a stable measurement, relative to their mean; perf_analyzer's default."""
 CSV_FILE = "benchmark.csv"
 PATIENCE = 120.0
-"""Seconds for one request of the warm-up."""
+"""Timeout of a warm-up request, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class Row:
 
     mode: Mode
     load: float
-    """Requests in flight, or requests sent a second."""
+    """Requests in flight, or requests sent per second."""
     throughput: float
-    """Requests answered a second."""
+    """Requests answered per second."""
     p50_ms: float
-    """Latency at the client, in milliseconds, as the other percentiles."""
+    """Latency at the client in milliseconds, like the other percentiles."""
     p90_ms: float
     p95_ms: float
     p99_ms: float
     spread: float
-    """How far the windows are apart: largest less smallest over their mean, of throughput or latency, the worse."""
+    """Relative difference between the windows, (max - min) / mean, of throughput or latency, whichever is larger."""
     steps: Mapping[str, StepTime]
-    """Where the time goes in the server, in the order of the steps."""
+    """Mean time of a request in each step, in the order of the steps."""
 
     @property
     def stable(self) -> bool:
-        """Whether the windows agree, so that a repetition can be expected to."""
+        """Whether the windows agree, so that another measurement can be expected to agree too."""
         return self.spread <= STABLE
 
     def columns(self) -> dict[str, float | str]:
-        """The row of a table: everything by column name, two columns for each step."""
+        """Return the row of a table by column name, with two columns for each step."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "steps"}
         split = {f"{step}_{name}": value for step, time in self.steps.items() for name, value in time._asdict().items()}
         return {**own, **split}
@@ -79,19 +79,19 @@ def benchmark(
     requests: int = 20,
     warm_up: int = 8,
 ) -> list[Row]:
-    """Measures ``model`` at each load.
+    """Measure ``model`` at each load, and return one row per load.
 
     Args:
         url: ``host:port`` of the server's gRPC endpoint.
         histories: raw ids of real users, sent in turn.
-        loads: numbers of requests in flight, or rates.
-        model: the ensemble to load.
-        mode: what ``loads`` are.
-        requests: fewest requests in each of the three windows of a measurement; a window lasts at least a second.
-        warm_up: requests sent before the first measurement, which count nowhere.
+        loads: numbers of requests in flight, or requests per second.
+        model: the ensemble to measure.
+        mode: meaning of ``loads``.
+        requests: minimum number of requests in each of a measurement's three windows; a window lasts at least a second.
+        warm_up: number of requests before the first measurement, which are not measured.
 
     Raises:
-        BenchmarkError: there is nothing to send, perf_analyzer is missing, or nothing was measured.
+        BenchmarkError: there are no histories, perf_analyzer is missing, or it measured nothing.
         ServerUnavailable: nothing listens at the address, or the model is not loaded there.
     """
     if not histories:
@@ -112,12 +112,12 @@ def benchmark(
 
 
 def input_data(histories: Sequence[Sequence[str]]) -> dict[str, object]:
-    """perf_analyzer's input data: one request a history, each of its own length, without the batch dimension."""
+    """Return perf_analyzer's input data: one request per history, without the batch dimension."""
     return {"data": [{HISTORY.name: {"content": list(ids), "shape": [len(ids)]}} for ids in histories]}
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows as they are in :meth:`Row.columns`, six digits each."""
+    """Write the rows with the columns of :meth:`Row.columns`, with six significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0].columns()))
@@ -127,16 +127,16 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Reads what :func:`write_csv` wrote.
+    """Return the rows that :func:`write_csv` wrote.
 
     Raises:
-        BenchmarkError: the file is missing or not such a table.
+        BenchmarkError: the file is missing or not a table of `llamarec bench`.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [_read_row(row) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise BenchmarkError(f"{path} is no table of `llamarec bench`: {error}") from None
+        raise BenchmarkError(f"{path} is not a table of `llamarec bench`: {error}") from None
 
 
 def _read_row(row: Mapping[str, str]) -> Row:
@@ -161,12 +161,12 @@ def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
 def _measure(
     url: str, model: str, data: Path, mode: Mode, load: float, requests: int
 ) -> tuple[dict[str, float], float]:
-    """One line of perf_analyzer's CSV, latencies in microseconds, and how far its windows are apart."""
+    """Return one line of perf_analyzer's CSV, with latencies in microseconds, and the spread of its windows."""
     program, environment = perf_analyzer()
     table = data.with_name("measured.csv")
     table.unlink(missing_ok=True)
     command = [str(program), "-v", "-m", model, "-i", "grpc", "-u", url, "--input-data", str(data), "-f", str(table)]
-    # Not --request-count: its throughput is rounded up to whole seconds, 50 answers/s where there are 700.
+    # Not --request-count: it computes throughput over whole seconds, rounded up: 50 answers/s instead of 700.
     command += ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
     command += [*FLAGS[mode], f"{load:g}", "-s", ANY_CHANGE, "-r", str(WINDOWS)]
     run = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
@@ -182,7 +182,7 @@ def _measure(
 
 
 def spread(said: str) -> float:
-    """How far the windows that perf_analyzer's ``-v`` lists are apart; infinite where it lists fewer than two."""
+    """Return the relative difference between the windows in the output of ``-v``; infinite if it has fewer than two."""
     passes = re.findall(r"Pass \[\d+\] throughput: ([\d.]+) infer/sec. Avg latency: ([\d.]+) usec", said)
     if len(passes) < 2:
         return float("inf")

@@ -1,4 +1,4 @@
-"""The report of a benchmark: one HTML file that needs nothing beside it."""
+"""Writes the report of a benchmark as one self-contained HTML file."""
 
 import html
 import importlib.util
@@ -32,17 +32,17 @@ COLOURS = ("#7aa5d8", "#e0a03c", "#b07cc6", "#0b7a5b", "#b9c2bd")
 
 @dataclass(frozen=True)
 class Measured:
-    """What a report shows."""
+    """Content of a report."""
 
     dataset: str
     model: str
     rows: Sequence[Row]
     lengths: Sequence[int]
-    """Of the histories that were sent."""
+    """Lengths of the histories that were sent."""
 
 
 def write_report(measured: Measured, path: Path) -> None:
-    """Writes the report: latency against throughput, percentiles, the split per step, the lengths that were sent.
+    """Write the report: latency against throughput, percentiles, time per step, and lengths of the histories.
 
     Raises:
         InputError: matplotlib is missing.
@@ -52,13 +52,13 @@ def write_report(measured: Measured, path: Path) -> None:
     rows = measured.rows
     best = max(rows, key=lambda row: row.throughput)
     shaky = [row for row in rows if not row.stable]
-    loads = "requests in flight" if rows[0].mode == "concurrency" else "requests sent a second"
+    loads = "requests in flight" if rows[0].mode == "concurrency" else "requests sent per second"
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
     warning = (
         f'<section class="warn"><h2>Not stable</h2>At {loads} {", ".join(f"{row.load:g}" for row in shaky)} the three '
-        f"windows of the measurement differ by more than {STABLE:.0%}. These figures are marked, hollow in the plots, "
-        "and would come out otherwise if measured again: measure on a quiet machine, or with more --requests.</section>"
+        f"windows of the measurement differ by more than {STABLE:.0%}. These figures are marked (hollow in the plots) "
+        "and are not reproducible: measure on a quiet machine, or with more --requests.</section>"
         if shaky
         else ""
     )
@@ -74,9 +74,9 @@ def write_report(measured: Measured, path: Path) -> None:
 <h1>{html.escape(measured.model)} under load</h1>
 <p class="of">{html.escape(measured.dataset)}, histories of {len(measured.lengths)} users · perf_analyzer ·
 {machine} · {when}</p>
-<section class="head">{_figure(f"{best.throughput:.2f}", f"answers a second at best ({loads}: {best.load:g})")}
+<section class="head">{_figure(f"{best.throughput:.2f}", f"answers per second at best ({loads}: {best.load:g})")}
 {_figure(_milliseconds(rows[0].p50_ms), f"median latency ({loads}: {rows[0].load:g})")}
-{_figure(_milliseconds(best.p99_ms), "99th percentile where throughput is best")}</section>
+{_figure(_milliseconds(best.p99_ms), "99th percentile at the best throughput")}</section>
 {warning}<div class="figures">{plots}</div>
 <section><h2>Figures</h2>{_table(rows, loads)}</section></body></html>
 """
@@ -95,7 +95,7 @@ def _milliseconds(value: float) -> str:
 def _table(rows: Sequence[Row], loads: str) -> str:
     steps = list(rows[0].steps)
     names = [loads, "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "windows apart"]
-    names += [f"{step}: work + wait ms" for step in steps]
+    names += [f"{step}: compute + queue ms" for step in steps]
     lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
     for row in rows:
         cells = [f"{row.load:g}", f"{row.throughput:.2f}"]
@@ -119,7 +119,7 @@ def _axes(**labels: Any) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any) -> str:
-    """The figure as SVG that can stand inside the page."""
+    """Return the figure as SVG to embed in the page."""
     import matplotlib as mpl
 
     file = io.StringIO()
@@ -130,7 +130,7 @@ def _svg(figure: Any) -> str:
 
 
 def _points(axes: Any, xs: Sequence[float], rows: Sequence[Row], name: str, colour: str, label: str) -> None:
-    """A line through one figure of each row; hollow where the measurement was not stable."""
+    """Plot one column of the rows as a line; unstable measurements have hollow markers."""
     ys = [getattr(row, name) for row in rows]
     axes.plot(xs, ys, color=colour, label=label, linewidth=1.6)
     for x, y, row in zip(xs, ys, rows, strict=True):
@@ -138,7 +138,7 @@ def _points(axes: Any, xs: Sequence[float], rows: Sequence[Row], name: str, colo
 
 
 def _latency_over_throughput(measured: Measured) -> str:
-    figure, axes = _axes(xlabel="answers a second", ylabel="median latency [ms]")
+    figure, axes = _axes(xlabel="answers per second", ylabel="median latency [ms]")
     _points(axes, [row.throughput for row in measured.rows], measured.rows, "p50_ms", COLOURS[3], "p50")
     for row in measured.rows:
         axes.annotate(f"{row.load:g}", (row.throughput, row.p50_ms), textcoords="offset points", xytext=(6, 4))

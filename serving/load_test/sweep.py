@@ -1,4 +1,4 @@
-"""Throughput and latency of a served model under perf_analyzer, with the histories of real users."""
+"""Measures a served model with perf_analyzer at a range of loads, and compares two measurements."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,25 +17,25 @@ from serving.server.local import LocalServer
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """How a served model is measured."""
+    """Options of a benchmark."""
 
     concurrency: str = "1:4"
     """Requests in flight: FIRST:LAST, FIRST:LAST:STEP, or one number."""
     rate: str | None = None
-    """Instead: requests a second, in the same notation."""
+    """Requests per second, in the same notation; replaces ``concurrency``."""
     model: str = ENSEMBLE
     users: int = 64
-    """Real histories to send in turn, a seeded choice, so that their lengths are those of the data set."""
+    """Number of real histories to send in turn: a random sample with a fixed seed, so that lengths are realistic."""
     requests: int = 20
-    """Fewest requests in each of three windows."""
+    """Minimum number of requests in each of three windows."""
     warm_up: int = 8
-    """Requests before the first measurement."""
+    """Number of requests before the first measurement."""
 
     def loads(self) -> list[float]:
-        """The loads to measure at.
+        """Return the loads to measure.
 
         Raises:
-            InputError: the range is none.
+            InputError: the range is invalid.
         """
         text, name = (self.concurrency, "--concurrency") if self.rate is None else (self.rate, "--rate")
         try:
@@ -46,24 +46,25 @@ class Bench:
         loads = [float(load) for load in np.arange(first, last + step / 2, step)] if first > 0 and step > 0 else []
         if not loads or (self.rate is None and any(load != int(load) for load in loads)):
             raise InputError(
-                f"{name} {text!r} is no range: give FIRST:LAST or FIRST:LAST:STEP such as 1:4, or one number"
+                f"{name} {text!r} is not a range: give FIRST:LAST or FIRST:LAST:STEP such as 1:4, or one number"
             )
         return loads
 
     @property
     def mode(self) -> Mode:
-        """Closed or open loop."""
+        """Closed loop, or open loop if a rate is given."""
         return "concurrency" if self.rate is None else "rate"
 
 
 def bench(options: Bench, artifacts: Path, repository: Path, server: str | None, output: Path) -> list[Row]:
-    """One row a load, written as ``benchmark.csv`` and ``report.html`` into ``output``.
+    """Return one row per load, and write ``benchmark.csv`` and ``report.html`` into ``output``.
 
-    A server is started for the measurement unless one is named.
+    Without ``server``, one is started for the measurement.
 
     Raises:
-        InputError: the range is none, or there is no data to take histories from.
-        ClientError: the server or perf_analyzer did not do its part.
+        InputError: the range is invalid, or there is no data to take histories from.
+        ClientError: the server does not answer.
+        ServingError: the server did not start, or perf_analyzer measured nothing.
     """
     loads = options.loads()
     data = load_data(artifacts)
@@ -87,14 +88,14 @@ def bench(options: Bench, artifacts: Path, repository: Path, server: str | None,
 
 
 def compare(before: Path, after: Path) -> list[list[object]]:
-    """Two tables of `llamarec bench` side by side, a row for each load that both have.
+    """Compare two tables of `llamarec bench`, one row per load that both have.
 
     Returns:
-        ``[load, throughput before, after, ratio, p50 before, after, ratio, verdict]``. A difference counts only where
-        it is larger than both measurements' own windows are apart.
+        ``[load, throughput before, after, ratio, p50 before, after, ratio, verdict]``. A difference counts only if it
+        is larger than the spread of the windows in both measurements.
 
     Raises:
-        BenchmarkError: a file is no such table.
+        BenchmarkError: a file is not such a table.
         InputError: they have no load in common.
     """
     first, second = ({(row.mode, row.load): row for row in read_csv(path)} for path in (before, after))

@@ -1,7 +1,8 @@
-"""The operator's side of a server: its own models by name, over HTTP on the loopback interface.
+"""Admin client of a running server: queries, loads and unloads its models over HTTP on the loopback interface.
 
-The command `llamarec serve` starts a server whose model-repository, shared-memory, trace and logging APIs want a key.
-It leaves address and key beside the models, readable by its own user, so that `llamarec release` finds both.
+`llamarec serve` protects the model-repository, shared-memory, trace and logging APIs of its server with a key. It
+writes the server's address and the key to a file in the model repository that only its own user can read.
+`llamarec release` reads both from there.
 """
 
 import fcntl
@@ -26,12 +27,12 @@ DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP
 
 
 def step_of(model: str) -> str | None:
-    """The step that a model is, whatever release its name ends with; None for an ensemble."""
+    """Return the step that a model implements, whatever the release suffix of its name; None for an ensemble."""
     return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
 
 
 def probe_request(step: str) -> dict[str, Any]:
-    """The smallest request of a step: no history, no candidates, so that no model of language is asked."""
+    """Return the smallest request for a step: no history and no candidates, so that the language model does not run."""
     inputs = []
     for spec in STEP_SPECS[step].inputs:
         if not spec.optional:
@@ -43,7 +44,7 @@ def probe_request(step: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Control:
-    """A running server's HTTP endpoint and the key of its restricted APIs."""
+    """HTTP endpoint of a running server, and the key of its restricted APIs."""
 
     url: str
     """``HOST:PORT``."""
@@ -51,10 +52,10 @@ class Control:
 
     @classmethod
     def read(cls, repository: Path) -> "Control":
-        """The server that `llamarec serve` started on a repository.
+        """Return the server that `llamarec serve` started on a repository.
 
         Raises:
-            ServerUnreachable: none runs there.
+            ServerUnreachable: no server runs on it.
         """
         try:
             return cls(**json.loads((repository / CONTROL_FILE).read_text(encoding="utf-8")))
@@ -64,55 +65,55 @@ class Control:
             ) from None
 
     def write(self, repository: Path) -> None:
-        """Leaves address and key for :meth:`read`, for this user only."""
+        """Write address and key to a file for :meth:`read`, readable only by this user."""
         with replacing(repository / CONTROL_FILE) as partial:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(asdict(self), file)
 
     def is_ready(self, model: str | None = None) -> bool:
-        """Whether the server, or a model, says that it is ready."""
+        """Return whether the server, or a model, reports that it is ready."""
         try:
             return self._call("GET", f"/v2/models/{model}/ready" if model else "/v2/health/ready", timeout=2)[0] == 200
         except ServerUnreachable:
             return False
 
     def config(self, model: str) -> dict[str, Any]:
-        """A loaded model's configuration."""
+        """Return the configuration of a loaded model."""
         config: dict[str, Any] = self._ask("GET", f"/v2/models/{model}/config")
         return config
 
     def answers(self, model: str) -> int:
-        """How many requests a model has answered or refused."""
+        """Return the number of requests that a model has answered or refused."""
         stats = self._ask("GET", f"/v2/models/{model}/stats")["model_stats"]
         return sum(int(row["inference_stats"][kind]["count"]) for row in stats for kind in ("success", "fail"))
 
     def ready_models(self) -> set[str]:
-        """The names of the models that are loaded."""
+        """Return the names of the loaded models."""
         rows = self._ask("POST", "/v2/repository/index", {"ready": True})
         return {row["name"] for row in rows if row.get("state", "READY") == "READY"}
 
     def infer(self, model: str, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
-        """An answer in the JSON of KServe's protocol.
+        """Return a model's answer to a request, both in the JSON of the KServe protocol.
 
         Raises:
-            ServerFailure: the model refused or failed; the text is its own.
-            ServerUnreachable: no answer in ``timeout`` seconds.
+            ServerFailure: the model refused the request or failed; the message is the model's.
+            ServerUnreachable: there was no answer within ``timeout`` seconds.
         """
         answer: dict[str, Any] = self._ask("POST", f"/v2/models/{model}/infer", request, timeout)
         return answer
 
     def load(self, model: str, config: dict[str, Any] | None = None, timeout: float = 600.0) -> None:
-        """Loads a model, or loads it again when its files or ``config`` changed.
+        """Load a model, or reload it if its files or ``config`` changed.
 
         Raises:
-            ServerFailure: it does not load.
+            ServerFailure: the model does not load.
         """
         body = {"parameters": {"config": json.dumps(config)}} if config else {}
         self._ask("POST", f"/v2/repository/models/{model}/load", body, timeout)
 
     def unload(self, model: str) -> None:
-        """Unloads a model; requests in flight are answered first."""
+        """Unload a model after its requests in flight are answered."""
         self._ask("POST", f"/v2/repository/models/{model}/unload", {}, 60)
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> Any:
@@ -127,7 +128,7 @@ class Control:
 
     def _call(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> tuple[int, bytes]:
         host, _, port = self.url.rpartition(":")
-        # A connection for each call: an open one would delay the server's exit.
+        # One connection per call: a connection that stays open would delay the server's exit.
         connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
         try:
             headers = {KEY_HEADER: self.key, "Connection": "close"}
@@ -142,9 +143,9 @@ class Control:
 
 @contextmanager
 def repository_lock(repository: Path, *, exclusive: bool) -> Iterator[None]:
-    """One lock for healing (shared) and for changing what `llamarec` is (exclusive).
+    """Hold the repository's lock: shared to revive a step, exclusive to change the release that is served.
 
-    A repository that cannot be written needs none: nothing is released into it.
+    A read-only repository needs no lock, because no release can be promoted in it.
     """
     try:
         descriptor = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""The HTTP endpoint for orchestrators: `/live`, `/ready` and `/metrics` of a supervised server."""
+"""HTTP endpoint for orchestrators: `/live`, `/ready` and `/metrics` of a supervised server."""
 
 import json
 import threading
@@ -13,11 +13,11 @@ Health = dict[str, Any]
 
 
 class HealthEndpoint:
-    """Serves the health of a server from a thread of its own.
+    """HTTP endpoint that reports the health of a server, in a thread of its own.
 
     Args:
-        port: on all interfaces; 0 for a free one.
-        health: called for every request.
+        port: port on all interfaces; 0 for a free one.
+        health: function that returns the current health; called for every request.
 
     Raises:
         ServerFailure: the port cannot be used.
@@ -33,7 +33,7 @@ class HealthEndpoint:
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """Port of the endpoint."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         health = self.server.health()
-        if self.path == "/live":  # the supervisor heals the steps, so nothing but its own end calls for a restart
+        if self.path == "/live":  # the supervisor revives steps itself: only its own death calls for a restart
             self._answer(200, "text/plain", "alive\n")
         elif self.path == "/ready":
             self._answer(200 if health["ready"] else 503, "application/json", json.dumps(health) + "\n")
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def health_metrics(health: dict[str, Any]) -> str:
-    """The health endpoint's own Prometheus metrics: only this process knows them."""
+    """Return the supervisor's own metrics in the Prometheus text format."""
     lines = ["# TYPE llamarec_ready gauge", f"llamarec_ready {int(health['ready'])}"]
     lines.append("# TYPE llamarec_step_up gauge")
     lines += [f'llamarec_step_up{{model="{name}"}} {int(step["alive"])}' for name, step in health["steps"].items()]

@@ -1,7 +1,7 @@
-"""Thin launchers: with the environment's ``bin`` on PATH, plain ``tritonserver`` and ``perf_analyzer`` work.
+"""Writes launcher scripts that put ``tritonserver`` and ``perf_analyzer`` into the environment's ``bin`` folder.
 
-``python -m serving.server.launchers BIN`` writes them into that folder. Where another program of the same name is on
-PATH, as in NVIDIA's container, none is written, and one that was written earlier starts that program.
+``python -m serving.server.launchers BIN`` writes them into that folder. If a program is elsewhere on PATH, as in
+NVIDIA's container, no launcher is written for it, and a launcher that was written earlier starts that program.
 """
 
 import shlex
@@ -17,7 +17,7 @@ PROGRAMS = ("tritonserver", "perf_analyzer")
 
 
 def launch(name: str) -> NoReturn:
-    """Becomes the program ``name`` with this process's arguments; what the launchers call."""
+    """Replace this process with the program ``name``, called with the same arguments; the launchers call this."""
     try:
         if name == "tritonserver":
             exec_server(sys.argv[1:])
@@ -29,18 +29,18 @@ def launch(name: str) -> NoReturn:
 
 
 def write_launchers(folder: Path) -> list[Path]:
-    """Writes a launcher for each program that nothing else on PATH provides.
+    """Write a launcher for each program that no other folder on PATH provides.
 
-    A launcher is renamed over what pip installed under its name; installing again puts pip's file back.
+    A launcher replaces the script that pip installed under the same name; installing again restores pip's script.
 
     Returns:
-        The launchers written.
+        The paths of the launchers that were written.
     """
     written = []
     for name in PROGRAMS:
         if program_on_path(name, outside=folder):
             continue
-        # -I: neither the working directory nor PYTHONPATH may stand in for the installed packages.
+        # -I: modules in the working directory or on PYTHONPATH must not shadow the installed packages.
         call = f"from {LAUNCHER_MARK} import launch; launch({name!r})"
         with replacing(folder / name) as partial:
             partial.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -c "{call}" "$@"\n', encoding="utf-8")

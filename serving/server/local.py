@@ -1,4 +1,4 @@
-"""A tritonserver on the loopback interface for as long as a ``with`` block lasts: for demos, benchmarks and tests."""
+"""Runs a tritonserver on the loopback interface for the duration of a ``with`` block, for demos and measurements."""
 
 import os
 import re
@@ -23,21 +23,23 @@ from serving.server.programs import (
 
 
 class LocalServer:
-    """A tritonserver on the loopback interface that lives as long as the ``with`` block.
+    """A tritonserver on the loopback interface that runs for the duration of the ``with`` block.
 
-    Leaving the block, by whatever error or interruption, leaves no process and no shared memory behind.
-    The kernel also stops the server when the thread that entered the block ends, so enter it in one that stays.
+    However the block ends, no process and no shared memory remains. The kernel also stops the server when the thread
+    that entered the block ends, so enter it in a thread that outlives the block.
 
     Args:
         repository: the model repository to serve.
-        arguments: further flags for tritonserver.
-        grpc_port: and ``http_port``, ``metrics_port``: a free one when not given.
-        log: where the server's log goes; by default a temporary file that goes with the server.
-        timeout: seconds the server may take to become ready.
+        arguments: additional flags for tritonserver.
+        grpc_port: port of the gRPC endpoint. Default: a free port.
+        http_port: port of the HTTP endpoint. Default: a free port.
+        metrics_port: port of the metrics endpoint. Default: a free port.
+        log: file for the server's log. Default: a temporary file that is deleted with the server.
+        timeout: maximum time in seconds until the server is ready.
 
     Raises:
-        ServerFailure: a port is taken, no tritonserver is installed, or it did not become ready; the last carries what
-            the server logged.
+        ServerFailure: a port is taken, no tritonserver is installed, or the server did not become ready; the message
+            then quotes the server's log.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """Process id of the server."""
         assert self._process is not None, "the server runs only inside the with block"
         return self._process.pid
 
@@ -92,11 +94,11 @@ class LocalServer:
         self._stop()
 
     def _endpoints(self) -> dict[str, str]:
-        """Addresses by Triton's names."""
+        """Return the address of each endpoint, by Triton's name for it."""
         return {"grpc": self.url, "http": self.http_url, "metrics": self.metrics_url}
 
     def log(self) -> str:
-        """Everything the server has logged so far."""
+        """Return everything that the server has logged so far."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -114,7 +116,7 @@ class LocalServer:
         from tritonclient.grpc import InferenceServerClient
         from tritonclient.utils import InferenceServerException
 
-        # The HTTP endpoints open after gRPC's. A refused gRPC connection would be tried again only after a second.
+        # The HTTP endpoints open after gRPC's. Sockets first: gRPC retries a refused connection only after a second.
         for endpoint, url in self._endpoints().items():
             if f"--allow-{endpoint}=false" not in self._arguments:
                 host, port = url.split(":")
@@ -129,9 +131,9 @@ class LocalServer:
             return False
 
     def _complaints(self) -> str:
-        """The errors that the server logged, or else the end of its log."""
+        """Return the errors in the server's log, or else the end of the log."""
         lines = self.log().splitlines()
-        # Every start without a GPU driver logs one error, about CudaDriverHelper, that explains nothing.
+        # Without a GPU driver, every start logs an irrelevant error about CudaDriverHelper.
         errors = [line for line in lines if re.match(r"E\d{4} (?!.*CudaDriverHelper)|error:", line)]
         return "\n".join(errors[:10] or lines[-20:])
 

@@ -1,4 +1,4 @@
-"""A tritonserver as a child process: started, stopped and cleaned up after, its Python processes told by name."""
+"""Runs tritonserver as a child process: starts it, lists the processes of its Python models, stops it and cleans up."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Stub:
-    """The process of one instance of a Python model."""
+    """Process of one instance of a Python model."""
 
     pid: int
     model: str
@@ -23,20 +23,20 @@ class Stub:
 
 
 def _end_with_parent() -> None:
-    """Has the kernel stop the server when the process that started it dies without stopping it."""
+    """Have the kernel stop the server when its parent process dies without stopping it."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class ServerProcess:
-    """A server in a session of its own: an interrupt at the terminal reaches us, and we stop the server in order.
+    """A tritonserver in a session of its own, so that Ctrl-C reaches only this process, which can stop it cleanly.
 
-    The kernel also stops it when the thread that started it ends, so start it in one that stays.
+    The kernel also stops the server when the thread that started it ends, so start it in a thread that outlives it.
 
     Args:
         command: see :func:`serving.server.programs.server_command`.
         environment: see :func:`serving.server.programs.server_environment`.
-        prefix: of its shared memory.
-        output: where it logs; the caller's own standard output and error when not given.
+        prefix: prefix of the names of its shared memory segments.
+        output: file for its log. Default: this process's standard output and error.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """Process id of the server."""
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Return the server's exit code; None while it runs."""
         return self._process.poll()
 
     def stubs(self) -> list[Stub]:
-        """The living processes of its Python models."""
+        """Return the running processes of the server's Python models."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError, ValueError, IndexError):
@@ -75,21 +75,24 @@ class ServerProcess:
                 if int(parent) == self.pid and state != "Z":
                     words = (folder / "cmdline").read_bytes().decode().split("\0")
                     programs = [word for word in words if word.endswith("/model.py")]
-                    # A child that has not become a stub yet still has the server's own command line.
+                    # A child that has not yet executed the stub still has the server's own command line.
                     if programs:
                         # .../<model>/<version>/model.py PREFIX .. <instance> DEFAULT
                         found.append(Stub(int(folder.name), Path(programs[0]).parts[-3], words[-3]))
         return found
 
     def stop(self, seconds: float) -> int:
-        """Asks it to exit, kills what has not exited in time, and removes its shared memory; its exit code."""
+        """Stop the server and its stubs, remove its shared memory, and return the server's exit code.
+
+        A server that has not exited after ``seconds`` is killed.
+        """
         try:
             if self._process.poll() is None:
                 self._process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(seconds)
         finally:
-            with suppress(ProcessLookupError):  # the stubs too: one that hangs outlives its server
+            with suppress(ProcessLookupError):  # stubs included: a hanging stub outlives its server
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             for segment in SHARED_MEMORY.glob(f"{self._prefix}*"):
@@ -98,7 +101,7 @@ class ServerProcess:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists and has not ended; one that its parent did not collect has."""
+    """Return whether a process exists and has not ended; a zombie has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,7 +1,7 @@
-"""The programs of a server: finds tritonserver and perf_analyzer, and builds their command lines and environments.
+"""Finds the programs tritonserver and perf_analyzer, and builds their command lines and environments.
 
 In NVIDIA's container both are on PATH; elsewhere they come with the nvidia-pytriton and tritonclient wheels. The
-wheel's server is found without importing the wheel and needs help, as measured with version 0.7.0: its Python backend
+wheel's server is located without importing the wheel. It needs help, as measured with version 0.7.0: its Python backend
 looks for the stub in the folder of its own library, the stub takes the first ``python`` on PATH for its environment,
 and it must find this interpreter's libpython before any other.
 """
@@ -20,20 +20,25 @@ from preprocessing.artifacts import replacing
 from serving.errors import BenchmarkError, ServerFailure
 
 LAUNCHER_MARK = "serving.server.launchers"
-"""Stands in every launcher that :mod:`serving.server.launchers` writes, so that none is taken for the real program."""
+"""Text in every launcher of :mod:`serving.server.launchers` that distinguishes it from the real program."""
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
-"""Triton's default port of each endpoint."""
+"""Triton's default port for each endpoint."""
 EXIT_SECONDS = 5
-"""How long a local server may finish requests in flight before it exits."""
+"""Maximum time in seconds for a local server to finish its requests in flight before it exits."""
 
 
 def own_programs() -> Path:
-    """The folder of this environment's programs."""
+    """Return the folder of this environment's programs."""
     return Path(sys.prefix) / "bin"
 
 
 def program_on_path(name: str, *, outside: Path | None = None) -> Path | None:
-    """The first program of that name on PATH that is no launcher and not in ``outside`` (this environment's folder)."""
+    """Return the first program of that name on PATH that is not a launcher.
+
+    Args:
+        name: name of the program.
+        outside: folder to skip. Default: this environment's programs.
+    """
     skipped = (outside or own_programs()).resolve()
     for folder in map(Path, os.get_exec_path()):
         program = folder / name
@@ -48,22 +53,22 @@ def program_on_path(name: str, *, outside: Path | None = None) -> Path | None:
 
 
 def is_launcher(program: Path) -> bool:
-    """Whether :mod:`serving.server.launchers` wrote this file."""
+    """Return whether :mod:`serving.server.launchers` wrote this file."""
     with program.open("rb") as file:
         return LAUNCHER_MARK.encode() in file.read(512)
 
 
 def wheel_folder() -> Path | None:
-    """The ``site-packages`` folder that holds the nvidia-pytriton wheel's files."""
+    """Return the ``site-packages`` folder of the nvidia-pytriton wheel; None if it is not installed."""
     spec = importlib.util.find_spec("pytriton")
     return Path(spec.origin).parent.parent if spec and spec.origin else None
 
 
 def links_folder(name: str, targets: Mapping[str, Path]) -> Path:
-    """A folder of this environment that holds links to ``targets`` under the given names.
+    """Return a folder of this environment, or else of the user's cache, that holds links to ``targets`` by name.
 
     Raises:
-        ServerFailure: neither the environment nor the user's cache can be written.
+        ServerFailure: neither the environment nor the user's cache is writable.
     """
     for base in (Path(sys.prefix) / "share", Path.home() / ".cache"):
         folder = base / "llamarec" / name
@@ -76,16 +81,16 @@ def links_folder(name: str, targets: Mapping[str, Path]) -> Path:
         except OSError:
             continue
         return folder
-    raise ServerFailure(f"tritonserver's files cannot be laid out: make {sys.prefix}/share or ~/.cache writable")
+    raise ServerFailure(f"no folder for links to tritonserver's files: make {sys.prefix}/share or ~/.cache writable")
 
 
 def has_option(arguments: Sequence[str], option: str) -> bool:
-    """Whether ``--option``, ``--option value`` or ``--option=value`` stands among the arguments."""
+    """Return whether ``--option``, ``--option value`` or ``--option=value`` is among the arguments."""
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
 def option_value(arguments: Sequence[str], option: str, default: str) -> str:
-    """The value of the last ``--option``, in either notation."""
+    """Return the value of the last ``--option``, in either notation; ``default`` if there is none."""
     value = default
     for place, argument in enumerate(arguments):
         if argument.startswith(f"{option}="):
@@ -96,9 +101,9 @@ def option_value(arguments: Sequence[str], option: str, default: str) -> str:
 
 
 def server_command(arguments: Sequence[str]) -> list[str]:
-    """The command line of the tritonserver that is installed, with the flags it needs here and was not given.
+    """Return the command line of the installed tritonserver, with the flags that it needs here added.
 
-    A server on PATH (NVIDIA's container) gets the arguments as they are.
+    A server on PATH (NVIDIA's container) gets the arguments unchanged.
 
     Raises:
         ServerFailure: no tritonserver is installed.
@@ -119,9 +124,9 @@ def server_command(arguments: Sequence[str]) -> list[str]:
     backend = links_folder("backends/python", {**{name: python / name for name in libraries}, stub: stub_file})
     defaults = {
         "--backend-directory": f"={backend.parent}",
-        # Automatic completion starts every model twice; the committed configurations are complete.
+        # Auto-completion would start every model twice; the committed configurations are complete.
         "--disable-auto-complete-config": "",
-        # This server predates the HTTP fixes of August 2025: not reachable from elsewhere unless asked for.
+        # This server predates the HTTP security fixes of August 2025: its HTTP endpoint is local by default.
         "--http-address": "=127.0.0.1",
     }
     if not Path("/dev/nvidiactl").exists():
@@ -133,28 +138,28 @@ def server_command(arguments: Sequence[str]) -> list[str]:
 
 
 def shared_memory_flag(prefix: str) -> str:
-    """The flag under which the Python backend's shared memory segments start with ``prefix``."""
+    """Return the flag that makes the names of the Python backend's shared memory segments start with ``prefix``."""
     return f"--backend-config=python,shm-region-prefix-name={prefix}"
 
 
 def prepended(variable: str, folder: str) -> dict[str, str]:
-    """An environment variable that lists folders, with one more in front."""
+    """Return an environment variable that lists folders, with one more in front."""
     return {variable: os.pathsep.join(filter(None, (folder, os.environ.get(variable))))}
 
 
 def server_environment() -> dict[str, str]:
-    """The environment in which the Python backend's stubs find this interpreter and its packages."""
+    """Return the environment in which the Python backend's stubs find this interpreter and its packages."""
     environment = {**os.environ, **prepended("PATH", str(own_programs()))}
-    if program_on_path("tritonserver") is None:  # the container's libraries are in order as they are
+    if program_on_path("tritonserver") is None:  # the container finds its own libraries
         environment |= prepended("LD_LIBRARY_PATH", sysconfig.get_config_var("LIBDIR"))
     return environment
 
 
 def check_ports(arguments: Sequence[str]) -> None:
-    """Refuses to start a server whose port is taken.
+    """Check that the ports of a server are free.
 
     Raises:
-        ServerFailure: names the port and the flag that changes it.
+        ServerFailure: a port is taken or not allowed; the message names the flag that changes it.
     """
     if has_option(arguments, "--help"):
         return
@@ -162,30 +167,30 @@ def check_ports(arguments: Sequence[str]) -> None:
         port = option_value(arguments, f"--{endpoint}-port", str(default))
         unused = option_value(arguments, f"--allow-{endpoint}", "true").lower() in ("false", "0")
         shared = option_value(arguments, f"--reuse-{endpoint}-port", "false").lower() in ("true", "1")
-        if unused or shared or not port.isdigit():  # a port that is no number is Triton's to refuse
+        if unused or shared or not port.isdigit():  # Triton itself rejects a port that is not a number
             continue
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just stopped does not hold it
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore a stopped server's TIME_WAIT
             try:
                 probe.bind(("", int(port)))
             except (OSError, OverflowError):
                 raise ServerFailure(
-                    f"port {port} is in use or not allowed: stop what listens there or give another --{endpoint}-port"
+                    f"port {port} is in use or not allowed: free it or give another --{endpoint}-port"
                 ) from None
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Becomes the program, so that its process id, signals and exit code are this process's own."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and an ignored signal would be inherited
+    """Replace this process with the program, which takes over its process id, signals and exit code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores SIGPIPE, and the program would inherit that
     sys.stdout.flush()
     os.execve(command[0], list(command), dict(environment))
 
 
 def exec_server(arguments: Sequence[str]) -> NoReturn:
-    """Becomes the tritonserver that is installed; every argument passes through.
+    """Replace this process with the installed tritonserver, which gets every argument.
 
     Raises:
-        ServerFailure: none is installed, or a port is taken.
+        ServerFailure: no tritonserver is installed, or a port is taken.
     """
     command = server_command(arguments)
     check_ports(arguments)
@@ -193,7 +198,7 @@ def exec_server(arguments: Sequence[str]) -> NoReturn:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on the loopback interface that nothing listens on."""
+    """Return ``count`` free ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for probe in sockets:
@@ -205,19 +210,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def perf_analyzer() -> tuple[Path, Mapping[str, str]]:
-    """The perf_analyzer to run and its environment: the one on PATH, or else the tritonclient wheel's.
+    """Return the perf_analyzer to run and its environment: the one on PATH, or else the tritonclient wheel's.
 
-    The wheel installs one binary as both ``perf_analyzer`` and ``perf_client``; the launcher takes the first
-    name. Two libraries that it needs lie in the nvidia-pytriton wheel under names with a hash.
+    The wheel installs the same binary as ``perf_analyzer`` and ``perf_client``; our launcher replaces the former. Two
+    libraries that it needs are in the nvidia-pytriton wheel, with a hash in their names.
 
     Raises:
-        BenchmarkError: there is none.
+        BenchmarkError: no perf_analyzer is installed.
     """
     if program := program_on_path("perf_analyzer"):
         return program, os.environ
     program = own_programs() / "perf_client"
     if not program.is_file():
-        raise BenchmarkError("no perf_analyzer is installed: `pip install tritonclient==2.50.0` brings one")
+        raise BenchmarkError("no perf_analyzer is installed: run `pip install tritonclient==2.50.0`")
     wheel = wheel_folder()
     if wheel is None:
         return program, os.environ

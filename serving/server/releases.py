@@ -1,9 +1,10 @@
-"""Releases on a running server: load, replay the probes, flip atomically; back again the same way.
+"""Promotes a release on a running server or rolls it back, without a failed request.
 
-A release is a set of models whose names end with the release's: ``features_r3`` to ``ranker_r3`` and the ensembles
-``llamarec_r3`` and ``llamarec_retrieval_r3``. They are immutable. What callers ask, ``llamarec``, is an alias: an
-ensemble that lists one release's steps. Loading its new configuration is the flip; requests under way end on the old
-release. `llamarec release build` makes a release (:mod:`export.release`); this module needs no machine learning.
+A release is a set of models whose names end with the name of the release: ``features_r3`` to ``ranker_r3``, and the
+ensembles ``llamarec_r3`` and ``llamarec_retrieval_r3``. They are immutable. Callers use the alias ``llamarec``, an
+ensemble that lists the steps of one release. A promotion loads the release, replays its probes, and then loads a new
+configuration of the alias, which is atomic: requests in flight finish on the old release. `llamarec release build`
+builds a release (:mod:`export.release`); this module needs no machine learning packages.
 """
 
 import json
@@ -26,30 +27,30 @@ from serving.layout import export_id, step_artifact
 from serving.server.control import Control, repository_lock
 
 RELEASES = ".releases"
-"""In the repository: a manifest for each release, and which is served. Triton does not read it."""
+"""Folder of the repository that holds the manifest of each release and the state; Triton ignores it."""
 STATE_FILE = "state.json"
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,39}")
 SCORE_TOLERANCE = 0.01
-"""Largest change of a probability that another processor explains; the same machine gives the same bits."""
+"""Maximum deviation of a probability that a different processor can cause; the same machine gives the same bits."""
 CONFIG = "config.pbtxt"
 
 
 @dataclass(frozen=True)
 class State:
-    """Which releases of a repository are served; survives a restart."""
+    """The releases of a repository that are served; stored, so that a restart does not change them."""
 
     current: str | None = None
     canary: str | None = None
-    """What ``llamarec_canary`` answers with; the current release while no canary runs."""
+    """Release that ``llamarec_canary`` serves; the current release while no canary runs."""
     previous: str | None = None
-    """What a rollback returns to."""
+    """Release that a rollback returns to."""
     released: bool = False
-    """Whether the repository holds releases at all."""
+    """Whether this is a repository of releases."""
 
     @classmethod
     def read(cls, repository: Path) -> "State":
-        """The state of a repository; one that holds no releases has none."""
+        """Return the stored state of a repository, or an empty one."""
         folder = repository / RELEASES
         try:
             return cls(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
@@ -57,33 +58,33 @@ class State:
             return cls(released=folder.is_dir())
 
     def write(self, repository: Path) -> None:
-        """For :meth:`read`."""
+        """Store the state for :meth:`read`."""
         write_whole(repository / RELEASES / STATE_FILE, json.dumps(asdict(self)) + "\n")
 
     def loaded(self) -> list[str]:
-        """The releases to hold in memory."""
+        """Return the releases to keep loaded."""
         return list(dict.fromkeys(filter(None, (self.current, self.canary, self.previous))))
 
     def models(self) -> list[str] | None:
-        """What a server loads when it starts: the aliases and every ensemble of :meth:`loaded`; None: everything."""
+        """Return the models that a server loads first: aliases and ensembles of :meth:`loaded`; None means all."""
         if not self.released:
             return None
         aliases = [alias for alias, _ in self.aliases()]
         return aliases + [f"{ensemble}_{name}" for name in self.loaded() for ensemble in ENSEMBLES]
 
     def aliases(self) -> list[tuple[str, str]]:
-        """Each alias and the ensemble that it stands for."""
+        """Return each alias with the ensemble that it stands for."""
         pairs = [(ensemble, f"{ensemble}_{self.current}") for ensemble in ENSEMBLES if self.current]
         return pairs + [(f"{ensemble}_{CANARY}", f"{ensemble}_{self.canary}") for ensemble in ENSEMBLES if self.canary]
 
 
 def manifest_path(repository: Path, name: str) -> Path:
-    """Where a release's manifest stands; the release exists once it does."""
+    """Return the path of a release's manifest; the release exists once this file does."""
     return repository / RELEASES / f"{name}.json"
 
 
 def release_manifest(repository: Path, name: str) -> dict[str, Any]:
-    """A release's manifest.
+    """Return the manifest of a release.
 
     Raises:
         ReleaseError: there is no such release.
@@ -92,12 +93,12 @@ def release_manifest(repository: Path, name: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(manifest_path(repository, name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(row["name"] for row in list_releases(repository)) or "none"
-        raise ReleaseError(f"there is no release {name!r} in {repository} (there are: {known})") from None
+        raise ReleaseError(f"there is no release {name!r} in {repository} (releases: {known})") from None
     return manifest
 
 
 def list_releases(repository: Path) -> list[dict[str, Any]]:
-    """A row for each release, oldest first: name, content, data set, time of building and what it serves as."""
+    """Return one row per release, oldest first: name, export id, data set, build time and what it serves as."""
     state = State.read(repository)
     rows = []
     for path in (repository / RELEASES).glob("*.json"):
@@ -110,37 +111,38 @@ def list_releases(repository: Path) -> list[dict[str, Any]]:
 
 
 def check_release(repository: Path, name: str) -> dict[str, Any]:
-    """The manifest of a release whose parts are all there, unchanged and of one export.
+    """Return the manifest of a release, if its files are complete, unchanged and of one export.
 
     Raises:
-        ReleaseError: names the part that is not.
+        ReleaseError: they are not; the message names the file or step.
     """
     manifest = release_manifest(repository, name)
     for file, digest in manifest["files"].items():
         path = repository / file
         if not path.is_file() or sha256(path) != digest:
-            raise ReleaseError(f"release {name} is not what was built: {path} is missing or was changed")
+            raise ReleaseError(f"release {name} was changed: {path} is missing or differs; build a new release")
     for step in STEPS:
         if export_id(step_artifact(repository, step, f"_{name}")) != manifest["release"]:
-            raise ReleaseError(f"release {name} does not belong together: its {step} is of another export")
+            raise ReleaseError(f"release {name} mixes exports: its {step} is from another one; build a new release")
     return manifest
 
 
 def promote(repository: Path, name: str, *, canary: bool = False) -> State:
-    """Loads a release beside what is served, replays its probes, and only then has callers answered by it.
+    """Load a release next to the one that is served, replay its probes, and then switch the callers to it.
+
+    If any of this fails, the release that was served before is still served.
 
     Args:
-        repository: of the running server.
-        name: the release.
-        canary: only ``llamarec_canary`` and its retrieval become this release.
+        repository: repository of the running server.
+        name: name of the release.
+        canary: switch only the aliases ``llamarec_canary`` and ``llamarec_retrieval_canary``.
 
     Returns:
         The new state. The release that was current stays loaded, for :func:`rollback`.
 
     Raises:
-        ReleaseError: there is no such release, or its parts do not belong together.
-        ServerFailure: it does not load, or its probes are answered otherwise than they were when it was built.
-            In every case the release that was served goes on being served.
+        ReleaseError: there is no such release, or its files are not what was built.
+        ServerFailure: the release does not load, or its answers to the probes differ from those recorded at build time.
     """
     control = Control.read(repository)
     before = State.read(repository)
@@ -152,7 +154,7 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
     except ServingError as error:
         if name not in before.loaded():
             _unload(control, [name])
-        raise ServerFailure(f"release {name} is not promoted, {before.current} goes on: {error}") from None
+        raise ServerFailure(f"release {name} is not promoted, {_served(before)}: {error}") from None
     if canary:
         after = replace(before, canary=name, current=before.current or name, released=True)
     else:
@@ -164,10 +166,10 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
 
 
 def rollback(repository: Path) -> State:
-    """Ends a canary if one runs; else returns to the release before.
+    """End the canary if one runs, or else promote the previous release; return the new state.
 
     Raises:
-        ReleaseError: there is none before.
+        ReleaseError: there is no previous release.
     """
     state = State.read(repository)
     if state.current and state.canary != state.current:
@@ -177,15 +179,15 @@ def rollback(repository: Path) -> State:
         _unload(control, [name for name in state.loaded() if name not in ended.loaded()])
         return ended
     if not state.previous:
-        raise ReleaseError(f"nothing to go back to: no release was promoted before {state.current}")
+        raise ReleaseError(f"cannot roll back: no release was promoted before {state.current}")
     return promote(repository, state.previous)
 
 
 def replay(control: Control, model: str, probes: Iterable[Mapping[str, Any]]) -> None:
-    """Asks a model the questions that were answered when its release was built.
+    """Send a model the probes of its release, and compare its answers with those recorded at build time.
 
     Raises:
-        ServerFailure: an answer is another than it was.
+        ServerFailure: an answer differs.
     """
     for probe in probes:
         history = probe["history"]
@@ -197,20 +199,24 @@ def replay(control: Control, model: str, probes: Iterable[Mapping[str, Any]]) ->
         off = max((abs(served.get(item, -1.0) - score) for item, score in expected.items()), default=0.0)
         if served.keys() != expected.keys() or off > SCORE_TOLERANCE:
             raise ServerFailure(
-                f"probe {history[-3:]} is answered otherwise than when {model} was built: off by {off:.3g}"
+                f"{model} answers probe {history[-3:]} differently than at build time: scores differ by up to {off:.3g}"
             )
 
 
 def _flip(control: Control, repository: Path, before: State, after: State) -> None:
-    """Each alias changes at once; where one does not load, all are as they were."""
+    """Switch every alias; if one does not load, switch all of them back."""
     with repository_lock(repository, exclusive=True):
         try:
             _load_aliases(control, repository, after)
         except ServingError as error:
             if before.current:
                 _load_aliases(control, repository, before)
-            raise ServerFailure(f"the flip was taken back, {before.current} goes on: {error}") from None
+            raise ServerFailure(f"the switch was undone, {_served(before)}: {error}") from None
         after.write(repository)
+
+
+def _served(state: State) -> str:
+    return f"{state.current} is still served" if state.current else "no release is served yet"
 
 
 def _load_aliases(control: Control, repository: Path, state: State) -> None:
@@ -218,13 +224,13 @@ def _load_aliases(control: Control, repository: Path, state: State) -> None:
         config = text_format.Parse((repository / ensemble / CONFIG).read_text(encoding="utf-8"), ModelConfig())
         config.name = alias
         (repository / alias / "1").mkdir(parents=True, exist_ok=True)
-        # Written first: a restart in between finds what is about to be loaded.
+        # Written before it is loaded: a restart in between loads the same configuration.
         write_whole(repository / alias / CONFIG, text_format.MessageToString(config))
         control.load(alias)
 
 
 def _models(name: str) -> list[str]:
-    """Steps first, so that no ensemble loads them implicitly."""
+    """Return a release's models, steps first, so that no ensemble loads them implicitly."""
     return [f"{model}_{name}" for model in (*STEPS, *ENSEMBLES)]
 
 

@@ -1,4 +1,4 @@
-"""Where a request's time goes, step by step, from the server's own statistics."""
+"""Reads the time that requests spend in each step from the server's own statistics."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,11 +16,11 @@ class StepTime(NamedTuple):
 
     queue_ms: float
     compute_ms: float
-    """The step's own work with the copies of its tensors in and out."""
+    """Time of the step's own work, including the copies of its input and output tensors."""
 
 
 class StepTotal(NamedTuple):
-    """A step's running totals since the server started."""
+    """Running totals of a step since the server started."""
 
     requests: int
     queue_ns: int
@@ -28,7 +28,7 @@ class StepTotal(NamedTuple):
 
 
 def ensemble_steps(url: str, model: str) -> list[str]:
-    """The models that an ensemble runs through, in order; the model itself when it is none.
+    """Return the models that an ensemble runs, in order; for any other model, the model itself.
 
     Raises:
         ClientError: the server does not answer, or does not serve the model.
@@ -42,7 +42,7 @@ def ensemble_steps(url: str, model: str) -> list[str]:
 
 
 def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
-    """The running totals of each step.
+    """Return the running totals of each step.
 
     Raises:
         ClientError: the server does not answer, or does not serve a step.
@@ -64,7 +64,7 @@ def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
 
 
 def mean_times(before: Mapping[str, StepTotal], after: Mapping[str, StepTotal]) -> dict[str, StepTime]:
-    """Each step's mean time over the requests between two readings."""
+    """Return the mean time per request in each step between two readings."""
     steps = {}
     for step, end in after.items():
         requests = max(end.requests - before[step].requests, 1)

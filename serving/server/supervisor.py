@@ -1,4 +1,4 @@
-"""`llamarec serve`: a tritonserver whose steps come back by themselves (:mod:`serving.server.watch`)."""
+"""Runs `llamarec serve`: a tritonserver whose steps are watched and revived (:mod:`serving.server.watch`)."""
 
 import secrets
 import signal
@@ -25,19 +25,22 @@ from serving.server.programs import (
 from serving.server.watch import HANG_SECONDS, PROBE_SECONDS, WATCH_SECONDS, Watch, log
 
 EXIT_SECONDS = 10
-"""Time in seconds that the server may take to finish requests before it exits."""
+"""Maximum time in seconds for the server to finish its requests in flight before it exits."""
 
 
 class Supervisor:
-    """Runs a server and its watch until a signal ends both.
+    """A tritonserver and its watch, which run until a signal stops both.
 
     Args:
         repository: the model repository.
-        arguments: further flags for tritonserver.
-        load: models to load; all of the repository when not given.
-        health_port: of the endpoint for orchestrators; none when not given.
-        key: of the restricted APIs; a random one when not given.
-        hang_seconds: see :data:`HANG_SECONDS`.
+        arguments: additional flags for tritonserver.
+        load: models to load. Default: all models of the repository.
+        health_port: port of the endpoint for orchestrators. Default: no endpoint.
+        key: key of the restricted APIs. Default: a random key.
+        hang_seconds: see :data:`serving.server.watch.HANG_SECONDS`.
+
+    Raises:
+        ServerFailure: ``arguments`` has a flag that `llamarec serve` sets itself.
     """
 
     def __init__(
@@ -52,9 +55,9 @@ class Supervisor:
     ) -> None:
         for option in ("--model-control-mode", "--load-model", "--model-repository"):
             if has_option(arguments, option):
-                raise ServerFailure(f"{option} is what `llamarec serve` sets itself: leave it out, or run tritonserver")
+                raise ServerFailure(f"`llamarec serve` sets {option} itself: leave it out, or run tritonserver instead")
         if option_value(arguments, "--allow-http", "true").lower() in ("false", "0"):
-            raise ServerFailure("`llamarec serve` watches over HTTP on the loopback interface: leave --allow-http out")
+            raise ServerFailure("`llamarec serve` watches the steps over local HTTP: leave --allow-http out")
         self._repository = repository
         port = option_value(arguments, "--http-port", str(PORTS["http"]))
         self._control = Control(f"127.0.0.1:{port}", key or secrets.token_urlsafe(24))
@@ -63,7 +66,7 @@ class Supervisor:
             f"--model-repository={repository}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in load),
-            "--strict-readiness=false",  # one model that failed to load would leave the server "not ready"
+            "--strict-readiness=false",  # else one model that fails to load makes the server "not ready"
             *arguments,
             shared_memory_flag(self._prefix),
         ]
@@ -84,7 +87,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, and return the server's exit code.
 
-        A server that ends by itself after it was ready is started again.
+        A server that exits by itself after it was ready is restarted.
 
         Raises:
             ServerFailure: no tritonserver is installed, or a port is taken.
@@ -93,7 +96,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         health = HealthEndpoint(self._health_port, self.health) if self._health_port is not None else None
-        with suppress(OSError):  # a repository that cannot be written gets no releases either
+        with suppress(OSError):  # no release can be promoted in a read-only repository
             self._control.write(self._repository)
         try:
             while True:
@@ -115,7 +118,7 @@ class Supervisor:
         try:
             while server.exit_code() is None and not self._ending.is_set():
                 if time.monotonic() >= next_refresh:
-                    with suppress(ServingError):  # not listening yet, or too busy to say
+                    with suppress(ServingError):  # not listening yet, or too busy to answer
                         watch.refresh()
                     next_refresh = time.monotonic() + PROBE_SECONDS
                 watch.look_for_deaths()
@@ -133,7 +136,7 @@ class Supervisor:
         self._ending.set()
 
     def health(self) -> Health:
-        """Return what the health endpoint shows."""
+        """Return the health that the endpoint reports."""
         watch = self._watch
         steps = {} if watch is None else {name: vars(state) for name, state in sorted(watch.steps.items())}
         return {"ready": watch is not None and watch.is_ready() and not self._ending.is_set(), "steps": steps}

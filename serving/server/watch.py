@@ -1,9 +1,9 @@
-"""Watches the steps of a running server, and has the server load a step again that died or hangs.
+"""Watches the steps of a running server, and revives a step that died or hangs by reloading its model.
 
-Triton does not restart a Python step whose process died: every request then takes a second and fails, while server and
-model stay "ready". A :class:`Watch` looks at each step's process (ten times a second) and asks each step by name (once
-a second). A configuration override with a changed parameter reloads that model only; the other steps, and requests to
-them, go on.
+Triton does not restart a Python step whose process died: every request to it then takes a second and fails, while
+server and model stay "ready". A :class:`Watch` checks the processes of every step ten times a second, and sends each
+step a probe once a second. Loading a model with a changed parameter in its configuration reloads only that model; other
+steps and the requests to them continue.
 """
 
 import json
@@ -25,38 +25,38 @@ from serving.server.process import ServerProcess, Stub, is_alive
 WATCH_SECONDS = 0.1
 PROBE_SECONDS = 1.0
 HANG_SECONDS = 30.0
-"""A step that answers nothing for this long, although it is asked, is killed and loaded again."""
+"""Time in seconds without any answer after which a step is killed and reloaded."""
 REVIVE = "REVIVE"
-"""Parameter of a model's configuration that is changed to have the model loaded again."""
+"""Parameter of a model's configuration; a new value makes Triton reload the model."""
 LONGEST_PAUSE = 30.0
-"""Maximum time in seconds between attempts to load a step that does not load."""
+"""Maximum time in seconds between two attempts to load a step."""
 
 
 def log(event: str, **facts: Any) -> None:
-    """One line of JSON on standard error."""
+    """Write one line of JSON to standard error."""
     sys.stderr.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")
     sys.stderr.flush()
 
 
 @dataclass
 class StepState:
-    """What is known of one loaded step."""
+    """Health of one loaded step."""
 
     alive: bool = False
-    """Its last probe was answered, and as many of its processes live as its configuration wants."""
+    """Whether its last probe was answered and no process was found missing since."""
     healing: bool = False
     revived: int = 0
-    """How often it was loaded again."""
-    reason: str = "not asked yet"
+    """Number of times that it was reloaded."""
+    reason: str = "not probed yet"
 
 
 class Watch:
-    """Watches the steps of one running server until :meth:`stop`.
+    """Watches the steps of one running server until :meth:`stop` is called.
 
     Args:
-        server: its process.
-        control: its HTTP endpoint.
-        repository: holds the lock that is shared with releases.
+        server: process of the server.
+        control: HTTP endpoint of the server.
+        repository: the model repository, whose lock is shared with releases.
         hang_seconds: see :data:`HANG_SECONDS`.
     """
 
@@ -74,23 +74,23 @@ class Watch:
         self._stubs: dict[int, Stub] = {}
         self._stopped = threading.Event()
         self._healing = threading.Lock()
-        """Held while it is decided whether a step is to be healed, so that it is healed once."""
+        """Held while deciding whether to revive a step, so that it is revived only once."""
 
     def stop(self) -> None:
-        """No step is healed from now on."""
+        """Stop probing and reviving steps."""
         self._stopped.set()
 
     def is_ready(self) -> bool:
-        """Whether every loaded step answered its last probe and an ensemble is loaded."""
+        """Return whether every loaded step answered its last probe and an ensemble is loaded."""
         states = list(self.steps.values())
         return bool(states) and all(state.alive for state in states) and len(self.models) > len(states)
 
     def refresh(self) -> None:
-        """Looks which models are loaded, probes those that are new, and learns the processes of all."""
+        """Update the loaded models, start to probe new steps, and record the processes of all steps."""
         self.models = self._control.ready_models()
         for model in [*self.steps]:
             if model not in self.models and not self.steps[model].healing:
-                del self.steps[model]  # its prober ends
+                del self.steps[model]  # its probing thread ends
         for model in self.models:
             if step_of(model) and model not in self.steps:
                 self.steps[model] = StepState()
@@ -99,20 +99,20 @@ class Watch:
             self._stubs.setdefault(stub.pid, stub)
 
     def look_for_deaths(self) -> None:
-        """Heals every step that has lost a process."""
+        """Revive every step that has lost a process."""
         for pid in [pid for pid in [*self._stubs] if not is_alive(pid)]:
             stub = self._stubs.pop(pid, None)
             if stub is None:
                 continue
             state = self.steps.get(stub.model)
             if state is None or state.healing:
-                continue  # unloaded, or replaced by our own doing
+                continue  # unloaded, or being reloaded already
             with suppress(ServingError), self._healing:
                 if not state.healing and stub.model in self._control.ready_models() and self._missing(stub.model):
                     self._heal(stub.model, f"process {pid} of instance {stub.instance} died")
 
     def _missing(self, model: str) -> int:
-        """How many of a model's processes are not there."""
+        """Return the number of a model's processes that are missing."""
         groups = self._control.config(model).get("instance_group", [])
         wanted = sum(int(group.get("count", 1)) * max(len(group.get("gpus", [])), 1) for group in groups)
         return wanted - sum(stub.model == model for stub in self._server.stubs())
@@ -143,7 +143,7 @@ class Watch:
         state.revived += 1
         state.healing = False
         log("step is back", model=model, seconds=round(time.monotonic() - started, 3))
-        # A request that died with its process can keep the model that was replaced, and its other instances, loaded.
+        # A request that died with its process can keep the replaced model loaded: kill its remaining instances.
         if not self._stopped.wait(self._hang_seconds):
             self._end(stub for stub in self._server.stubs() if stub in replaced)
 
@@ -165,7 +165,7 @@ class Watch:
                 self._control.infer(model, request, self._hang_seconds)
                 answered = True
             except ServerUnreachable as error:
-                # No answer yet: it may be busy with long requests before this one.
+                # The step may be busy with long requests before the probe; if so, it answered some of them.
                 answered, reason = self._control.answers(model) > before, str(error)
                 if not answered:
                     self._replace(model, state, f"no answer for {self._hang_seconds:g} s")
@@ -173,7 +173,7 @@ class Watch:
             reason = str(error)
             if "is not healthy" in reason:
                 self._replace(model, state, reason)
-        except ServerUnreachable as error:  # the server itself is silent
+        except ServerUnreachable as error:  # the server itself does not answer
             reason = str(error)
         if state.revived == revived and not state.healing:
             if answered and not state.alive:
@@ -181,7 +181,7 @@ class Watch:
             state.alive, state.reason = answered, reason
 
     def _replace(self, model: str, state: StepState, reason: str) -> None:
-        """Kills what is left of a step that lives without answering, and has it loaded again."""
+        """Kill the remaining processes of a step that does not answer, and reload it."""
         with self._healing:
             if state.healing or self._stopped.is_set():
                 return
@@ -189,7 +189,7 @@ class Watch:
             self._heal(model, reason)
 
     def _end(self, stubs: Iterable[Stub]) -> None:
-        """Kills processes; their deaths are ours, and no reason to heal anything."""
+        """Kill processes and stop tracking them, so that their deaths do not trigger a reload."""
         for stub in stubs:
             self._stubs.pop(stub.pid, None)
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What a step is: an object that answers one request's tensors, and can tell what is worth counting about it."""
+"""Defines a step: an object that answers the tensors of one request, and reports what to count and log about it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

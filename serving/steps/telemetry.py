@@ -1,8 +1,8 @@
-"""What each step tells operators: Prometheus metrics on the server's endpoint, and a log line of JSON a request.
+"""Metrics and logs of a step: Prometheus metrics on the server's endpoint, and one JSON log line per request.
 
-One increment of Triton's metrics is a message to the server, 34 microseconds; a histogram would be a dozen of them. So
-a step counts in its own process, and a thread hands the sums over twice a second. The server's custom metrics have no
-histograms (core 2.51): each is kept as the three counters that Prometheus reads one from.
+Each increment of a Triton metric is a message to the server that takes 34 microseconds, and a histogram would need a
+dozen of them. Therefore a step counts in its own process, and a thread sends the sums to the server twice a second.
+Custom metrics have no histograms (core 2.51): each histogram is three counters, from which Prometheus reads it.
 """
 
 import json
@@ -18,20 +18,20 @@ from serving.contract import PROBE
 
 FLUSH_SECONDS = 0.5
 REQUEST_LOG = "LLAMAREC_REQUEST_LOG"
-"""Environment variable: a log line for every request and step when it is set; failures are always logged."""
+"""Environment variable: when set, every step logs every request. Internal errors are always logged."""
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 TOKENS = (64, 128, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 CANDIDATES = (0, 1, 2, 5, 10, 15, 19, 20)
 COUNTERS = {
     "llamarec_answers_total": "Requests that a step answered",
-    "llamarec_degraded_answers_total": "Answers of the retriever that a client asked for because the ranker gave none",
+    "llamarec_degraded_answers_total": "Retriever answers that a client requested as a fallback",
     "llamarec_errors_total": "Requests that a step did not answer, by kind",
-    "llamarec_unknown_items_total": "Items of requests' histories that the catalogue does not know",
+    "llamarec_unknown_items_total": "History items that are not in the catalogue",
 }
 HISTOGRAMS = {
     "llamarec_step_seconds": ("Time that a step worked on one request", SECONDS),
-    "llamarec_prompt_tokens": ("Tokens of a prompt", TOKENS),
-    "llamarec_candidates": ("Candidates of a request", CANDIDATES),
+    "llamarec_prompt_tokens": ("Number of tokens of a prompt", TOKENS),
+    "llamarec_candidates": ("Number of candidates of a request", CANDIDATES),
 }
 RELEASE = "llamarec_release_info"
 
@@ -39,17 +39,18 @@ Labels = tuple[tuple[str, str], ...]
 
 
 def nothing_observed() -> dict[str, list[int]]:
-    """Empty buckets of every histogram."""
+    """Return empty buckets for every histogram."""
     return {name: [0] * (len(bounds) + 1) for name, (_, bounds) in HISTOGRAMS.items()}
 
 
 class Metrics:
-    """Counters and histograms of one step, gathered here and handed to the server by a thread."""
+    """Counters and histograms of one step, collected in this process and sent to the server by a thread.
+
+    Args:
+        labels: labels of every metric.
+    """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
-        """Args:
-        labels: of every metric.
-        """
         import triton_python_backend_utils as pb_utils  # exists only inside the server
 
         self._labels = dict(labels)
@@ -66,25 +67,25 @@ class Metrics:
                     name=f"{name}_{part}", description=text, kind=counter
                 )
         self._metrics: dict[tuple[str, Labels], Any] = {}
-        # A metric dies with its family, so both are kept.
+        # A metric is dropped with its family: keep a reference to both.
         self._release = pb_utils.MetricFamily(
-            name=RELEASE, description="1 for every release that is loaded", kind=pb_utils.MetricFamily.GAUGE
+            name=RELEASE, description="1 for each loaded release", kind=pb_utils.MetricFamily.GAUGE
         )
         self._loaded = self._release.Metric(labels=self._labels)
         self._loaded.set(1)
-        self._metric("llamarec_answers_total", ())  # 0 rather than absent
+        self._metric("llamarec_answers_total", ())  # exported as 0 from the start, not absent
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, name="metrics", daemon=True)
         self._thread.start()
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Adds to a counter of :data:`COUNTERS`."""
+        """Add to a counter of :data:`COUNTERS`."""
         key = (name, tuple(sorted(labels.items())))
         with self._lock:
             self._pending[key] = self._pending.get(key, 0) + amount
 
     def observe(self, name: str, value: float) -> None:
-        """Adds a value to a histogram of :data:`HISTOGRAMS`."""
+        """Add a value to a histogram of :data:`HISTOGRAMS`."""
         place = bisect_left(HISTOGRAMS[name][1], value)
         with self._lock:
             self._observed[name][place] += 1
@@ -92,7 +93,7 @@ class Metrics:
             self._pending[key] = self._pending.get(key, 0) + value
 
     def flush(self) -> None:
-        """Hands over what was gathered since the last time."""
+        """Send the sums collected since the last call to the server."""
         with self._lock:
             pending, self._pending = self._pending, {}
             observed, self._observed = self._observed, nothing_observed()
@@ -107,7 +108,7 @@ class Metrics:
             self._metric(name, labels).increment(amount)
 
     def close(self) -> None:
-        """Ends the thread and hands over the rest."""
+        """Stop the thread and send the remaining sums."""
         self._ended.set()
         self._thread.join()
         self.flush()
@@ -124,24 +125,25 @@ class Metrics:
 
 
 class Telemetry:
-    """One step's metrics and log lines."""
+    """Metrics and log lines of one step.
+
+    Args:
+        step: name of the step.
+        release: name or export id of the release that it serves.
+    """
 
     def __init__(self, step: str, release: str) -> None:
-        """Args:
-        step: the step's name.
-        release: of the files it serves.
-        """
         self._names = {"step": step, "release": release}
         self._metrics = Metrics(self._names)
         self._log_all = bool(os.environ.get(REQUEST_LOG))
 
     def answered(self, request: Any, seconds: float, facts: Mapping[str, Any]) -> None:
-        """Counts an answer.
+        """Count an answer, and log it if every request is logged.
 
         Args:
-            request: Triton's.
-            seconds: that the step worked on it.
-            facts: for the log line; ``candidates``, ``prompt_tokens`` and ``unknown_items`` are metrics too.
+            request: the Triton request.
+            seconds: time that the step took for it.
+            facts: see :meth:`serving.steps.step.Step.facts`.
         """
         if request.request_id() == PROBE:
             return
@@ -158,19 +160,19 @@ class Telemetry:
             self._log(request, "answered", seconds=round(seconds, 6), **facts)
 
     def failed(self, request: Any, kind: str, message: str) -> None:
-        """Counts an error.
+        """Count an error, and log it if it is internal or every request is logged.
 
         Args:
-            request: Triton's.
+            request: the Triton request.
             kind: ``invalid``, ``cancelled``, ``full``, ``late`` or ``internal``.
-            message: what the caller is told.
+            message: the error message that the caller receives.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)
         if self._log_all or kind == "internal":
             self._log(request, kind, message=message)
 
     def close(self) -> None:
-        """Hands over the last metrics."""
+        """Send the last metrics to the server."""
         self._metrics.close()
 
     def _log(self, request: Any, event: str, **facts: Any) -> None:

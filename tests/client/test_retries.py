@@ -178,7 +178,7 @@ def test_a_full_queue_without_fallback_is_overloaded(running, ask):
     """The error is a ServerUnavailable of its own kind, and carries the id that the server logged."""
     scripted, _ = running
     scripted.says(llamarec=[FULL])
-    with pytest.raises(Overloaded, match="send less or later") as raised:
+    with pytest.raises(Overloaded, match="retry later") as raised:
         ask(["a"], request_id="r-1")
     assert raised.value.request_id == "r-1"
 

@@ -223,7 +223,9 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
     """The command's proof on all 943 users: identical == users. Offline recomputation is the reference."""
     result = evaluate(artifacts, repository, ask_server(server.url), oracle_users=20)
     assert result["served"]["identical"] == result["served"]["users"] == 943
-    assert 0 <= result["served"]["equal_to_oracle"] <= 1
+    assert result["served"]["oracle_users"] == 20
+    if ExportedSteps.load(repository).ranker.runtime.dtype == "float32":  # then the oracle computes the same numbers
+        assert result["served"]["equal_to_oracle"] == 1
 
 
 @pytest.mark.parametrize("read", ["letters", "lines"])

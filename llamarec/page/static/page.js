@@ -21,7 +21,7 @@ function say(text) {
   byId("message").hidden = !text;
 }
 
-// ---- suggestions under an input: arrows, Enter, Escape, or a tap
+// ---- suggestions under an input, chosen with arrow keys and Enter or a tap; Escape closes them
 
 function combo(input, list, find, row, choose) {
   let found = [], chosen = -1, timer, latest = 0;
@@ -32,7 +32,7 @@ function combo(input, list, find, row, choose) {
     if (chosen < 0) input.removeAttribute("aria-activedescendant");
     else input.setAttribute("aria-activedescendant", `${list.id}-${chosen}`);
   };
-  // What was found for other words must never be taken: Enter may come before the answer.
+  // Suggestions for earlier words must never be chosen: Enter may be pressed before the new ones arrive.
   const forget = () => { latest++; found = []; list.replaceChildren(); close(); };
   const take = (place) => { const item = found[place]; if (item) { forget(); input.value = ""; choose(item); } };
   async function open() {
@@ -85,7 +85,7 @@ async function takeUser(id) {
   } catch (error) { say(error.message); }
 }
 
-// A history that was changed is no longer that user's, so what came next for them no longer applies.
+// An edited history is no longer that user's, so the user's next item no longer applies.
 function leaveUser() { Object.assign(state, { user: null, next: null }); }
 
 function update() {
@@ -99,7 +99,7 @@ function update() {
 function showHistory() {
   const total = state.history.length;
   const whose = state.user !== null ? `user ${state.user}: ` : "";
-  byId("count").textContent = total ? `${whose}${total} item${total === 1 ? "" : "s"}, newest first` : "Nothing yet";
+  byId("count").textContent = total ? `${whose}${total} item${total === 1 ? "" : "s"}, newest first` : "No items yet";
   byId("clear").hidden = !total;
   byId("history").replaceChildren(...state.history.map((item, place) => {
     const row = element("li");
@@ -151,7 +151,7 @@ function showList(list, rows, moves) {
     line.addEventListener("mouseleave", () => light(null));
     return line;
   }));
-  if (!rows.length) list.append(element("li", "nothing left to recommend", { class: "empty" }));
+  if (!rows.length) list.append(element("li", "No items left to recommend", { class: "empty" }));
 }
 
 function light(id) {
@@ -159,7 +159,7 @@ function light(id) {
   for (const part of document.querySelectorAll("#lists [data-item]")) part.classList.toggle("lit", part.dataset.item === id);
 }
 
-// A line from each item's place in the retriever's list to its place in the ranker's.
+// Draw a line from each item's place in the retriever's list to its place in the ranker's.
 function drawLinks() {
   const box = byId("lists").getBoundingClientRect();
   const left = new Map([...byId("retrieved").children].map((line) => [line.dataset.item, line]));
@@ -189,9 +189,9 @@ function milliseconds(value) { return value >= 1000 ? `${(value / 1000).toFixed(
 function showTime(answer) {
   const parts = Object.entries(answer.steps).map(([step, time]) => [NAMES[step] ?? step, time.compute_ms + time.queue_ms]);
   const inside = parts.reduce((sum, [, time]) => sum + time, 0);
-  parts.push(["between the steps, and the network", Math.max(answer.milliseconds.all - inside, 0)]);
+  parts.push(["between steps and network", Math.max(answer.milliseconds.all - inside, 0)]);
   byId("time").hidden = false;
-  byId("total").textContent = `${milliseconds(answer.milliseconds.all)} in all · the retriever alone ${milliseconds(answer.milliseconds["retriever alone"])}`;
+  byId("total").textContent = `${milliseconds(answer.milliseconds.all)} in total · retriever alone ${milliseconds(answer.milliseconds["retriever alone"])}`;
   byId("stack").setAttribute("aria-label", parts.map(([name, time]) => `${name} ${milliseconds(time)}`).join(", "));
   byId("stack").replaceChildren(...parts.map(([, time], place) => {
     const part = element("span");
@@ -208,7 +208,7 @@ function showTime(answer) {
 
 function showPrompt(answer) {
   byId("prompt-box").hidden = !answer.prompt;
-  byId("tokens").textContent = `${answer.tokens} tokens; one pass over it gives the scores`;
+  byId("tokens").textContent = `${answer.tokens} tokens; one forward pass gives all scores`;
   const parts = answer.prompt.split(/(\([A-T]\) |###[^\n]*\n)/);
   byId("prompt").replaceChildren(...parts.map((part) =>
     /^\([A-T]\) $/.test(part) ? element("b", part) : part.startsWith("###") ? element("u", part) : new Text(part)));
@@ -216,8 +216,8 @@ function showPrompt(answer) {
 
 function show(answer) {
   const unknown = answer.unknown.length;
-  say(answer.degraded ? "The ranker did not answer; both lists are the retriever’s."
-    : unknown ? `${unknown} item${unknown === 1 ? " is" : "s are"} not known to the retriever and skipped.` : "");
+  say(answer.degraded ? "The ranker did not answer; both lists are from the retriever."
+    : unknown ? `${unknown} item${unknown === 1 ? " is" : "s are"} unknown to the retriever and skipped.` : "");
   showList(byId("retrieved"), answer.retrieved, false);
   showList(byId("ranked"), answer.ranked, true);
   showTime(answer);

@@ -1,4 +1,4 @@
-"""Triton step: raw ids to item numbers."""
+"""Triton model of the `features` step: raw ids to item numbers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`serving.steps.features.FeaturesStep`."""
+    """Runs :class:`serving.steps.features.FeaturesStep` in Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self.worker = Worker.open("features", args, FeaturesStep.load)

@@ -1,4 +1,4 @@
-"""Triton step: history and candidates to a prompt."""
+"""Triton model of the `prompt_builder` step: history and candidates to a prompt."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`serving.steps.prompt_builder.PromptBuilderStep`."""
+    """Runs :class:`serving.steps.prompt_builder.PromptBuilderStep` in Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self.worker = Worker.open("prompt_builder", args, PromptBuilderStep.load)

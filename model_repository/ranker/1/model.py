@@ -1,4 +1,4 @@
-"""Triton step: prompt and candidates to the ranked answer."""
+"""Triton model of the `ranker` step: prompt and candidates to the ranked answer."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`serving.steps.ranker.RankerStep`."""
+    """Runs :class:`serving.steps.ranker.RankerStep` in Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         cached = int(parameter(args, CACHE_PARAMETER) or 0)

@@ -1,4 +1,4 @@
-"""Triton step: a history to its candidates."""
+"""Triton model of the `retriever` step: a history to its candidates."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
-    """See :class:`serving.steps.retriever.RetrieverStep`."""
+    """Runs :class:`serving.steps.retriever.RetrieverStep` in Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         scores_model = parameter(args, SCORES_PARAMETER)

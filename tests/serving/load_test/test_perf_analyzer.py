@@ -45,7 +45,7 @@ def test_the_table_reads_back(rows, tmp_path):
         assert again.p99_ms == pytest.approx(row.p99_ms, rel=1e-4)
         assert again.steps["ranker"] == pytest.approx(row.steps["ranker"], rel=1e-4)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(BenchmarkError, match="no table of `llamarec bench`"):
+    with pytest.raises(BenchmarkError, match="not a table of `llamarec bench`"):
         read_csv(tmp_path / "other.csv")
 
 

@@ -144,8 +144,8 @@ def test_a_server_that_never_becomes_ready_is_given_up_with_its_log(echo_reposit
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_becomes_the_server_so_signals_pass_through(echo_repository, number):
-    """`llamarec serve` is replaced by the server: same process id, and an orderly end with exit code 0 on a signal."""
+def test_the_launcher_becomes_the_server_so_signals_pass_through(echo_repository, number):
+    """The `tritonserver` launcher is replaced by the server: same process id, and exit code 0 on a signal."""
     flags = port_flags()
     url = f"127.0.0.1:{flags[0].rpartition('=')[2]}"
     command = [

@@ -1,4 +1,4 @@
-"""The serving tests start servers under load and kill parts of them: `make test-serving` runs them, `make test` not."""
+"""These tests start servers under load and kill parts of them: `make test-serving` runs them, `make test` does not."""
 
 from pathlib import Path
 

@@ -32,7 +32,9 @@ def served(repository, tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[pytest.mark.smoke] if step == "ranker" else []) for step in STEPS]
+)
 def test_a_killed_step_comes_back(served, expected, step):
     """Offline answers are the reference; Triton's message names the instance and so the
     step.

@@ -83,6 +83,7 @@ def p99(seconds):
     return float(np.quantile(seconds, 0.99))
 
 
+@pytest.mark.smoke
 def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
     """Accepted requests within the queue timeout and two passes, the others UNAVAILABLE in less than one pass,
     retrieval within 50 ms, and 5 s after the storm a single request takes what it took before.

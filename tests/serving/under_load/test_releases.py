@@ -86,6 +86,7 @@ def promote_when_up(repository, name):
             time.sleep(0.2)
 
 
+@pytest.mark.smoke
 def test_promote_and_roll_back_under_load(repository, expected, tmp_path):
     """Back and forth while four clients ask: every request is answered, and wholly by one of the two releases; after
     a restart the promoted one is served. Offline answers of both are the reference.

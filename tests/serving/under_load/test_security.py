@@ -69,7 +69,7 @@ def answers(url, **tls):
     return True
 
 
-@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("mutual", [False, pytest.param(True, marks=pytest.mark.smoke)])
 def test_tls(echo, certificates, tmp_path, mutual):
     """Plain text is refused; TLS needs the authority's root; mutual TLS a certificate that it signed. Watching and
     readiness go on.
