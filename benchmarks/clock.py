@@ -1,4 +1,4 @@
-"""What the benchmarks time with."""
+"""The clock of the benchmarks: wall time, or processor time on a machine with other work."""
 
 import argparse
 import os
@@ -9,15 +9,20 @@ import torch
 
 
 def add_clock(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--threads`` and ``--busy``."""
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    """Add ``--threads`` and ``--busy``."""
     parser.add_argument(
-        "--busy", action="store_true", help="processor seconds of one thread, for a machine that others work on"
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="Threads of a pass. Default: all cores."
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="Measure processor seconds of one thread, on a machine with other work."
     )
 
 
 def chosen_clock(given: argparse.Namespace) -> Callable[[], float]:
-    """Seconds of the wall, or of this process's processor time; PyTorch's thread count is set."""
+    """Return the chosen clock, in seconds: wall time, or the processor time of this process.
+
+    PyTorch's thread count is set as a side effect.
+    """
     if given.busy:
         given.threads = 1
     torch.set_num_threads(given.threads)

@@ -1,12 +1,12 @@
-"""Peak memory of this process."""
+"""Measures the peak memory of this process."""
 
 from pathlib import Path
 
 
 def peak_memory() -> float:
-    """Largest resident size since the program started, in MiB.
+    """Return the largest resident size since the program started, in MiB.
 
-    Not getrusage's, which begins with the size of the process that started this one.
+    ``getrusage`` would not do: its figure starts from the size of the process that started this one.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -1,4 +1,4 @@
-"""Ranking prompts for the benchmarks: titles drawn from MovieLens-100K, in the embedded base's tokens."""
+"""Builds ranking prompts for the benchmarks from titles of MovieLens-100K, in the tokens of the embedded base."""
 
 import csv
 from functools import cache
@@ -18,37 +18,43 @@ BASES = Path(__file__).resolve().parents[1] / "artifacts" / "base"
 
 @cache
 def embedded_base() -> Path:
-    """Folder of the embedded base model, converted at the first call."""
+    """Return the folder of the embedded base model, which the first call converts."""
     return find_base(EMBEDDED, BASES)
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The embedded base's."""
+    """Return the tokenizer of the embedded base."""
     return Tokenizer.from_file(str(embedded_base() / TOKENIZER_FILE))
 
 
 @cache
 def letters() -> list[int]:
-    """Token ids of the letters A to T."""
+    """Return the token ids of the letters A to T."""
     return letter_ids(tokenizer(), RESPONSE)
 
 
 def movie_prompts(histories: int, pools: int = 1, seed: int = 0) -> list[Prompt]:
-    """Prompts with 20 history items and 20 candidates, ``pools`` behind one another for each history."""
+    """Return prompts with 20 random history items and 20 random candidates.
+
+    Args:
+        histories: number of histories.
+        pools: number of prompts that share each history, with different candidates.
+        seed: of the draw.
+    """
     titles = movie_titles()
     builder = PromptBuilder(Catalogue([b""] * len(titles), titles, []), tokenizer(), PromptSettings())
     rng = np.random.default_rng(seed)
     prompts = []
     for _ in range(histories):
-        history = rng.integers(1, len(titles) + 1, 20)
-        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20)) for _ in range(pools)]
+        history = rng.integers(1, len(titles) + 1, 20).tolist()
+        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20).tolist()) for _ in range(pools)]
     return prompts
 
 
 @cache
 def movie_titles() -> list[str]:
-    """Titles of MovieLens-100K, as they stand in a prompt."""
+    """Return the titles of MovieLens-100K in the form that prompts use."""
     _, items = raw_files("movielens-100k", None)
     with items.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -1,10 +1,10 @@
-"""Time and memory of the data stage beside the same job in plain pandas and in polars.
+"""Measures time and memory of the data stage, compared with the same job in plain pandas and in polars.
 
-    python benchmarks/preprocessing.py --rows 1000000 --json
+    python -m benchmarks.preprocessing --rows 1000000 --json
 
-Interactions are drawn with zipf-distributed users and items and written as Parquet; the title filter, the 5-core, the
-numbering, the sequences and the split are then done by `preprocess` and by the two references, each run in a process of
-its own, in turn, imports aside. All three must write the same sequences, or the benchmark fails.
+The input is a Parquet file of interactions with zipf-distributed users and items. `preprocess` and the two references
+apply the title filter, the 5-core, the numbering, the sequences and the split. Each runs in its own process, the three
+take turns, and imports are not timed. The benchmark fails unless all three write the same sequences.
 """
 
 import argparse
@@ -15,46 +15,50 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 CONTENDERS = ("llamarec", "pandas", "polars")
-ROWS_A_USER = 100
-ROWS_AN_ITEM = 200
+ROWS_PER_USER = 100
+ROWS_PER_ITEM = 200
 UNTITLED = 0.02
 """Share of the items without a title."""
 MINIMUM = 5
 
 
 def generate(rows: int, path: Path, seed: int = 0) -> None:
-    """Writes interactions with zipf-distributed users and items, a million rows at a time."""
+    """Write interactions with zipf-distributed users and items, a million rows at a time."""
     rng = np.random.default_rng(seed)
-    users, items = max(rows // ROWS_A_USER, 100), max(rows // ROWS_AN_ITEM, 100)
+    users, items = max(rows // ROWS_PER_USER, 100), max(rows // ROWS_PER_ITEM, 100)
     untitled = rng.random(items) < UNTITLED
     schema = pa.schema({"user": pa.int64(), "item": pa.int64(), "timestamp": pa.int64(), "title": pa.string()})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 1_000_000):
             count = min(1_000_000, rows - start)
             user, item = (zipf(rng, kinds, count) for kinds in (users, items))
+            titles = np.char.add("title ", item.astype(str))
             columns = {
                 "user": pa.array(user),
                 "item": pa.array(item),
                 "timestamp": pa.array(rng.integers(1_000_000_000, 1_700_000_000, count)),
-                "title": pa.array(np.where(untitled[item], None, np.char.add("title ", item.astype(str))), pa.string()),
+                "title": pa.array(titles, pa.string(), mask=untitled[item]),
             }
             writer.write_table(pa.table(columns, schema))
 
 
-def zipf(rng: np.random.Generator, kinds: int, count: int) -> np.ndarray:
-    """``count`` numbers below ``kinds``, the r-th as often as 1 / (r + 10): heavy at the head, with a long tail."""
+def zipf(rng: np.random.Generator, kinds: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` numbers r from 0 to ``kinds`` - 1, drawn with a probability proportional to 1 / (r + 10)."""
     weights = np.cumsum(1 / (np.arange(kinds) + 10))
-    return np.searchsorted(weights, rng.random(count) * weights[-1])
+    drawn: NDArray[np.int64] = np.searchsorted(weights, rng.random(count) * weights[-1])
+    return drawn
 
 
 def run_llamarec(raw: Path, folder: Path) -> float:
-    """Seconds of `llamarec preprocess`; all that it writes stays in the timed path."""
+    """Return the seconds of `llamarec preprocess`, including everything that it writes."""
     from preprocessing import workflows  # noqa: F401 - imports are not timed
     from preprocessing.data import read_sequences
     from preprocessing.preprocess import Preprocessing, preprocess
@@ -67,7 +71,7 @@ def run_llamarec(raw: Path, folder: Path) -> float:
 
 
 def run_pandas(raw: Path, folder: Path) -> float:
-    """Seconds of the same job as one would write it in pandas."""
+    """Return the seconds of the same job as one would write it in pandas."""
     import pandas as pd
 
     started = time.perf_counter()
@@ -100,7 +104,7 @@ def run_pandas(raw: Path, folder: Path) -> float:
 
 
 def run_polars(raw: Path, folder: Path) -> float:
-    """Seconds of the same job as one would write it in polars."""
+    """Return the seconds of the same job as one would write it in polars."""
     import polars as pl
 
     started = time.perf_counter()
@@ -131,29 +135,33 @@ def run_polars(raw: Path, folder: Path) -> float:
 
 
 def measure(contender: str, raw: Path, folder: Path) -> dict[str, float]:
-    """Runs one contender in a process of its own: seconds, and peak memory in MiB, the interpreter's included."""
+    """Run one contender in its own process; return its seconds and its peak memory in MiB, with the interpreter's."""
     folder.mkdir()
-    # As a module: run as a script, this file would stand in for the package it measures.
+    # As a module: if this file ran as a script, `import preprocessing` would find it instead of the package.
     module = [sys.executable, "-m", "benchmarks.preprocessing"]
     command = [*module, "--contender", contender, "--raw", str(raw), "--folder", str(folder)]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    return json.loads(finished.stdout.splitlines()[-1])
+    measured: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return measured
 
 
-def sequences(folder: Path) -> list[list]:
-    """The columns that a contender wrote, as plain lists ordered by user."""
+def sequences(folder: Path) -> list[list[Any]]:
+    """Return the columns that a contender wrote, as plain lists ordered by user."""
     table = pq.read_table(folder / "sequences.parquet")
     order = np.argsort(np.array(table["user"].to_pylist(), dtype=np.int64))
     return [table[name].take(order).to_pylist() for name in ("user", "training", "validation", "test")]
 
 
-def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -> dict:
-    """Medians of every contender; of all three, whether the floor is met: 2x pandas' time, from 1e7 rows its own."""
-    results: dict = {"rows": rows, "repeats": repeats}
+def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -> dict[str, Any]:
+    """Return each contender's medians, and with all three of them whether the floor is met.
+
+    The floor is twice the time of pandas from 1e6 rows, and from 1e7 rows its time with less than its memory.
+    """
+    results: dict[str, Any] = {"rows": rows, "repeats": repeats}
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw.parquet"
         generate(rows, raw)
-        runs: dict[str, list] = {name: [] for name in contenders}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for repeat in range(repeats):
             for name in contenders:
                 runs[name].append(measure(name, raw, Path(scratch) / f"{name}-{repeat}"))
@@ -172,7 +180,7 @@ def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -
     results["times_pandas"] = round(ours["seconds"] / pandas["seconds"], 2)
     results["times_polars"] = round(ours["seconds"] / results["polars"]["seconds"], 2)
     large = rows >= 10_000_000
-    if rows >= 1_000_000:  # below, there is none
+    if rows >= 1_000_000:  # smaller inputs have no floor
         results["floor_met"] = bool(
             results["times_pandas"] <= (1 if large else 2) and (not large or ours["peak_mib"] < pandas["peak_mib"])
         )
@@ -180,12 +188,12 @@ def compare(rows: int, repeats: int, contenders: tuple[str, ...] = CONTENDERS) -
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="interactions to generate")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each contender, in turn; medians are printed")
-    parser.add_argument("--only", choices=CONTENDERS, help="measure one alone, where the others need too much memory")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="Number of interactions to generate.")
+    parser.add_argument("--repeats", type=int, default=3, help="Runs of each contender, in turn; medians are printed.")
+    parser.add_argument("--only", choices=CONTENDERS, help="Measure this one only, if the others need too much memory.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     for name in ("--contender", "--raw", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     given = parser.parse_args()

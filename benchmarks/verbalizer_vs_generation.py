@@ -1,10 +1,10 @@
-"""Seconds to rank 20 candidates by the verbalizer and by generating their titles in order: the paper's Figure 3.
+"""Compares ranking 20 candidates with the verbalizer and by generating their titles in order (the paper's Figure 3).
 
     python -m benchmarks.verbalizer_vs_generation --json --plot docs/results/verbalizer_vs_generation.png
 
-Both ways read the same prompt with the same model in the same precision. The verbalizer takes one pass and 20 logits.
-Generation decodes greedily, with a key-value cache, as many tokens as the 20 titles have, one a line: the paper's
-limit, and what a complete list takes. Titles are random words cut to the given number of tokens.
+Both read the same prompt with the same model in the same precision. The verbalizer needs one pass and 20 logits.
+Generation decodes greedily, with a key-value cache, as many tokens as the 20 titles and their line breaks have: the
+paper's limit, and what a complete list takes. Titles are random words cut to the given number of tokens.
 """
 
 import argparse
@@ -27,14 +27,15 @@ from models.ranker.prompt import PromptBuilder, PromptSettings
 from preprocessing.catalogue import Catalogue
 
 ITEMS = 40
+"""Titles in a prompt: 20 in the history and 20 candidates."""
 
 
 def titles_of(tokens: int, seed: int = 0) -> list[str]:
-    """40 titles of exactly so many tokens, made of words of film titles."""
+    """Return 40 titles of exactly ``tokens`` tokens each, made of words from film titles."""
     encode = tokenizer()
     words = " ".join(movie_titles()).split()
     rng = np.random.default_rng(seed)
-    titles = []
+    titles: list[str] = []
     while len(titles) < ITEMS:
         text = " ".join(rng.choice(words, tokens))
         offsets = encode.encode(text).offsets
@@ -45,7 +46,7 @@ def titles_of(tokens: int, seed: int = 0) -> list[str]:
 
 
 def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """A row for each average title length: seconds of both ways, medians of ``runs``."""
+    """Return a row for each average title length, with the median seconds of both over ``runs``."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16" if has_native_bf16("cpu") else "float32"
     scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))
     model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=DTYPES[dtype]).eval()
@@ -55,7 +56,7 @@ def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], flo
         titles = titles_of(length)
         catalogue = Catalogue([b""] * ITEMS, titles, [])
         prompt = PromptBuilder(catalogue, tokenizer(), PromptSettings()).build(range(1, 21), range(21, 41)).tokens
-        wanted = 20 * (length + 1)  # a line break behind each title
+        wanted = 20 * (length + 1)  # a line break after each title
         seconds: dict[str, list[float]] = {"verbalizer": [], "generation": []}
         for _ in range(runs):
             started = clock()
@@ -85,7 +86,7 @@ def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], flo
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Both lines over the title length, as in the paper's figure."""
+    """Plot the seconds of both against the title length, as in the paper's figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -100,13 +101,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 15, 20], help="average title lengths, tokens")
-    parser.add_argument("--runs", type=int, default=3, help="runs, of which the median is printed")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[5, 10, 15, 20], help="Average title lengths, in tokens."
+    )
+    parser.add_argument("--runs", type=int, default=3, help="Runs; their median is printed.")
     add_clock(parser)
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--plot", type=Path, help="PNG file to write.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     clock = chosen_clock(given)
     rows = measure(given.lengths, given.runs, given.threads, clock)

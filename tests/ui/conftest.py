@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
+import screenshots
 
-from benchmarks import screenshots
-from llamarec.ui import Showroom
+from llamarec.page.app import DemoPage
 from preprocessing.data import load_data
 
 
 @pytest.fixture(scope="session")
 def page(server, repository, artifacts) -> Iterator[str]:
     """The address of the page over the tiny ranker's server."""
-    with screenshots.showing(Showroom.open(server.url, repository, load_data(artifacts))) as address:
+    with screenshots.showing(DemoPage.open(server.url, repository, load_data(artifacts))) as address:
         yield address
 
 

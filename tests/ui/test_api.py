@@ -7,8 +7,8 @@ import urllib.request
 
 import pytest
 
-from client.recommender import RecommenderClient
-from export.offline import ExportedSteps
+from llamarec_client.recommender import RecommenderClient
+from serving.offline import ExportedSteps
 
 
 def get(url: str, body: object = None):

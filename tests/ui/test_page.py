@@ -82,7 +82,7 @@ def test_an_address_can_be_shared(browser, page):
     browser.get(f"{page}/?item=50&item=nothing")
     ready(browser)
     assert "nothing (unknown)" in texts(browser, "#history li > span")
-    assert "1 item is not known" in browser.find_element(By.ID, "message").text
+    assert "1 item is unknown" in browser.find_element(By.ID, "message").text
 
 
 def test_titles_are_text_and_never_markup(browser, page):

@@ -1,13 +1,13 @@
-"""Prompts a second of training the ranker, beside the plain way, on the same base.
+"""Measures the seconds per prompt of a training step of the ranker, from the baseline to the preset of this project.
 
-    python -m benchmarks.ranker_training --json
-    python -m benchmarks.ranker_training --steps 1 --batch 4 --busy    # a few minutes on a slow and busy machine
+    python -m benchmarks.ranker_step --json
+    python -m benchmarks.ranker_step --steps 1 --batch 4 --busy    # a few minutes on a slow machine with other work
 
-Plain is what the paper's authors do, without the quantisation: fp32, prompts padded to the longest, the head at every
-position, adapters on all layers, computed by peft's own. The rungs above it each add one thing and compute exactly the
-gradients of their adapters, but for two: four candidate pools behind each history are other examples, and the lines of
-the lower layers, the preset `smollm2-135m`, are another loss. Everything runs in one process, in turn, and medians are
-printed. A step is forward, backward and AdamW.
+The baseline (``plain``) is the implementation of the paper's authors without the quantisation: fp32, prompts padded to
+the longest, the head at every position, adapters on all layers, computed by peft. Each further rung adds one change and
+computes exactly the gradients of its adapters, with two exceptions: four candidate pools that share a history are
+different examples, and the lines of the lower layers (the preset `smollm2-135m`) have a different loss. All rungs run
+in one process, in turn; figures are medians. A step is a forward pass, a backward pass and AdamW.
 """
 
 import argparse
@@ -29,34 +29,36 @@ from models.ranker.precision import has_native_bf16
 from models.ranker.prompt import Prompt
 
 END = 2
+"""Token id of the base's end of text."""
 UPPER = 12
 DEPTH = PRESETS["smollm2-135m"]["depth"]
 POOLS, CANDIDATES = 4, 20
 FLOOR = 2.2
+"""Minimum speed-up over the baseline."""
 ADAPTERS: dict[str, Any] = {"rank": 8, "alpha": 32, "dropout": 0.05, "targets": ("q_proj", "v_proj")}
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A way to train."""
+    """One implementation of the training step."""
 
     loss: Callable[[Any, list[Prompt]], Tensor]
     layers: int | None = None
-    """How many of the upper layers have adapters."""
+    """Number of upper layers with adapters; all if absent."""
     depth: int | None = None
-    """How many of the lower layers there are."""
+    """Number of lower layers that are kept; all if absent."""
     dtype: torch.dtype = torch.float32
     pools: int = 1
-    """Candidate pools behind one history."""
+    """Candidate pools that share a history."""
 
 
 def answers_of(prompts: list[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the prompts, and of their answers: always A and the end."""
+    """Return the token ids of the prompts and of their answers, which are always A and the end of text."""
     return [prompt.tokens for prompt in prompts], [[letters()[0], END]] * len(prompts)
 
 
 def plain_loss(model: Any, given: list[Prompt]) -> Tensor:
-    """Transformers' causal loss over a padded batch, logits everywhere, everything but the answers ignored."""
+    """Return the causal loss of transformers over a padded batch: logits everywhere, labels at the answers only."""
     prompts, answers = answers_of(given)
     length = max(map(len, prompts)) + len(answers[0])
     tokens = torch.full((len(prompts), length), END)
@@ -70,32 +72,32 @@ def plain_loss(model: Any, given: list[Prompt]) -> Tensor:
 
 
 def letter_loss(model: Any, given: list[Prompt]) -> Tensor:
-    """Of the letter and the end behind packed prompts."""
+    """Return the loss at the letter and the end of text, with packed prompts."""
     return answer_loss(model, *answers_of(given))
 
 
 def lower_loss(model: Any, given: list[Prompt]) -> Tensor:
-    """Of the candidates' lines, the first candidate the true one."""
+    """Return the loss over the candidates' lines; the first candidate is the true one."""
     direction = torch.ones(model.config.hidden_size, requires_grad=True)
     return line_loss(model, direction, given, [0] * len(given), [torch.zeros(CANDIDATES)] * len(given))
 
 
 def rungs(native: bool) -> dict[str, Rung]:
-    """Every rung by name, without the one for bf16 where the processor has none."""
+    """Return every rung by name, without bf16 if the processor has none."""
     best = torch.bfloat16 if native else torch.float32
     ladder = {
         "plain": Rung(plain_loss),
         "head at the answers, packed": Rung(letter_loss),
         f"adapters on the upper {UPPER} layers": Rung(letter_loss, UPPER),
         "bf16": Rung(letter_loss, UPPER, dtype=best),
-        f"{POOLS} pools behind a history": Rung(letter_loss, UPPER, dtype=best, pools=POOLS),
+        f"{POOLS} pools sharing a history": Rung(letter_loss, UPPER, dtype=best, pools=POOLS),
         f"lines of the lower {DEPTH} layers": Rung(lower_loss, depth=DEPTH, dtype=best),
     }
     return ladder if native else {name: rung for name, rung in ladder.items() if name != "bf16"}
 
 
 def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """Seconds a prompt of every rung, medians over ``steps`` rounds of ``batch`` prompts."""
+    """Return the seconds per prompt of every rung, medians over ``steps`` rounds of ``batch`` prompts."""
     ladder = rungs(has_native_bf16("cpu"))
     models = {}
     for name, rung in ladder.items():
@@ -106,7 +108,7 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
                 if isinstance(module, LoraLayer):
                     module.lora_variant.clear()
         models[name] = (model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4))
-        step(*models[name], rung, movie_prompts(1))  # the first one warms up
+        step(*models[name], rung, movie_prompts(1))  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in ladder}
     for number in range(steps):
         for name, rung in ladder.items():
@@ -129,26 +131,26 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
 
 
 def step(model: Any, optimizer: Any, rung: Rung, prompts: list[Prompt]) -> None:
-    """One optimisation step."""
+    """Take one optimisation step."""
     rung.loss(model, prompts).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="rounds, of which the median is printed")
-    parser.add_argument("--batch", type=int, default=4, help="prompts a step")
+    parser.add_argument("--steps", type=int, default=5, help="Rounds; their median is printed.")
+    parser.add_argument("--batch", type=int, default=4, help="Prompts per step.")
     add_clock(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     result = {**measure(given.steps, given.batch, chosen_clock(given)), "processor_seconds": given.busy}
     if given.json:
         print(json.dumps(result, indent=1))
         return
     for name, value in result["seconds_a_prompt"].items():
-        print(f"{name:36} {value:8.3f} s a prompt  {result['times_plain'][name]:5.2f}x")
+        print(f"{name:36} {value:8.3f} s per prompt  {result['times_plain'][name]:5.2f}x")
     print(f"floor of {FLOOR}x met: {result['floor_met']}")
 
 

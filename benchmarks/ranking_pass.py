@@ -1,12 +1,13 @@
-"""Seconds of one ranking request: the authors' way, every runtime here, and what the hardware's matrix products allow.
+"""Measures the seconds of one ranking request: the authors' implementation, every runtime, and the hardware's limit.
 
-    python -m benchmarks.ranker --json
-    python -m benchmarks.ranker --runs 2 --batches 1 --busy    # a minute or two on a slow and busy machine
+    python -m benchmarks.ranking_pass --json
+    python -m benchmarks.ranking_pass --runs 2 --batches 1 --busy    # a minute or two on a slow machine with other work
 
-The authors' way is fp32 with logits of the whole vocabulary at every position, a batch padded to its longest prompt.
-All run in one process, in turn, on prompts of 20 + 20 MovieLens titles; medians. The floor of a request is its
-floating-point operations over the best rate of large matrix products measured here, in bf16 where the processor has it.
-Beside it stands the rate of PyTorch's products of the layers' own shapes: on some processors far from the best.
+The authors' implementation is fp32 with the logits of the whole vocabulary at every position; a batch is padded to its
+longest prompt. All implementations run in one process, in turn, on prompts of 20 + 20 MovieLens titles; figures are
+medians. The hardware's limit of a request is the number of its floating-point operations divided by the best rate of
+large matrix products measured here, in bf16 if the processor has it. The rate of PyTorch's products of the layers' own
+shapes is measured as well, because on some processors it is far below the best.
 """
 
 import argparse
@@ -27,31 +28,32 @@ from transformers import LlamaForCausalLM
 from benchmarks.clock import add_clock, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.fitting.qlora import load_base
-from models.ranker.inference.scorer import Runtime, Scorer, choose_runtime, load_scorer
+from models.ranker.inference.runtimes import choose_runtime, load_scorer
+from models.ranker.inference.scorer import Runtime, Scorer
 from models.ranker.options import PRESETS
 from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import Prompt
 
 FLOORS = {1: 2.5, 8: 3.2}
-"""Least speed-up over the authors' way, by batch."""
+"""Minimum speed-up over the authors' implementation, by batch size."""
 DEPTH = PRESETS["smollm2-135m"]["depth"]
 LOWER = f"lines of the lower {DEPTH}"
-"""Name of the way that is no other computation of the same, but another ranker: no floor is asked of it."""
+"""Name of the implementation of a different ranker; no floor applies to it."""
 SHARE = 0.70
-"""Least share of the matrix products' rate."""
+"""Minimum share of the best rate of matrix products."""
 Way = Callable[[list[Prompt]], Any]
 Clock = Callable[[], float]
 
 
 def authors_way() -> Way:
-    """Full logits of a padded batch in fp32."""
+    """Return the authors' implementation: full logits of a padded batch in fp32."""
     model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def score(prompts: list[Prompt]) -> Any:
         rows = [prompt.tokens for prompt in prompts]
         length = max(map(len, rows))
-        tokens = torch.tensor([[0] * (length - len(row)) + row for row in rows])  # as they do, on the left
+        tokens = torch.tensor([[0] * (length - len(row)) + row for row in rows])  # padded on the left, as theirs
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
         return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1, letters()]
 
@@ -59,7 +61,7 @@ def authors_way() -> Way:
 
 
 def ways(threads: int) -> dict[str, Way]:
-    """Every runtime that this machine has, by name."""
+    """Return every runtime of this machine by name, and the authors' implementation."""
     runtimes: tuple[Literal["torch", "openvino"], ...] = ("torch", "openvino")
     dtypes: tuple[Literal["float32", "bfloat16"], ...]
     dtypes = ("float32", "bfloat16") if has_native_bf16("cpu") else ("float32",)
@@ -72,7 +74,7 @@ def ways(threads: int) -> dict[str, Way]:
 
 
 def lower_lines(threads: int, folder: Path) -> Way:
-    """What the preset `smollm2-135m` serves: the candidates' lines in the lower layers, in the fastest runtime here."""
+    """Return what the preset `smollm2-135m` serves: lines read from the lower layers, in the fastest runtime."""
     base = load_base(embedded_base(), quantisation="none", dtype=torch.float32, device="cpu", depth=DEPTH)
     base.save_pretrained(folder)
     scorer = load_scorer(folder, replace(choose_runtime("cpu"), threads=threads))
@@ -81,12 +83,12 @@ def lower_lines(threads: int, folder: Path) -> Way:
 
 
 def by_letters(scorer: Scorer, prompts: list[Prompt]) -> Any:
-    """The letters' logits."""
+    """Return the logits of the letters."""
     return scorer.score([prompt.tokens for prompt in prompts], letters())
 
 
 def product_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, clock: Clock, repeats: int = 7) -> float:
-    """The best of several matrix products."""
+    """Return the seconds of the fastest of several products of a [rows, inner] and an [inner, columns] matrix."""
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
     seconds = []
     for _ in range(repeats):
@@ -97,13 +99,13 @@ def product_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, clo
 
 
 def peak_rate(dtype: torch.dtype, clock: Clock) -> float:
-    """Floating-point operations a second of the best of several large matrix products."""
+    """Return the floating-point operations per second of the fastest of several large matrix products."""
     shapes = ((2048, 2048, 2048), (640, 576, 1536), (4096, 1024, 1024))
     return max(2 * math.prod(shape) / product_seconds(*shape, dtype, clock) for shape in shapes)
 
 
 def weight_shapes() -> list[tuple[int, int]]:
-    """Width before and behind each matrix of a layer."""
+    """Return the input and output width of each matrix of a layer."""
     config = json.loads((embedded_base() / "config.json").read_text(encoding="utf-8"))
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -111,14 +113,14 @@ def weight_shapes() -> list[tuple[int, int]]:
 
 
 def own_rate(prompt: Sequence[int], dtype: torch.dtype, clock: Clock) -> float:
-    """Floating-point operations a second of the products of a layer, one after the other."""
+    """Return the floating-point operations per second of a layer's products, computed one after the other."""
     shapes = [(len(prompt), *shape) for shape in weight_shapes()]
     seconds = {shape: product_seconds(*shape, dtype, clock) for shape in set(shapes)}
     return sum(2 * math.prod(shape) for shape in shapes) / sum(seconds[shape] for shape in shapes)
 
 
 def operations(prompt: Sequence[int]) -> float:
-    """Floating-point operations of a pass over the layers, causal attention at half."""
+    """Return the floating-point operations of a pass over the layers; causal attention counts half."""
     config = json.loads((embedded_base() / "config.json").read_text(encoding="utf-8"))
     length = len(prompt)
     weights = sum(map(math.prod, weight_shapes()))
@@ -126,7 +128,7 @@ def operations(prompt: Sequence[int]) -> float:
 
 
 def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock) -> dict[str, Any]:
-    """Medians of interleaved runs for each batch size."""
+    """Return the medians of interleaved runs for each batch size."""
     contenders = ways(threads)
     with tempfile.TemporaryDirectory() as folder:
         contenders[LOWER] = lower_lines(threads, Path(folder))
@@ -172,12 +174,12 @@ def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock) -> di
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="interleaved runs, of which the median is printed")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="requests at a time")
+    parser.add_argument("--runs", type=int, default=5, help="Interleaved runs; their median is printed.")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="Batch sizes: requests ranked at once.")
     add_clock(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     clock = chosen_clock(given)
     result = {**measure(given.runs, given.batches, given.threads, clock), "processor_seconds": given.busy}
@@ -187,10 +189,10 @@ def main() -> None:
     for batch in given.batches:
         row = result[f"batch_{batch}"]
         for name, value in row["seconds_a_request"].items():
-            print(f"batch {batch}  {name:20} {value:8.3f} s a request")
-        print(f"batch {batch}  best: {row['times_authors']}x the authors' way, {row['share_of_peak']} of the peak rate")
-        print(f"batch {batch}  PyTorch's products of the layers' own shapes: {row['own_shapes_share_of_peak']} of it")
-        print(f"batch {batch}  {LOWER}: {row['lines_times_authors']}x the authors' way")
+            print(f"batch {batch}  {name:20} {value:8.3f} s per request")
+        print(f"batch {batch}  best: speed-up {row['times_authors']}x, {row['share_of_peak']} of the peak rate")
+        print(f"batch {batch}  PyTorch, products of the layers' shapes: {row['own_shapes_share_of_peak']} of it")
+        print(f"batch {batch}  {LOWER}: speed-up {row['lines_times_authors']}x")
     print(f"floor met: {result['floor_met']}")
 
 

@@ -1,6 +1,6 @@
-"""The documentation's pictures: the page over the demo's models, and a benchmark's report.
+"""Takes the pictures of the documentation: the page of the demo's models, and the report of a load test.
 
-python -m benchmarks.screenshots                     # after `make demo` and `make bench`
+python tests/ui/screenshots.py    # make screenshots, after `make demo` and `make bench`
 """
 
 import argparse
@@ -17,9 +17,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from client.server import LocalServer
-from llamarec.ui import Showroom, create_app
+from llamarec.page.app import DemoPage, create_app
 from preprocessing.data import load_data
+from preprocessing.errors import InputError
+from serving.server.local import LocalServer
 
 IMAGES = Path("docs/images")
 FLAGS = (
@@ -33,14 +34,14 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
-"""Of Chromium, besides its profile."""
+"""Flags of Chromium, in addition to its profile."""
 PHONE = {"width": 390, "height": 1180, "deviceScaleFactor": 1.5, "mobile": True}
 
 
 @contextmanager
-def showing(showroom: Showroom) -> Iterator[str]:
-    """Serves the page of ``showroom`` on a free port of the loopback interface and gives its address."""
-    settings = uvicorn.Config(create_app(showroom), host="127.0.0.1", port=0, log_level="warning")
+def showing(page: DemoPage) -> Iterator[str]:
+    """Serve a page on a free port of the loopback interface, and yield its address."""
+    settings = uvicorn.Config(create_app(page), host="127.0.0.1", port=0, log_level="warning")
     socket, running = settings.bind_socket(), uvicorn.Server(settings)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
@@ -51,19 +52,19 @@ def showing(showroom: Showroom) -> Iterator[str]:
     finally:
         running.should_exit = True
         thread.join(10)
-        showroom.client.close()
+        page.client.close()
 
 
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
-    """Debian's headless Chromium with a new, empty profile, which keeps what its console says.
+    """Yield a headless Chromium with a new, empty profile; its console is logged.
 
     Raises:
-        FileNotFoundError: it is not installed.
+        InputError: Chromium or its driver is not installed.
     """
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if browser is None or driver is None:
-        raise FileNotFoundError("there is no Chromium with its driver: `make system-packages` installs them")
+        raise InputError("Chromium and its driver are not installed: run `make system-packages`")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -79,7 +80,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 
 def shoot(browser: webdriver.Chrome, address: str, path: Path) -> None:
-    """Waits for an answer, then a little for the transition, and takes the picture."""
+    """Take a picture of an address; on the page, after an answer has arrived and its transition has ended."""
     browser.get(address)
     if address.startswith("http"):
         WebDriverWait(browser, 120).until(
@@ -92,27 +93,41 @@ def shoot(browser: webdriver.Chrome, address: str, path: Path) -> None:
     browser.save_screenshot(str(path))
 
 
-def main() -> None:
-    """Writes ``page.png``, ``phone.png`` and ``report.png``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts/movielens-100k"))
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--report", type=Path, default=Path("bench/report.html"))
-    parser.add_argument("--user", default="10")
-    options = parser.parse_args()
+def take_pictures(artifacts: Path, repository: Path, report: Path, user: str) -> None:
+    """Write ``page.png`` and ``phone.png``, and ``report.png`` if there is a report.
+
+    Args:
+        artifacts: folder with the data set.
+        repository: the exported model repository, which is served.
+        report: HTML report of a load test.
+        user: raw id of the user whom the page shows.
+    """
     IMAGES.mkdir(exist_ok=True)
-    with LocalServer(options.repository) as server, chromium() as browser:
-        showroom = Showroom.open(server.url, options.repository, load_data(options.artifacts))
-        with showing(showroom) as page:
-            address = f"{page}/?user={options.user}"
+    with chromium() as browser, LocalServer(repository) as server:
+        with showing(DemoPage.open(server.url, repository, load_data(artifacts))) as url:
+            address = f"{url}/?user={user}"
             browser.set_window_size(1360, 1240)
             shoot(browser, address, IMAGES / "page.png")
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
             shoot(browser, address, IMAGES / "phone.png")
             browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        if options.report.is_file():
+        if report.is_file():
             browser.set_window_size(1060, 1240)
-            shoot(browser, options.report.resolve().as_uri(), IMAGES / "report.png")
+            shoot(browser, report.resolve().as_uri(), IMAGES / "report.png")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts/movielens-100k"))
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--report", type=Path, default=Path("bench/report.html"), help="Report of `make bench`.")
+    parser.add_argument("--user", default="10", help="Raw id of the user whom the page shows.")
+    given = parser.parse_args()
+    try:
+        take_pictures(given.artifacts, given.repository, given.report, given.user)
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

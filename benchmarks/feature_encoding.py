@@ -1,12 +1,13 @@
-"""Time of encoding one request of 200 history items against a catalogue of 100,000.
+"""Measures the time to encode one request: 200 history items against a catalogue of 100,000.
 
-python -m benchmarks.features --json
+python -m benchmarks.feature_encoding --json
 """
 
 import argparse
 import json
 import statistics
 import timeit
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from preprocessing.features import FeatureEncoder
 ITEMS = 100_000
 HISTORY = 200
 FLOOR_US = 50.0
+"""Most microseconds that a request may take."""
 
 
-def measure(repeats: int, calls: int = 1000) -> dict:
-    """Median microseconds of one call over several runs."""
+def measure(repeats: int, calls: int = 1000) -> dict[str, Any]:
+    """Return the median microseconds of one call over several runs."""
     ids = [f"item-{number}".encode() for number in range(ITEMS)]
     encoder = FeatureEncoder(Catalogue(ids, [""] * ITEMS, [1] * ITEMS))
     history = [ids[place] for place in np.random.default_rng(0).integers(0, ITEMS, HISTORY)]
@@ -29,10 +31,10 @@ def measure(repeats: int, calls: int = 1000) -> dict:
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="runs, of which the median is printed")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
+    parser.add_argument("--repeats", type=int, default=7, help="Runs; their median is printed.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a line.")
     given = parser.parse_args()
     result = measure(given.repeats)
     if given.json:

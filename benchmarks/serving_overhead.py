@@ -1,10 +1,12 @@
-"""What serving costs beside the ranker's compute: one request at a time, and the throughput of eight at once.
+"""Measures what serving costs beyond the ranker's computation: overhead, throughput and latency of cached answers.
 
-``python -m benchmarks.serving --artifacts DIR --repository DIR [--json]`` starts the real server on the repository. A
-request's overhead is its time at the client minus the ranker's own: Triton's statistics of the ranker give the time in
-its step, ``compute_infer``, before and after each request. The same with a ranker that answers in exactly 1 ms
-(:data:`CONSTANT_RANKER`), the throughput of concurrent clients beside the same prompts scored in this process, and the
-latency of a request whose answer the ranker remembers (``--rank-cache``) beside its first time.
+    python -m benchmarks.serving_overhead --artifacts DIR --repository DIR --json
+
+The benchmark starts the real server on the repository. The overhead of a request is its time at the client minus the
+ranker's compute time, which is the growth of ``compute_infer`` in Triton's statistics of the ranker during the request.
+It is measured with the repository's ranker, and with one that takes exactly 1 ms (:data:`CONSTANT_RANKER`). Throughput
+is that of concurrent clients, relative to scoring the same prompts in this process. The latency of an answer from the
+ranker's cache (``--rank-cache``) is compared with that of the first request.
 """
 
 import argparse
@@ -22,30 +24,31 @@ from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from client.contract import ENSEMBLE
-from client.server import LocalServer
 from export.config import CONFIG
-from export.offline import ExportedSteps
-from export.steps import CACHE_PARAMETER
+from llamarec_client.contract import ENSEMBLE
 from preprocessing.data import load_data
+from serving.contract import CACHE_PARAMETER
+from serving.offline import ExportedSteps
+from serving.server.local import LocalServer
 
 OVERHEAD_FLOOR = 0.005
-"""Seconds: the most that the median request may take beyond the ranker's compute."""
+"""Most seconds that the median request may take beyond the ranker's compute time."""
 THROUGHPUT_FLOOR = 0.95
+"""Minimum served throughput, as a share of that in this process."""
 ROUNDS = 5
-"""Measurements of either throughput, of which the medians count."""
+"""Measurements of each throughput; their medians count."""
 CONSTANT_RANKER = '''
-"""The ranker's place taken by one that keeps the candidates' order and takes 1 ms: for measuring the rest."""
+"""A ranker that keeps the candidates' order and takes 1 ms, to measure everything else."""
 
 import time
 
-from client.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, ITEM_ID, RETRIEVER_RANK, SCORE
-from export.steps import answer_each
+from llamarec_client.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, ITEM_ID, RETRIEVER_RANK, SCORE
+from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        return answer_each("ranker", self.answer, requests)
+        return Worker("ranker", self).execute(requests)
 
     def answer(self, request):
         end = time.perf_counter() + 1e-3
@@ -57,7 +60,7 @@ class TritonPythonModel:
 
 
 def request_of(history: list[str]) -> list[grpc.InferInput]:
-    """The inputs of one request."""
+    """Return the inputs of one request."""
     tensor = grpc.InferInput("HISTORY", [1, len(history)], "BYTES")
     array = np.empty((1, len(history)), dtype=object)
     array[0] = [item.encode() for item in history]
@@ -66,13 +69,13 @@ def request_of(history: list[str]) -> list[grpc.InferInput]:
 
 
 def ranker_seconds(client: grpc.InferenceServerClient) -> float:
-    """Seconds that the ranker's step has computed so far."""
+    """Return the compute time of the ranker's step since the server started, in seconds."""
     stats = client.get_inference_statistics("ranker").model_stats[0].inference_stats
     return float(stats.compute_infer.ns) / 1e9
 
 
 def overheads(url: str, histories: list[list[str]]) -> list[float]:
-    """Seconds beyond the ranker's compute of each request, one after another; two requests warm up."""
+    """Return the overhead of each request in seconds; requests follow one another, after two of warm-up."""
     found = []
     with grpc.InferenceServerClient(url) as client:
         for place, history in enumerate(histories[:2] + histories):
@@ -86,7 +89,7 @@ def overheads(url: str, histories: list[list[str]]) -> list[float]:
 
 
 def latencies(url: str, histories: list[list[str]]) -> list[float]:
-    """Seconds of each request, one after another."""
+    """Return the seconds of each request; requests follow one another."""
     found = []
     with grpc.InferenceServerClient(url) as client:
         for history in histories:
@@ -97,7 +100,7 @@ def latencies(url: str, histories: list[list[str]]) -> list[float]:
 
 
 def without_ranker(repository: Path, folder: Path) -> Path:
-    """Copies a repository to ``folder`` but for its ranker's version folder, whose place is returned."""
+    """Copy a repository to ``folder`` without the ranker's version folder; return where that folder belongs."""
     shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("ranker"))
     (folder / "ranker").mkdir()
     shutil.copy(repository / "ranker" / CONFIG, folder / "ranker")
@@ -105,7 +108,7 @@ def without_ranker(repository: Path, folder: Path) -> Path:
 
 
 def served_rate(url: str, histories: list[list[str]], clients: int) -> float:
-    """Requests a second of concurrent clients that together send every history once."""
+    """Return the requests per second of concurrent clients that together send every history once."""
     waiting = list(histories)
     lock = threading.Lock()
 
@@ -128,7 +131,7 @@ def served_rate(url: str, histories: list[list[str]], clients: int) -> float:
 
 
 def in_process_rate(steps: ExportedSteps, histories: list[list[str]]) -> float:
-    """Prompts a second when this process scores the same prompts, one after another."""
+    """Return the prompts per second when this process scores the same prompts one after another."""
     prompts = []
     for history in histories:
         request = steps.features.encode([item.encode() for item in history])
@@ -143,16 +146,13 @@ def in_process_rate(steps: ExportedSteps, histories: list[list[str]]) -> float:
 
 
 def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> dict[str, Any]:
-    """Both overheads, both rates and whether the floors are met."""
+    """Return overheads, latencies and throughputs, and whether the floors are met."""
     data = load_data(artifacts)
-    histories = [
-        [data.catalogue.raw(int(item)).decode() for item in (*data.training[user], data.validation[user])]
-        for user in np.random.default_rng(0).permutation(len(data.users))[:users]
-    ]
+    histories = [data.raw_history(int(user)) for user in np.random.default_rng(0).permutation(len(data.users))[:users]]
     steps = ExportedSteps.load(repository)
     with LocalServer(repository) as server:
         real = overheads(server.url, histories)
-        # In turn, while the other idles: a machine that is slower for a while is so for both.
+        # The two take turns, each while the other is idle, so that a slow phase of the machine affects both.
         rates = [
             (served_rate(server.url, histories, clients), in_process_rate(steps, histories)) for _ in range(ROUNDS)
         ]
@@ -190,13 +190,13 @@ def benchmark(artifacts: Path, repository: Path, users: int, clients: int) -> di
 
 
 def main() -> None:
-    """Prints the result as a table or, with ``--json``, as JSON."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts/movielens-100k"))
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--users", type=int, default=24)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--users", type=int, default=24, help="Users whose histories are sent.")
+    parser.add_argument("--clients", type=int, default=8, help="Concurrent clients for the throughput.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of lines.")
     options = parser.parse_args()
     result = benchmark(options.artifacts, options.repository, options.users, options.clients)
     if options.json:
@@ -205,8 +205,8 @@ def main() -> None:
     for name, row in result["overhead_ms"].items():
         print(f"overhead, {name}: median {row['median']:.2f} ms, p90 {row['p90']:.2f} ms")
     first, again = (result["latency_ms"][name]["median"] for name in ("first time", "remembered"))
-    print(f"latency: median {first:.2f} ms the first time, {again:.2f} ms remembered")
-    print(f"throughput at {options.clients} clients: {result['throughput_ratio']:.3f} of the ranker in this process")
+    print(f"latency: median {first:.2f} ms for the first request, {again:.2f} ms from the cache")
+    print(f"throughput at {options.clients} clients: {result['throughput_ratio']:.3f} of that in this process")
     print(f"floor met: {result['floor_met']}")
 
 

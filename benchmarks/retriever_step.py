@@ -1,9 +1,10 @@
-"""Seconds of one optimisation step of LRURec beside its authors' way of computing it, on the same batches.
+"""Measures one optimisation step of LRURec, compared with its authors' implementation on the same batches.
 
-    python -m benchmarks.retriever_training --json
+    python -m benchmarks.retriever_step --json
 
-Both run in one process, in turn; medians. The batches have the lengths of real windows: of ml-latest-small 16 x 200
-with 3,650 items, of Beauty 64 x 50 with 12,086 items, where most of a window is padding.
+Both implementations run in one process, in turn; figures are medians. Lengths are distributed as in real windows:
+ml-latest-small has batches of 16 x 200 with 3,650 items, Beauty has batches of 64 x 50 with 12,086 items, where most of
+a window is padding.
 """
 
 import argparse
@@ -26,14 +27,17 @@ from models.retriever.fitting.objectives import next_item_loss
 from models.retriever.options import RetrieverTraining
 
 SHAPES = {
-    # batch, length, items, mean number of items of a window before it is cut, floor of the ratio
+    # batch size, window length, items, mean items of a window before it is cut, minimum speed-up
     "ml-latest-small": (16, 200, 3_650, 150, 2.0),
     "beauty": (64, 50, 12_086, 7, 4.0),
 }
 
 
 def batch(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of random items; window lengths are geometric with the data set's mean, cut at the length."""
+    """Return inputs and targets [batch, length] of random items.
+
+    The number of items of a window is geometric with the data set's mean, cut at the window's length.
+    """
     size, length, items, mean, _ = SHAPES[name]
     rng = np.random.default_rng(seed)
     lengths = np.clip(3 + rng.geometric(1 / (mean - 2), size), 3, length)
@@ -43,13 +47,13 @@ def batch(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mean_loss(model: LRURec, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What the training loop takes the gradient of."""
+    """Return the loss whose gradient the training loop takes."""
     total, count = next_item_loss(model, inputs, targets)
     return total / count
 
 
 def measure(name: str, steps: int, contenders: tuple[str, ...] = ("authors", "ours")) -> dict[str, list[float]]:
-    """Seconds of every step of every contender, in turn."""
+    """Return the seconds of every step of every contender; the contenders take turns."""
     options = RetrieverTraining()
     seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
     losses = {"authors": authors_loss, "ours": mean_loss}
@@ -66,23 +70,23 @@ def measure(name: str, steps: int, contenders: tuple[str, ...] = ("authors", "ou
             losses[contender](models[contender].train(), inputs, targets).backward()
             torch.nn.utils.clip_grad_norm_(models[contender].parameters(), options.clip)
             optimizers[contender].step()
-            if step >= 2:  # the first ones warm up
+            if step >= 2:  # after two steps of warm-up
                 seconds[contender].append(time.perf_counter() - started)
     return seconds
 
 
 def peak_mib(name: str, contender: str) -> float:
-    """Peak memory of a process that takes five steps of one contender, in MiB, the interpreter's included."""
-    command = [sys.executable, "-m", "benchmarks.retriever_training", "--peak", f"{name}:{contender}"]
+    """Return the peak memory, in MiB, of a process that takes five steps of one contender, with the interpreter's."""
+    command = [sys.executable, "-m", "benchmarks.retriever_step", "--peak", f"{name}:{contender}"]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     return float(ended.stdout)
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=15, help="steps of each, in turn; medians are printed")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--steps", type=int, default=15, help="Steps of each, in turn; medians are printed.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak:

@@ -1,15 +1,15 @@
-"""One request over a large catalogue beside one reading of its embeddings from memory.
+"""Measures one request over a large catalogue, compared with reading its embeddings from memory once.
 
-    python -m benchmarks.retrieval --items 1000000 --json
-    python -m benchmarks.retrieval --items 1000000 --index --json    # and by the approximate index
-    python -m benchmarks.retrieval --items 10000000 --json           # 2.6 GB of embeddings
+    python -m benchmarks.retrieval_pass --items 1000000 --json
+    python -m benchmarks.retrieval_pass --items 1000000 --index --json    # also with the approximate index
+    python -m benchmarks.retrieval_pass --items 10000000 --json           # 2.6 GB of embeddings
 
-An untrained LRURec of width 64 is exported and asked through :class:`OnnxRetriever`, as by the server: a history of
-50 items, 20 more excluded, exact top 20. Requests and readings take turns; medians. The reading is the fastest of three
-ways to reduce the embeddings to one number, in one thread like the request, from the same mapped file.
+An untrained LRURec of width 64 is exported and called through :class:`OnnxRetriever`, as in the server: a history of 50
+items, 20 more excluded, exact top 20. Requests and readings take turns; figures are medians. The reading is the fastest
+of three ways to reduce the embeddings to one number, in one thread like the request, from the same mapped file.
 
-The embeddings are drawn from as many clusters as the index has lists, and each history from one cluster: the index's
-recall is that of such data, and real embeddings will differ.
+The embeddings are drawn from as many clusters as the index has lists, and each history from one cluster. The measured
+recall of the index applies to such data; that of real embeddings will differ.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, On
 
 WIDTH, LENGTH = 64, 50
 FLOOR = 1.5
-"""Largest allowed time of a request, in readings."""
+"""Most readings that a request may take."""
 
 
 def write(items: int, folder: Path, index: bool) -> None:
-    """Exports an untrained retriever."""
+    """Export an untrained retriever to ``folder``."""
     torch.manual_seed(0)
     model, rng = LRURec(items, WIDTH).eval(), np.random.default_rng(0)
     clusters = math.isqrt(items)
@@ -51,7 +51,7 @@ def write(items: int, folder: Path, index: bool) -> None:
 
 
 def histories(items: int, count: int) -> list[NDArray[np.int32]]:
-    """Histories of items of one cluster each."""
+    """Return ``count`` histories, each with items of one cluster."""
     rng, clusters = np.random.default_rng(1), math.isqrt(items)
     whole = items // clusters
     return [
@@ -61,30 +61,30 @@ def histories(items: int, count: int) -> list[NDArray[np.int32]]:
 
 
 def load(folder: Path, index: bool) -> OnnxRetriever:
-    """The exported retriever with its index, or without."""
+    """Open the exported retriever, with or without its index."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     (folder / SETTINGS).write_text(json.dumps({**settings, "index": index}), encoding="utf-8")
     return OnnxRetriever.load(folder)
 
 
 def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way, all of them in turn."""
+    """Return the median seconds of each way; the ways take turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 2):
         for name, way in ways.items():
             started = time.perf_counter()
             way()
-            if turn >= 2:  # the first ones warm up
+            if turn >= 2:  # after two rounds of warm-up
                 taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
-    """Times requests and readings of an exported retriever in ``folder``."""
+    """Return the times of requests to the exported retriever in ``folder``, and of readings of its embeddings."""
     retriever = load(folder, index=False)
     (history,) = histories(items, 1)
     excluded = np.arange(1, 21, dtype=np.int32)
-    # The embeddings are all but a few hundred kilobytes of the weights.
+    # The file holds little else: all but a few hundred kilobytes are embeddings.
     weights = np.memmap(folder / f"{MODEL}.data", np.int64, "r", shape=items * WIDTH // 2)
     floats = weights.view(np.float32)
     ways: dict[str, Callable[[], object]] = {
@@ -110,21 +110,20 @@ def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
 
 
 def measure_index(folder: Path, items: int, rounds: int) -> dict[str, object]:
-    """Recall and speed of the approximate index beside the exact search."""
+    """Return recall and speed of the approximate index, compared with the exact search."""
     exact, approximate = load(folder, index=False), load(folder, index=True)
     excluded = np.arange(1, 21, dtype=np.int32)
     asked = histories(items, 50)
     found = []
     for history in asked:
-        lists = [way.candidates(history, excluded).items for way in (exact, approximate)]
-        found.append(len(np.intersect1d(*lists)) / len(lists[0]))
-    taken = seconds(
-        {
-            name: lambda way=way: [way.candidates(history, excluded) for history in asked[:5]]
-            for name, way in (("exact", exact), ("approximate", approximate))
-        },
-        rounds,
-    )
+        expected, listed = (way.candidates(history, excluded).items for way in (exact, approximate))
+        found.append(len(np.intersect1d(expected, listed)) / len(expected))
+
+    def ask(way: OnnxRetriever) -> None:
+        for history in asked[:5]:
+            way.candidates(history, excluded)
+
+    taken = seconds({"exact": lambda: ask(exact), "approximate": lambda: ask(approximate)}, rounds)
     return {
         "recall@20": round(statistics.mean(found), 4),
         "request_ms": round(200 * taken["approximate"], 2),
@@ -134,13 +133,13 @@ def measure_index(folder: Path, items: int, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Parses the command line and prints what was measured."""
+    """Parse the command line and print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=15, help="requests and readings, in turn; medians are printed")
-    parser.add_argument("--index", action="store_true", help="measure the approximate index too")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
-    parser.add_argument("--folder", type=Path, help="keep the exported retriever here, or take the one that is here")
+    parser.add_argument("--items", type=int, default=1_000_000, help="Number of items.")
+    parser.add_argument("--rounds", type=int, default=15, help="Requests and readings, in turn; medians are printed.")
+    parser.add_argument("--index", action="store_true", help="Measure the approximate index as well.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a line.")
+    parser.add_argument("--folder", type=Path, help="Keep the exported retriever here, or use the one that is here.")
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.export:
@@ -150,8 +149,16 @@ def main() -> None:
         folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / (INDEX if given.index else MODEL)).exists():
-            # Apart, so that the memory measured is that of serving.
-            command = [sys.executable, "-m", "benchmarks.retrieval", "--items", str(given.items), "--export", folder]
+            # In another process, so that the peak memory is that of serving only.
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.retrieval_pass",
+                "--items",
+                str(given.items),
+                "--export",
+                folder,
+            ]
             command += ["--index"] if given.index else []
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         result = measure(folder, given.items, given.rounds)
