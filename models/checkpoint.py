@@ -1,4 +1,4 @@
-"""The file an interrupted training resumes from."""
+"""The checkpoint file from which an interrupted training resumes."""
 
 import json
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class Checkpoint:
 
     Args:
         path: the file.
-        options: of the training, anything JSON can hold.
-        inputs: fingerprint of each artifact the training reads, by name.
+        options: options of the training, anything that JSON can hold.
+        inputs: fingerprint of each artifact that the training reads, by name.
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -28,7 +28,7 @@ class Checkpoint:
         self._inputs = dict(inputs)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state of the training; an older checkpoint stays whole until the new one is.
+        """Write the state of the training and replace the older checkpoint in one step.
 
         Args:
             state: tensors, numbers, strings and containers of them, since it is loaded with ``weights_only``.
@@ -60,7 +60,7 @@ class Checkpoint:
         for name, value in self._options.items():
             found = made_by["options"].get(name)
             if found != value:
-                raise InputError(f"{self.path} is of a training with {name} {found}, not {value}: {remedy}")
+                raise InputError(f"{self.path} belongs to a training with {name} {found}, not {value}: {remedy}")
         return state
 
     def remove(self) -> None:

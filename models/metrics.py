@@ -1,7 +1,8 @@
-"""Ranking metrics over the place of the one true item of each user (paper, section 4.0.2).
+"""Ranking metrics for one true item per user (paper, section 4.0.2).
 
-A rank counts from 1; 0 means the true item was not ranked. With one relevant item a user, Recall@k is the share of
-users whose rank is at most k, MRR@k the mean reciprocal rank and NDCG@k the mean of 1 / log2(rank + 1), both cut at k.
+Ranks count from 1; 0 means that the true item was not ranked. With one relevant item per user, Recall@k is the share of
+users whose rank is at most k, MRR@k the mean reciprocal rank and NDCG@k the mean of 1 / log2(rank + 1), where ranks
+beyond k contribute 0.
 """
 
 import numpy as np
@@ -18,23 +19,23 @@ def _hits(ranks: ArrayLike, k: int) -> tuple[NDArray[np.float64], NDArray[np.boo
 
 
 def recall(ranks: ArrayLike, k: int) -> float:
-    """Share of users whose true item is among the first ``k``."""
+    """Return the share of users whose true item is among the first ``k``."""
     return float(_hits(ranks, k)[1].mean())
 
 
 def mrr(ranks: ArrayLike, k: int) -> float:
-    """Mean reciprocal rank, 0 beyond place ``k``."""
+    """Return the mean reciprocal rank; ranks beyond ``k`` count as 0."""
     places, hit = _hits(ranks, k)
     return float(np.divide(1.0, places, out=np.zeros_like(places), where=hit).mean())
 
 
 def ndcg(ranks: ArrayLike, k: int) -> float:
-    """Mean normalised discounted cumulative gain; the ideal gain is 1 (Jarvelin and Kekalainen 2002)."""
+    """Return the mean normalised discounted cumulative gain; the ideal gain is 1 (Jarvelin and Kekalainen 2002)."""
     places, hit = _hits(ranks, k)
     return float(np.where(hit, 1.0 / np.log2(np.maximum(places, 1.0) + 1.0), 0.0).mean())
 
 
 def summary(ranks: ArrayLike) -> dict[str, float]:
-    """MRR, NDCG and Recall at 5 and 10, under the names of the paper's tables."""
+    """Return MRR, NDCG and Recall at 5 and 10, under the names of the paper's tables."""
     measures = {"MRR": mrr, "NDCG": ndcg, "Recall": recall}
     return {f"{name}@{k}": measure(ranks, k) for k in CUTOFFS for name, measure in measures.items()}

@@ -1,4 +1,4 @@
-"""A preprocessed data set as the first part of a longer one."""
+"""Reads a preprocessed data set as the first part of a longer one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ from preprocessing.readers import parquet_batches
 
 @dataclass(frozen=True)
 class Previous:
-    """What an earlier run left: all checked interactions and titles, and the numbers of the items."""
+    """The result of an earlier run: all checked interactions and titles, and the item numbers."""
 
     manifest: Manifest
     interactions: Path
     catalogue: pa.Table
 
     def numbered(self) -> list[str]:
-        """Raw ids of the items that models know, in the order of their numbers, which they keep."""
+        """Return the raw ids of the items in the models' vocabulary, in the order of their numbers, which they keep."""
         known: list[str] = self.catalogue.filter(self.catalogue["training_count"].is_valid())["raw"].to_pylist()
         return known
 
 
 def load_previous(folder: Path) -> Previous:
-    """Opens ``artifacts/data``.
+    """Return the data set in a folder such as ``artifacts/data``.
 
     Raises:
-        InputError: it is missing or not what `llamarec preprocess` writes.
+        InputError: the folder is missing or was not written by `llamarec preprocess`.
     """
     manifest = read_manifest(folder, KIND, "llamarec preprocess")
     return Previous(manifest, folder / INTERACTIONS_FILE, pq.read_table(folder / ITEMS_FILE))
 
 
 def joined(previous: Previous, new: RawTables) -> RawTables:
-    """The earlier interactions and titles and the new ones; ids are integers only if they are so in both."""
+    """Return the earlier and the new interactions and titles; ids are integers only if they are integers in both."""
     before = pq.read_schema(previous.interactions)
     first = next(new.interactions(), None)
     kinds = {

@@ -1,4 +1,8 @@
-"""Artifact folders: written aside and renamed, so that each is whole or absent, with a manifest of what made it."""
+"""Reads and writes artifact folders.
+
+A folder is written under another name and then renamed, so that it is either complete or absent. Its manifest records
+what it was made from.
+"""
 
 import hashlib
 import json
@@ -21,20 +25,22 @@ RECORDED_VERSIONS = ("llamarec", "numpy", "nvtabular", "onnxruntime", "peft", "b
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made an artifact and what is in it."""
+    """Record of an artifact's origin and content."""
 
     kind: str
     """``data``, ``retriever``, ``ranker``, ``base`` or ``release``."""
     options: Mapping[str, Any]
+    """Options that the artifact was made with."""
     inputs: Mapping[str, str]
-    """Fingerprint of each artifact or file this one was made from."""
+    """Fingerprint of each artifact or file that this one was made from."""
     facts: Mapping[str, Any]
-    """Row counts and other figures worth reading without opening the files."""
+    """Row counts and other figures that are useful without opening the files."""
     files: Mapping[str, Mapping[str, Any]]
-    """``{path: {"bytes": n, "sha256": hex}}`` of every file, relative to the folder."""
+    """``{path: {"bytes": n, "sha256": hex}}`` for every file, relative to the folder."""
     fingerprint: str
-    """Hash of the kind and of the content of every file: equal exactly when the artifacts are."""
+    """Hash of the kind and of every file's content; equal only for equal artifacts."""
     versions: Mapping[str, str]
+    """Versions of Python and of the packages that made the artifact."""
 
 
 def sha256(path: Path) -> str:
@@ -47,7 +53,7 @@ def sha256(path: Path) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Hash of a raw file's content, or of every file of a folder, for the ``inputs`` of a manifest."""
+    """Return a hash of a file's content, or of all files in a folder, for the ``inputs`` of a manifest."""
     if path.is_file():
         return sha256(path)
     names = sorted(file for file in path.rglob("*") if file.is_file())
@@ -55,7 +61,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mapping as it reads back from JSON, so that stored and given options compare equal."""
+    """Return the mapping as it would be read back from JSON, so that stored and given options compare equal."""
     plain: dict[str, Any] = json.loads(json.dumps(value, sort_keys=True, default=str))
     return plain
 
@@ -72,9 +78,9 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path next to ``path`` to write to, which takes its place when the block ends without an error.
+    """Yield a temporary path next to ``path`` that replaces it when the block ends without an error.
 
-    A reader therefore sees the old file or the new one, whole. The folder is made if it is absent.
+    A reader therefore sees the complete old file or the complete new one. The folder is created if it is absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -86,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file by way of :func:`replacing`."""
+    """Write a text file through :func:`replacing`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -100,18 +106,18 @@ def new_artifact(
     inputs: Mapping[str, str],
     facts: dict[str, Any] | None = None,
 ) -> Iterator[Path]:
-    """Yields an empty folder to fill; when the block ends without an error, it takes the place of ``folder``.
+    """Yield an empty folder to fill, which replaces ``folder`` when the block ends without an error.
 
     Args:
-        folder: where the artifact will stand; an older one is replaced.
+        folder: the artifact's folder; an older artifact there is replaced.
         kind: see :class:`Manifest`.
-        options: the options that made it, anything JSON can hold.
-        inputs: fingerprints of what it was made from.
-        facts: figures for the manifest; the block may still add to the dictionary.
+        options: options that the artifact is made with, anything that JSON can hold.
+        inputs: fingerprints of the artifacts and files that it is made from.
+        facts: figures for the manifest; the block may add entries.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale)  # what a killed run left behind
+        shutil.rmtree(stale)  # left by a killed run
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir()
     try:
@@ -148,27 +154,25 @@ def _write_manifest(
 
 
 def read_manifest(folder: Path, kind: str, remedy: str) -> Manifest:
-    """The manifest of an artifact that must exist.
+    """Return the manifest of an artifact that must exist.
 
     Args:
         folder: the artifact's folder.
-        kind: what it must be.
-        remedy: the command that makes it, for the error.
+        kind: kind that the artifact must have.
+        remedy: command that makes the artifact, for the error message.
 
     Raises:
-        InputError: the folder is missing, is no artifact of that kind, or lacks one of its files.
+        InputError: the folder is missing, is not an artifact of that kind, or lacks one of its files.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"{folder} is not there or not finished: run `{remedy}` first")
+        raise InputError(f"{folder} does not exist or is not finished: run `{remedy}` first")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         made_by = raw.pop("format")
         manifest = Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a manifest of this program ({error}): delete {folder} and run `{remedy}`"
-        ) from None
+        raise InputError(f"{path} cannot be read as a manifest ({error}): delete {folder} and run `{remedy}`") from None
     if made_by != FORMAT or manifest.kind != kind:
         raise InputError(f"{folder} holds a {manifest.kind!r} artifact, format {made_by}, not {kind!r}: run `{remedy}`")
     for name, entry in manifest.files.items():
@@ -179,7 +183,7 @@ def read_manifest(folder: Path, kind: str, remedy: str) -> Manifest:
 
 
 def is_finished(folder: Path, kind: str, *, options: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Whether ``folder`` already holds exactly what these options and inputs would make again."""
+    """Return whether ``folder`` already holds the artifact that these options and inputs would make."""
     try:
         manifest = read_manifest(folder, kind, remedy="")
     except InputError:

@@ -1,4 +1,4 @@
-"""The catalogue: raw item ids, item numbers and titles. Read inside the Triton steps, so it needs no pandas."""
+"""The catalogue of raw item ids, item numbers and titles. Triton steps read it, so it does not import pandas."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,17 @@ ITEMS_FILE = "items.parquet"
 class Catalogue:
     """Items by number, from 1; 0 is the padding.
 
-    Numbers up to :attr:`trained` survived 5-core filtering and have an embedding. Those above have a title only: they
-    may be ranked as given candidates, and nothing else knows them.
+    Items up to number :attr:`trained` passed the k-core filter and are the retriever's vocabulary. Items above it have
+    only a title, and can only be ranked as the caller's candidates.
+
+    Args:
+        ids: raw ids in the order of the item numbers.
+        titles: titles in the same order.
+        counts: number of occurrences in the training sequences of each item in the retriever's vocabulary, in the same
+            order.
     """
 
     def __init__(self, ids: Sequence[bytes], titles: Sequence[str], counts: Sequence[int]) -> None:
-        """Args:
-        ids: raw ids in the order of their numbers.
-        titles: of the same items.
-        counts: how often each item stands in a training sequence; as many as the retriever knows items, from the first.
-        """
         self._ids = list(ids)
         self._titles = list(titles)
         self._numbers = {raw: number for number, raw in enumerate(self._ids, start=1)}
@@ -30,14 +31,14 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
-        """Reads ``items.parquet``."""
+        """Return the catalogue in an ``items.parquet`` file."""
         table = pq.read_table(path)
         ids = [raw.encode() for raw in table["raw"].to_pylist()]
         counts = [count for count in table["training_count"].to_pylist() if count is not None]
         return cls(ids, table["title"].to_pylist(), counts)
 
     def write(self, path: Path) -> None:
-        """Parquet with the columns ``item, raw, title, training_count``; null where the retriever knows no item."""
+        """Write Parquet with the columns ``item, raw, title, training_count``; items without a count have null."""
         numbers = range(1, len(self) + 1)
         columns = {
             "item": pa.array(numbers, pa.int32()),
@@ -51,18 +52,18 @@ class Catalogue:
         return len(self._ids)
 
     def number(self, raw: bytes) -> int | None:
-        """The item number of a raw id, exactly as in the raw file; None when it is not in the catalogue."""
+        """Return the item number of a raw id, exactly as in the raw file; None if it is not in the catalogue."""
         return self._numbers.get(raw)
 
     def raw(self, item: int) -> bytes:
-        """The raw id of an item number."""
+        """Return the raw id of an item number."""
         return self._ids[item - 1]
 
     def title(self, item: int) -> str:
-        """The title of an item number."""
+        """Return the title of an item number."""
         return self._titles[item - 1]
 
     def title_of(self, raw_id: str) -> str:
-        """Return the title of a raw id; empty when the id is not in the catalogue."""
+        """Return the title of a raw id; an empty string if the id is not in the catalogue."""
         item = self.number(raw_id.encode())
         return "" if item is None else self.title(item)

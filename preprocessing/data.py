@@ -1,4 +1,4 @@
-"""A preprocessed data set as the later stages read it; needs no NVTabular."""
+"""Reads a preprocessed data set for the later stages, without NVTabular."""
 
 import json
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 KIND = "data"
 SEQUENCES_FOLDER = "sequences"
 INTERACTIONS_FILE = "interactions.parquet"
-"""All checked raw interactions, for a later append."""
+"""File of all checked raw interactions, for a later append."""
 STATISTICS_FILE = "statistics.json"
 TYPES = {"user": pa.string(), "training": pa.list_(pa.int32()), "validation": pa.int32(), "test": pa.int32()}
-"""Columns of the sequences."""
+"""Columns of the sequences and their types."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Statistics:
 
     @property
     def mean_length(self) -> float:
-        """Interactions a user."""
+        """Mean number of interactions per user."""
         return self.interactions / self.users
 
     @property
     def density(self) -> float:
-        """Share of all user-item pairs that are interactions."""
+        """Share of all pairs of user and item that are interactions."""
         return self.interactions / (self.users * self.items)
 
     def row(self) -> dict[str, Any]:
-        """The row under the names of the paper's Table 2."""
+        """Return the row, under the column names of the paper's Table 2."""
         return {
             "dataset": self.dataset,
             "users": self.users,
@@ -55,41 +55,46 @@ class Statistics:
 
     @classmethod
     def read(cls, folder: Path) -> "Statistics":
-        """Reads ``statistics.json`` of a data artifact."""
+        """Return the statistics in ``statistics.json`` of a data artifact."""
         row = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
         return cls(row["dataset"], row["users"], row["items"], row["interactions"])
 
 
 @dataclass(frozen=True)
 class Data:
-    """Users' sequences of item numbers, split leave-one-out (paper, section 4.0.2)."""
+    """A data set: users' sequences of item numbers, split leave-one-out (paper, section 4.0.2)."""
 
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     fingerprint: str
+    """Fingerprint of the data artifact."""
     statistics: Statistics
     catalogue: Catalogue
     users: list[str]
-    """Raw ids."""
+    """Raw user ids."""
     training: list[NDArray[np.int32]]
-    """Everything but the last two items of each user, in chronological order."""
+    """All but the last two items of each user, in chronological order."""
     validation: NDArray[np.int32]
-    """[users] the second-to-last item."""
+    """Second-to-last item of each user [users]."""
     test: NDArray[np.int32]
-    """[users] the last item."""
+    """Last item of each user [users]."""
 
     def test_histories(self) -> list[NDArray[np.int32]]:
-        """Return what precedes each user's test item: the training items and the validation item, oldest first."""
+        """Return the items before each user's test item: the training items and the validation item, oldest first."""
         return [np.append(*parts) for parts in zip(self.training, self.validation, strict=True)]
 
     def raw_history(self, user: int) -> list[str]:
-        """Return the raw ids that precede the test item of the user at this place, oldest first."""
+        """Return the raw ids of the items before a user's test item, oldest first.
+
+        Args:
+            user: index of the user, from 0.
+        """
         items = (*self.training[user], self.validation[user])
         return [self.catalogue.raw(int(item)).decode() for item in items]
 
 
 def read_sequences(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The sequences of a data artifact, a file at a time, in the order of the users."""
+    """Yield the sequences of a data artifact, file by file, in the order of the users."""
     paths = (folder / SEQUENCES_FOLDER).glob("part_*.parquet")
     for path in sorted(paths, key=lambda path: int(path.stem.removeprefix("part_"))):
         table = pq.read_table(path, columns=columns)
@@ -97,10 +102,10 @@ def read_sequences(folder: Path, columns: list[str] | None = None) -> Iterator[p
 
 
 def load_data(artifacts: Path) -> Data:
-    """Opens ``artifacts/data``.
+    """Return the data set in ``artifacts/data``.
 
     Raises:
-        InputError: it is missing or not what `llamarec preprocess` writes.
+        InputError: the folder is missing or was not written by `llamarec preprocess`.
     """
     folder = artifacts / "data"
     manifest = read_manifest(folder, KIND, "llamarec preprocess")

@@ -1,4 +1,4 @@
-"""Public data sets over HTTP: with progress, resumed where a break left off, checked where a checksum is published."""
+"""Downloads public data sets over HTTP, resuming interrupted downloads and verifying published checksums."""
 
 import hashlib
 import http.client
@@ -15,7 +15,7 @@ from preprocessing.progress import progress_bar
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Number of seconds without data after which a connection counts as broken."""
 
 
 class PublicFile(NamedTuple):
@@ -23,7 +23,7 @@ class PublicFile(NamedTuple):
 
     url: str
     md5_url: str | None = None
-    """Where its publisher gives the MD5 sum."""
+    """Address of the file's MD5 sum; None if the publisher provides none."""
 
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -32,14 +32,15 @@ EDITIONS = {
     "movielens": ("ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m"),
     "amazon": ("Beauty", "Video_Games", "Toys_and_Games", "Sports_and_Outdoors", "Books", "Electronics"),
 }
-"""What can be fetched of a data set; the first is the default, as in the paper. Amazon's are categories of 2014."""
+"""Editions of each data set that can be downloaded. The first is the default, as in the paper; Amazon's are categories
+of 2014."""
 
 
 def public_files(dataset: str, edition: str | None) -> tuple[str, tuple[PublicFile, ...]]:
-    """The folder's name and the files of an edition.
+    """Return the folder name and the files of an edition.
 
     Raises:
-        InputError: there is no such edition.
+        InputError: the edition does not exist.
     """
     edition = edition or EDITIONS[dataset][0]
     if edition not in EDITIONS[dataset]:
@@ -52,12 +53,12 @@ def public_files(dataset: str, edition: str | None) -> tuple[str, tuple[PublicFi
 
 
 def download_public(dataset: str, edition: str | None, folder: Path) -> Path:
-    """Fetches a data set's public files into ``folder`` and returns the folder that holds them.
+    """Download a data set's public files into a subfolder of ``folder``, and return that subfolder.
 
-    What is there already is not fetched again.
+    Files that are already there are not downloaded again.
 
     Raises:
-        InputError: there is no such edition, a file cannot be fetched, or is not what its publisher's checksum says.
+        InputError: the edition does not exist, or a file cannot be downloaded or does not match the published checksum.
     """
     name, files = public_files(dataset, edition)
     target = folder / name
@@ -73,10 +74,10 @@ def download_public(dataset: str, edition: str | None, folder: Path) -> Path:
 
 
 def download(file: PublicFile, folder: Path) -> Path:
-    """Fetches one file; a part that an earlier try left is continued if the server can.
+    """Download one file, and return its path; a partial download is resumed if the server supports it.
 
     Raises:
-        InputError: see :func:`download_public`.
+        InputError: the file cannot be downloaded or does not match the published checksum.
     """
     path = folder / file.url.rsplit("/", 1)[1]
     if path.is_file():
@@ -87,12 +88,12 @@ def download(file: PublicFile, folder: Path) -> Path:
         expected = _published_md5(file.md5_url) if file.md5_url else None
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         raise InputError(
-            f"{file.url} cannot be fetched ({error}): run the command again to go on where it stopped, or fetch it"
-            " yourself and give --raw its folder"
+            f"{file.url} cannot be downloaded ({error}): run the command again to resume, or download it yourself and"
+            " set --raw to its folder"
         ) from None
     if expected and (found := _md5(partial)) != expected:
         partial.unlink()
-        raise InputError(f"{file.url} arrived with the MD5 sum {found} instead of {expected}: run the command again")
+        raise InputError(f"{file.url} has the MD5 sum {found} instead of {expected}: run the command again")
     partial.rename(path)
     return path
 
@@ -103,11 +104,11 @@ def _fetch(url: str, partial: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # nothing behind what is there: it is complete
+        if start and error.code == 416:  # no bytes beyond the partial file, so it is complete
             return
         raise
     with response:
-        if response.status != 206:  # the server does not continue, so from the beginning
+        if response.status != 206:  # the server does not resume, so the download starts again
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
@@ -124,7 +125,7 @@ def _published_md5(url: str) -> str:
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         found = re.search(rb"\b[0-9a-f]{32}\b", response.read(4096))
     if not found:
-        raise ConnectionError(f"{url} holds no MD5 sum")
+        raise ConnectionError(f"{url} does not contain an MD5 sum")
     return found[0].decode()
 
 
@@ -137,7 +138,7 @@ def _md5(path: Path) -> str:
 
 
 def _unpack(path: Path) -> None:
-    """Puts the files of a zip, whatever folder they are in, beside it."""
+    """Extract all files of a zip archive directly into the archive's folder, and remove the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -146,5 +147,5 @@ def _unpack(path: Path) -> None:
                         shutil.copyfileobj(source, out)
     except zipfile.BadZipFile as error:
         path.unlink()
-        raise InputError(f"{path.name} is no zip file ({error}): run the command again to fetch it anew") from None
+        raise InputError(f"{path.name} is not a zip file ({error}): run the command to download it again") from None
     path.unlink()

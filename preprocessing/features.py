@@ -1,4 +1,4 @@
-"""A request's raw ids to item numbers, with every limit of the serving contract checked. Runs inside Triton."""
+"""Encodes a request's raw ids as item numbers and checks the limits of the serving contract; it runs in Triton."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,27 +13,30 @@ from preprocessing.errors import InputError
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """One user's request in item numbers."""
+    """One user's request, in item numbers."""
 
     history: NDArray[np.int32]
-    """Items that the retriever knows, oldest first, repetitions kept."""
+    """Items in the retriever's vocabulary, oldest first, with repetitions."""
     excluded: NDArray[np.int32]
+    """Items that must not be returned, in ascending order."""
     given: NDArray[np.int32]
-    """The caller's candidates, each once, without the excluded ones; empty when they are to be retrieved."""
+    """The caller's candidates without repetitions and excluded items; empty if candidates are to be retrieved."""
     retrieve: bool
+    """Whether candidates are to be retrieved."""
     limit: int
-    """How many to return; 0: all."""
+    """Maximum number of items to return; 0 for all."""
     unknown: int
-    """How many ids of the history the retriever does not know."""
+    """Number of ids in the history outside the retriever's vocabulary."""
 
 
 class FeatureEncoder:
-    """Looks raw ids up in a catalogue. Ids are compared as bytes, exactly as they stand in the raw file."""
+    """Encoder of requests that looks up raw ids in a catalogue. Ids are compared as bytes, exactly as in the raw file.
+
+    Args:
+        catalogue: catalogue of the data set that the models were trained on.
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
-        """Args:
-        catalogue: of the data set that the models were trained on.
-        """
         self._catalogue = catalogue
 
     def encode(
@@ -43,19 +46,20 @@ class FeatureEncoder:
         candidates: Sequence[bytes] | None = None,
         top_k: int | None = None,
     ) -> EncodedRequest:
-        """Checks and encodes one request.
+        """Check one request, and return it encoded.
 
-        Unknown ids in HISTORY are skipped and counted, in EXCLUDE they are ignored. At most 20 candidates may be left
-        after repetitions and EXCLUDE are taken away.
+        Unknown ids in HISTORY are skipped and counted; in EXCLUDE they are ignored. At most 20 candidates may remain
+        after repetitions and excluded items are removed.
 
         Args:
             history: raw ids, oldest first.
-            exclude: raw ids never to return.
-            candidates: raw ids to rank; None: retrieve them.
-            top_k: how many to return; None: all.
+            exclude: raw ids that must not be returned.
+            candidates: raw ids to rank; None to retrieve candidates.
+            top_k: maximum number of items to return; None for all.
 
         Raises:
-            InputError: a limit is exceeded, an id is not UTF-8, or a candidate is unknown; the text names the tensor.
+            InputError: a limit is exceeded, an id is not UTF-8, or a candidate is unknown; the message names the
+                tensor.
         """
         for name, ids in ((HISTORY.name, history), (EXCLUDE.name, exclude), (CANDIDATES.name, candidates or ())):
             _check_ids(name, ids)
@@ -92,12 +96,12 @@ class FeatureEncoder:
 def _check_ids(name: str, ids: Sequence[bytes]) -> None:
     if len(ids) > MAX_HISTORY:
         raise InputError(f"{name} holds {len(ids):,} ids: send at most the {MAX_HISTORY:,} most recent ones")
-    # Looked at as a whole first: one by one, the checks would take longer than the look-up.
+    # All ids are checked together first: checking them one by one would take longer than the look-up.
     if max(map(len, ids), default=0) > MAX_ID_BYTES:
         place, raw = next((place, raw) for place, raw in enumerate(ids) if len(raw) > MAX_ID_BYTES)
         raise InputError(f"{name}[{place}] has {len(raw)} bytes: an item id has at most {MAX_ID_BYTES}")
     try:
-        b"\n".join(ids).decode()  # a line break belongs to no other character, so it mends none
+        b"\n".join(ids).decode()  # a line break is never part of another character, so it cannot complete one
     except UnicodeDecodeError:
         place, raw = next((place, raw) for place, raw in enumerate(ids) if not _is_utf8(raw))
         raise InputError(f"{name}[{place}] is {raw!r}, not UTF-8: send ids as they stand in the raw file") from None

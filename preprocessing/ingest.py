@@ -1,4 +1,4 @@
-"""Raw interactions to checked Parquet in row groups that later become partitions, and the titles of the items."""
+"""Checks raw interactions, writes them to Parquet in row groups that later become partitions, and collects titles."""
 
 import math
 import re
@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from preprocessing.errors import InputError
 
 PARTITION_ROWS = 500_000
-"""Rows of a row group, which is a partition of the workflows: what a worker holds at a time."""
+"""Number of rows in a row group, which becomes a partition of the workflows and is held by one worker at a time."""
 MANY_PAIRS = 2_000_000
-"""Pairs of item and title that are held before repetitions among them are dropped."""
+"""Number of pairs of item and title above which repeated pairs are dropped."""
 LONGEST_TITLE = 1000
-"""Characters of a title that are kept; a prompt shows far fewer."""
+"""Maximum number of characters in a title; prompts contain far fewer."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 DAY = 86_400
 
@@ -27,53 +27,56 @@ class Raw(NamedTuple):
     """A data set as read, before any filter."""
 
     interactions: Path
-    """Parquet with ``user``, ``item`` (integers when they are in the raw file, else strings) and ``timestamp``."""
+    """Parquet file with ``user``, ``item`` (integers if they are integers in the raw file, otherwise strings) and
+    ``timestamp``."""
     rows: int
+    """Number of interactions."""
     titles: dict[Any, str]
     """Title of each item that has one, by an id of the same type as in ``interactions``."""
 
 
 class RawTables(NamedTuple):
-    """What a source reads of its files, as it streams by."""
+    """Streams of the tables in a source's files."""
 
     interactions: Callable[[], Iterator[pa.Table]]
-    """Starts over at each call; tables with ``user``, ``item``, ``timestamp``, and ``title`` if titles stand there."""
+    """Function that reads from the beginning at each call. Its tables have the columns ``user``, ``item``,
+    ``timestamp`` and, if the same file holds the titles, ``title``."""
     titles: Callable[[], Iterator[pa.Table]] | None = None
-    """Tables with ``item`` and ``title``."""
+    """Function whose tables have the columns ``item`` and ``title``."""
     clean: Callable[[str], str] = str
-    """Makes a title as it is to stand in a prompt."""
+    """Function that turns a raw title into the title for a prompt."""
 
 
 def ingest(tables: RawTables, path: Path, named: str) -> Raw:
-    """Checks everything once, as it streams by, and writes ``path``.
+    """Check all interactions and titles in one pass, write the interactions, and return the data set.
 
     Args:
-        tables: what a source reads.
+        tables: tables of the source.
         path: the Parquet file to write.
-        named: the raw files, for errors.
+        named: names of the raw files, for error messages.
 
     Raises:
-        InputError: there are no interactions, an id is missing, a timestamp is no number, negative or in the future, or
-            no item has a title.
+        InputError: there are no interactions, an id is missing, a timestamp is not a number, negative or in the future,
+            or no item has a title.
     """
     found = _Titles()
     try:
         rows = _write(_checked(tables.interactions(), pa.int64(), found, named), path)
-    except _FractionError:  # not the first row perhaps, so all over again
+    except _FractionError:  # perhaps after the first row, so everything is read again
         found = _Titles()
         rows = _write(_checked(tables.interactions(), pa.float64(), found, named), path)
     if not rows:
-        raise InputError(f"{named}: there are no interactions; check that the download is complete")
+        raise InputError(f"{named}: no interactions found; check that the download is complete")
     for table in tables.titles() if tables.titles else ():
         found.add(table)
     titles = found.cleaned(tables.clean)
     if not titles:
-        raise InputError(f"{named}: no item has a title, and the ranker reads titles; give the file that holds them")
+        raise InputError(f"{named}: no item has a title, but the ranker needs titles; provide the file with the titles")
     return Raw(path, rows, titles)
 
 
 def _write(tables: Iterator[pa.Table], path: Path) -> int:
-    """Writes row groups of PARTITION_ROWS and returns the number of rows."""
+    """Write row groups of PARTITION_ROWS rows, and return the number of rows."""
     rows, waiting, writer = 0, [], None
     try:
         for table in tables:
@@ -94,12 +97,12 @@ def _write(tables: Iterator[pa.Table], path: Path) -> int:
 
 
 def plain_title(title: str) -> str:
-    """A title on one line, without control characters, of bounded length."""
+    """Return the title on one line, without control characters, cut at :data:`LONGEST_TITLE` characters."""
     return " ".join(_CONTROL.sub(" ", title[: 4 * LONGEST_TITLE]).split())[:LONGEST_TITLE]
 
 
 class _Titles:
-    """Distinct pairs of item and title; of an item with several titles the first in order stays."""
+    """Distinct pairs of item and title; an item with several titles keeps the first in alphabetical order."""
 
     def __init__(self) -> None:
         self._pairs: list[pa.Table] = []
@@ -137,7 +140,7 @@ def _decoded(table: pa.Table) -> pa.Table:
 
 
 class _FractionError(Exception):
-    """A timestamp is no whole number, so none of them is read as one."""
+    """A timestamp is not a whole number, so all of them are read as floating-point numbers."""
 
 
 def _checked(batches: Iterator[pa.Table], kind: pa.DataType, titles: _Titles, named: str) -> Iterator[pa.Table]:
@@ -155,7 +158,7 @@ def _checked(batches: Iterator[pa.Table], kind: pa.DataType, titles: _Titles, na
 
 
 def _numbers(column: pa.ChunkedArray, kind: pa.DataType, start: int, named: str) -> pa.ChunkedArray:
-    """Timestamps as int64 or float64; dates count in their own unit since 1970."""
+    """Return timestamps as int64 or float64; dates become numbers of their own unit since 1970."""
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
         raise InputError(f"{named}: interaction {start + row + 1:,} has no timestamp; remove this row")
@@ -182,15 +185,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_range(stamps: pa.ChunkedArray, start: int, named: str) -> None:
-    """Neither before 1970 nor in the future, whether in seconds, milli-, micro- or nanoseconds."""
+    """Check that no timestamp is negative or in the future, whether in seconds, milli-, micro- or nanoseconds."""
     limits = pc.min_max(stamps).as_py()
     if not len(stamps):
         return
     unit = next((unit for unit in (1, 10**3, 10**6, 10**9) if limits["max"] < 10**11 * unit), 10**9)
-    for value, wrong, remedy in (
+    for value, wrong, problem in (
         (limits["min"], limits["min"] < 0, "is negative"),
-        (limits["max"], limits["max"] > (time.time() + DAY) * unit, "lies in the future"),
+        (limits["max"], limits["max"] > (time.time() + DAY) * unit, "is in the future"),
     ):
         if wrong:
             row = start + pc.index(stamps, value).as_py() + 1
-            raise InputError(f"{named}: timestamp {value} of interaction {row:,} {remedy}; mend or remove such rows")
+            raise InputError(f"{named}: timestamp {value} of interaction {row:,} {problem}; fix or remove such rows")

@@ -1,4 +1,4 @@
-"""The data stage: raw events and titles to sequences, items and vocabulary (paper, section 4.0.1)."""
+"""The data stage: turns raw events and titles into sequences, items and vocabulary (paper, section 4.0.1)."""
 
 import json
 import logging
@@ -30,32 +30,37 @@ STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What is preprocessed, and how."""
+    """Options of the data stage."""
 
     dataset: str = "movielens-100k"
-    """A name of :data:`preprocessing.sources.SOURCES`."""
+    """Kind of raw data, a key of :data:`preprocessing.sources.SOURCES`."""
     raw: Path | None = None
-    """The raw file or folder. ``movielens-100k`` brings its own; ``movielens`` and ``amazon`` are fetched."""
+    """Raw file or folder, required for a ``table``. If absent, ``movielens-100k`` is read from an installed package,
+    and ``movielens`` and ``amazon`` are downloaded."""
     edition: str | None = None
-    """What to fetch, see :data:`preprocessing.download.EDITIONS`."""
+    """Edition to download, one of :data:`preprocessing.download.EDITIONS`; the first one if absent."""
     minimum: int = 5
-    """Fewest interactions of a user and of an item: 5-core."""
+    """Minimum number of interactions of every user and every item that is kept (k of the k-core)."""
     user_column: str = "user"
-    """Of a ``table``, as are the next three."""
+    """Name of the column of user ids in a ``table``."""
     item_column: str = "item"
+    """Name of the column of item ids in a ``table``."""
     timestamp_column: str = "timestamp"
+    """Name of the column of timestamps in a ``table``."""
     title_column: str = "title"
+    """Name of the column of item titles in a ``table``."""
     skip_bad_lines: bool = False
-    """Leave out and count the lines of text files that don't read, instead of stopping at the first."""
+    """Whether to skip and count lines of text files that cannot be parsed, instead of stopping at the first."""
     scheduler_address: str | None = None
-    """Of a Dask cluster whose workers see the same files; without it the work is done here."""
+    """Address of the scheduler of a Dask cluster whose workers see the same files; if absent, the work is done in this
+    process."""
     append: bool = False
-    """The raw files hold further events of the data set that is there."""
+    """Whether the raw files hold further events of the data set that is already in the artifacts."""
 
     def __post_init__(self) -> None:
         if self.minimum < 3:
             raise InputError(
-                f"minimum must be at least 3, not {self.minimum}: training, validation, test take an item each"
+                f"minimum must be at least 3, not {self.minimum}: training, validation and test need one item each"
             )
 
     @property
@@ -65,23 +70,31 @@ class Preprocessing:
 
     @property
     def name(self) -> str:
-        """What the data set is called in tables: the raw folder's name says more than ``movielens`` or ``amazon``."""
+        """Name of the data set in tables: that of the raw file or folder, if given, as it is more specific."""
         return self.raw.resolve().stem if self.raw else self.dataset
 
 
 def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
-    """Writes ``artifacts/data``: ``items.parquet``, ``sequences/``, ``statistics.json``, and for a later append
+    """Write ``artifacts/data`` and return its statistics.
+
+    The folder holds ``items.parquet``, ``sequences/`` and ``statistics.json``, and for a later append
     ``interactions.parquet`` and ``workflow/``.
 
-    Items without a title are dropped, then items and users with fewer than ``minimum`` interactions until none is left;
-    each user's interactions are ordered by (timestamp, raw item id), where ids count as numbers if all of them are
-    integers and else compare as bytes; the last is for test, the one before for validation. Items are numbered by
-    falling number of interactions, then by raw id. Nothing depends on the order of the raw rows.
+    Items without a title are dropped. Then items and users with fewer than ``minimum`` interactions are dropped, until
+    all that remain have enough. Each user's interactions are ordered by (timestamp, raw item id); ids are compared as
+    numbers if all of them are integers, and as bytes otherwise. A user's last item is for test and the second-to-last
+    for validation. Items are numbered by descending number of interactions, then by raw id. The order of the raw rows
+    does not matter.
 
-    With ``append``, all of it is as if the new files had been there from the start, but for the numbers of items: those
-    that had one for the models keep it, and new ones come after them.
+    With ``append``, the result is the same as if all files had been there from the start, except for the item numbers:
+    items already in the models' vocabulary keep their numbers, and new items follow.
 
-    A folder that these options and raw files made already, or that they were appended to, is left as it is.
+    A folder that was made from the same options and raw files, or to which these files were already appended, is left
+    as it is.
+
+    Args:
+        options: see :class:`Preprocessing`.
+        artifacts: folder of the data set's artifacts.
 
     Raises:
         InputError: raw files are missing or unreadable, or nothing is left after the filters.
@@ -131,7 +144,7 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
 
 
 def raw_order(ids: Iterable[Any]) -> Callable[[Any], Any]:
-    """A sort key for raw ids: as numbers when all of them are integers, else by their bytes."""
+    """Return a sort key for raw ids: they sort as numbers if all of them are integers, and by their bytes otherwise."""
     if all(isinstance(raw, int) for raw in ids):
         return lambda raw: raw
     if all(raw.isascii() and raw.removeprefix("-").isdigit() for raw in ids):
@@ -141,7 +154,7 @@ def raw_order(ids: Iterable[Any]) -> Callable[[Any], Any]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A bar over the steps; called with a step's name as it begins."""
+    """Show a progress bar over the steps; yield a function to call with a step's name when the step begins."""
     with progress_bar(transient=True) as bar:
         task = bar.add_task("", total=STEPS, completed=-1, note="")
         yield lambda step: bar.update(task, description=step, advance=1)
@@ -149,7 +162,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Sends Dask's work to the cluster at ``address``, or leaves it here."""
+    """Send Dask's work within the block to the cluster at ``address``, or do it in this process if there is none."""
     if address is None:
         yield
         return
@@ -168,7 +181,7 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet_merlin() -> Iterator[None]:
-    """Without Merlin's warnings that there is no GPU (at each step) and no TensorFlow (at import)."""
+    """Suppress Merlin's warnings about the missing GPU (at each step) and the missing TensorFlow (at import)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode|Tensorflow dtype")
         yield
@@ -177,23 +190,25 @@ def _quiet_merlin() -> Iterator[None]:
 def _run_workflows(
     raw: Raw, minimum: int, numbered: list[str], folder: Path, scratch: Path, begin: Callable[[str], None]
 ) -> tuple[int, int, int]:
-    """Fills ``folder`` and returns how many users, items and interactions there are; ``numbered`` items come first."""
+    """Fill ``folder``, and return the number of users, items and interactions; ``numbered`` items come first."""
     begin("title filter")
-    # NVTabular and Dask take seconds to import: not for a stage that is finished.
+    # Imported here because NVTabular and Dask take seconds to import, which a finished stage need not spend.
     from preprocessing import workflows
 
     titled_workflow, titled = workflows.keep_titled(workflows.open_interactions(raw.interactions, raw.rows), raw.titles)
     begin(f"{minimum}-core")
     core_workflow, core, kept = workflows.keep_core(titled, minimum)
     if not core.seen:
-        raise InputError("no item of the interactions has a title; check that both name items by the same ids")
+        raise InputError(
+            "no item of the interactions has a title; check that interactions and titles use the same item ids"
+        )
     if not core.items:
         raise InputError(
             f"{minimum}-core filtering leaves nothing of {raw.rows:,} interactions: every user and every titled"
             f" item needs at least {minimum} among those that remain; give more data"
         )
     item_key = raw_order(raw.titles)
-    # All of the numbered items are there: further interactions make a k-core larger, never smaller.
+    # No numbered item is missing: further interactions can only make a k-core larger.
     known = {item: place for place, item in enumerate(numbered)}
     items = sorted(core.items, key=lambda item: (known.get(str(item), len(known)), -core.items[item], item_key(item)))
     users = {user: core.users[user] for user in sorted(core.users, key=raw_order(core.users))}
@@ -217,7 +232,7 @@ def _run_workflows(
 
 
 def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:
-    """How often each item of the k-core stands in the training part of a sequence: the popularity a model may know."""
+    """Return how often each k-core item occurs in the training parts, which is the popularity that models may use."""
     counts = np.zeros(items + 1, np.int64)
     for table in read_sequences(folder, ["training"]):
         counts += np.bincount(table["training"].combine_chunks().flatten().to_numpy(), minlength=items + 1)
@@ -225,7 +240,7 @@ def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:
 
 
 def _catalogue(items: list[Any], titles: Mapping[Any, str], counts: NDArray[np.int64]) -> Catalogue:
-    """The items of the k-core, then every other item that has a title, in raw order."""
+    """Return the catalogue of the k-core's items, followed by every other item with a title in the order of raw ids."""
     others = sorted(titles.keys() - set(items), key=raw_order(titles))
     ids = [*items, *others]
     return Catalogue([str(item).encode() for item in ids], [titles[item] for item in ids], counts.tolist())

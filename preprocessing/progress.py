@@ -1,4 +1,4 @@
-"""Progress bars with the remaining time, on standard error so that results on standard output stay clean."""
+"""Progress bars with the remaining time, on standard error to keep them out of results on standard output."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -10,10 +10,10 @@ Item = TypeVar("Item")
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
-    """A bar whose tasks carry a ``note``, the latest result for example.
+    """Return a progress bar whose tasks show a ``note``, for example the latest result.
 
     Args:
-        transient: the bar vanishes at the end.
+        transient: whether the bar disappears at the end.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -27,7 +27,7 @@ def progress_bar(*, transient: bool = False) -> Progress:
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yields ``items`` under a bar that vanishes at the end."""
+    """Yield ``items``, with a progress bar that disappears at the end."""
     with progress_bar(transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
         for item in items:

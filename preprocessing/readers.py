@@ -1,4 +1,4 @@
-"""File formats: CSV, JSON lines and Parquet as a stream of Arrow tables, whatever their size."""
+"""Reads CSV, JSON lines and Parquet files of any size as streams of Arrow tables."""
 
 import ast
 import csv
@@ -19,37 +19,43 @@ import pyarrow.parquet as pq
 from preprocessing.errors import InputError
 
 BATCH_ROWS = 1_000_000
-"""Rows read at a time."""
+"""Number of rows that are read at once."""
 CSV_BLOCK = 32 << 20
-"""Bytes of a CSV read at a time; no line may be longer."""
+"""Number of bytes of a CSV file that are read at once, and the maximum length of a line."""
 
 
 @dataclass
 class BadLines:
-    """What becomes of lines that don't read: the first one stops, unless they are to be skipped and counted."""
+    """Handler of lines that cannot be parsed: it skips and counts them, or stops at the first one."""
 
     skip: bool = False
+    """Whether bad lines are skipped and counted."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Skipped lines by file."""
+    """Number of skipped lines by file."""
 
     def begin(self, path: Path) -> None:
-        """A file that is read again is counted anew."""
+        """Reset the count of a file, since a file may be read more than once."""
         self.counts.pop(str(path), None)
 
     def add(self, path: Path, line: int | None, what: str) -> None:
-        """Notes one bad line.
+        """Count a bad line.
+
+        Args:
+            path: the file.
+            line: number of the line, from 1; None if it is unknown.
+            what: the problem, as the predicate of the error message's sentence.
 
         Raises:
-            InputError: bad lines are not to be skipped.
+            InputError: bad lines are not skipped.
         """
         if not self.skip:
             where = f"line {line:,}" if line else "a line"
-            raise InputError(f"{path}: {where} {what}; mend the file or give --skip-bad-lines")
+            raise InputError(f"{path}: {where} {what}; fix the file or use --skip-bad-lines")
         self.counts[str(path)] = self.counts.get(str(path), 0) + 1
 
 
 def open_text(path: Path) -> IO[str]:
-    """A text file, plain or ``.gz``, in UTF-8."""
+    """Return an open UTF-8 text file, plain or ``.gz``."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
@@ -64,20 +70,20 @@ def csv_batches(
     delimiter: str = ",",
     quoted: bool = True,
 ) -> Iterator[pa.Table]:
-    """Columns of a CSV as strings; an empty field is null.
+    """Yield columns of a CSV file as strings; an empty field is null.
 
     Args:
-        path: plain or ``.gz``.
-        columns: the wanted columns, and what they are to be called.
-        bad: takes lines with too few or too many fields.
-        names: the columns of a file without a header.
-        delimiter: between the fields.
-        quoted: whether double quotes enclose fields.
+        path: the file, plain or ``.gz``.
+        columns: names of the columns to read, and their new names.
+        bad: handler of lines with too few or too many fields.
+        names: names of all columns of a file without a header.
+        delimiter: separator of the fields.
+        quoted: whether fields may be enclosed in double quotes.
 
     Raises:
-        InputError: the file is empty, cut short, not UTF-8, or lacks a column.
+        InputError: the file is empty, truncated or not UTF-8, or lacks a column.
     """
-    stopped: list[InputError] = []  # Arrow swallows what a handler raises
+    stopped: list[InputError] = []  # Arrow swallows exceptions of its handler
 
     def invalid(row: Any) -> str:
         try:
@@ -117,14 +123,14 @@ def csv_batches(
 
 
 def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Columns of a Parquet file as they are.
+    """Yield columns of a Parquet file with their types unchanged.
 
     Args:
         path: the file.
-        columns: the wanted columns, and what they are to be called.
+        columns: names of the columns to read, and their new names.
 
     Raises:
-        InputError: the file is no Parquet, or lacks a column.
+        InputError: the file is not Parquet, or lacks a column.
     """
     with readable(path, "Parquet"):
         file = pq.ParquetFile(path)
@@ -136,15 +142,15 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[pa.Table
 def json_batches(
     path: Path, columns: Mapping[str, Callable[[Mapping[str, Any]], Any]], bad: BadLines
 ) -> Iterator[pa.Table]:
-    """Fields of JSON lines, or of Python literals as in Amazon's metadata of 2014, which are parsed and never run.
+    """Yield fields of JSON lines, or of Python literals as in Amazon's metadata of 2014, which are never executed.
 
     Args:
-        path: plain or ``.gz``.
-        columns: for each column what is taken of a line; it becomes a string.
-        bad: takes lines that are neither.
+        path: the file, plain or ``.gz``.
+        columns: for each column, a function that returns a line's value, which becomes a string.
+        bad: handler of lines that are neither JSON nor a Python literal.
 
     Raises:
-        InputError: the file is cut short or not UTF-8.
+        InputError: the file is truncated or not UTF-8.
     """
     bad.begin(path)
     with readable(path, "text"), open_text(path) as file:
@@ -158,8 +164,10 @@ def json_batches(
 
 
 def check_columns(path: Path, present: list[str], wanted: Iterable[str]) -> None:
-    """Raises:
-    InputError: one of the wanted columns is not there.
+    """Check that a file has the wanted columns.
+
+    Raises:
+        InputError: a wanted column is missing.
     """
     if absent := [name for name in wanted if name not in present]:
         raise InputError(f"{path} has no column {', '.join(absent)}: it has {', '.join(present)}")
@@ -187,7 +195,15 @@ def _header(path: Path, delimiter: str, quoted: bool) -> list[str]:
 
 @contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Turns what the libraries raise over a broken file into one sentence."""
+    """Turn the libraries' exceptions for a broken file into an error of one sentence.
+
+    Args:
+        path: the file that is read within the block.
+        what: name of the expected format, for the error message.
+
+    Raises:
+        InputError: the file is empty or cannot be read.
+    """
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty; check that the download is complete")
@@ -195,5 +211,5 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except (UnicodeDecodeError, pa.ArrowException, EOFError, OSError, zlib.error, csv.Error) as error:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
             raise InputError(f"{path} is not UTF-8; convert it first") from None
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} does not read as {what} ({said}); check that the download is complete") from None
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as {what} ({cause}); check that the download is complete") from None

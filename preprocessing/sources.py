@@ -1,4 +1,4 @@
-"""Raw data sets: where their files are and how they read."""
+"""The kinds of raw data sets: where their files are and how they are read."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
@@ -27,22 +27,23 @@ class Columns:
 
 
 class Source(NamedTuple):
-    """How one kind of raw data is found and read."""
+    """Functions that find and read one kind of raw data."""
 
     files: Callable[[Path | None], list[Path]]
-    """The raw files, which must exist."""
+    """Function that returns the raw files for a value of ``--raw``; all of them exist."""
     read: Callable[[list[Path], Columns, BadLines], RawTables]
+    """Function that returns the tables in these files."""
 
 
 def raw_files(dataset: str, raw: Path | None) -> list[Path]:
-    """The files that a data set is made of.
+    """Return the raw files of a data set.
 
     Args:
-        dataset: a name of :data:`SOURCES`.
-        raw: the file or folder that holds it; None for a data set that comes with a package.
+        dataset: a key of :data:`SOURCES`.
+        raw: the raw file or folder; None for a data set that comes with a package.
 
     Raises:
-        InputError: there is no such data set, or a file is missing.
+        InputError: the data set is unknown, or a file is missing.
     """
     if dataset not in SOURCES:
         raise InputError(f"there is no data set {dataset!r}: choose one of {', '.join(SOURCES)}")
@@ -51,18 +52,18 @@ def raw_files(dataset: str, raw: Path | None) -> list[Path]:
 
 def _existing(folder: Path | None, names: tuple[str, ...], what: str) -> list[Path]:
     if folder is None:
-        raise InputError(f"give --raw a folder with {' and '.join(names)}: {what}")
+        raise InputError(f"--raw must be a folder with {' and '.join(names)}: {what}")
     paths = [folder / name for name in names]
     for path in paths:
         zipped = path.with_name(path.name + ".gz")
         if not path.is_file() and not zipped.is_file():
-            raise InputError(f"{path} is not there: {what}")
+            raise InputError(f"{path} does not exist: {what}")
     return [path if path.is_file() else path.with_name(path.name + ".gz") for path in paths]
 
 
 def _movielens_100k_files(raw: Path | None) -> list[Path]:
     if raw is None:
-        spec = importlib.util.find_spec("recbole")  # its files are read, the package is never imported
+        spec = importlib.util.find_spec("recbole")  # only its data files are read; the package is never imported
         if spec is None or spec.origin is None:
             raise InputError("MovieLens-100K comes with the recbole package: pip install --no-deps recbole==1.2.1")
         raw = Path(spec.origin).parent / "dataset_example" / "ml-100k"
@@ -95,7 +96,7 @@ def _movielens_files(raw: Path | None) -> list[Path]:
 def _movielens(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
     ratings, movies = files
     if ratings.suffix == ".dat":
-        columns = {"a": "user", "c": "item", "g": "timestamp"}  # between two colons there is an empty field
+        columns = {"a": "user", "c": "item", "g": "timestamp"}  # "::" is read as two ":" with an empty field between
         return RawTables(
             lambda: csv_batches(ratings, columns, bad, names=[*"abcdefg"], delimiter=":", quoted=False),
             lambda: _double_colon_lines(movies, bad),
@@ -136,14 +137,14 @@ AMAZON = (
 
 def _amazon_files(raw: Path | None) -> list[Path]:
     if raw is None or not raw.is_dir():
-        raise InputError(f"give --raw a folder: {AMAZON}")
+        raise InputError(f"--raw must be a folder: {AMAZON}")
     tables = [
         path for path in sorted(raw.iterdir()) if path.name.removesuffix(".gz").endswith((".csv", ".json", ".jsonl"))
     ]
     metadata = [path for path in tables if path.name.startswith("meta_")]
     ratings = [path for path in tables if path not in metadata]
     if len(metadata) != 1 or len(ratings) != 1:
-        raise InputError(f"{raw} holds {len(ratings)} ratings files and {len(metadata)} meta files: {AMAZON}")
+        raise InputError(f"{raw} has {len(ratings)} ratings files and {len(metadata)} meta files: {AMAZON}")
     return [ratings[0], metadata[0]]
 
 
@@ -169,19 +170,19 @@ def _amazon(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
 
 
 def _first(*names: str) -> Callable[[Mapping[str, Any]], Any]:
-    """Takes the first of the fields that a line has."""
+    """Return a function that takes the first of these fields that is present in a line."""
     return lambda line: next((line[name] for name in names if name in line), None)
 
 
 def _table_files(raw: Path | None) -> list[Path]:
     if raw is None or not raw.exists():
         raise InputError(
-            f"{raw or '--raw'} is not there: give --raw a CSV or Parquet file, or a folder of Parquet files"
+            f"{raw or '--raw'} does not exist: set --raw to a CSV or Parquet file, or to a folder of Parquet files"
         )
     files = sorted(raw.glob("*.parquet")) if raw.is_dir() else [raw]
     if not files:
         raise InputError(
-            f"{raw} holds no *.parquet file: give --raw a CSV or Parquet file, or a folder of Parquet files"
+            f"{raw} has no *.parquet file: set --raw to a CSV or Parquet file, or to a folder of Parquet files"
         )
     return files
 
@@ -189,7 +190,9 @@ def _table_files(raw: Path | None) -> list[Path]:
 def _table(files: list[Path], columns: Columns, bad: BadLines) -> RawTables:
     names = {columns.user: "user", columns.item: "item", columns.timestamp: "timestamp", columns.title: "title"}
     if len(names) < 4:
-        raise InputError("--user-column, --item-column, --timestamp-column and --title-column must be four columns")
+        raise InputError(
+            "--user-column, --item-column, --timestamp-column and --title-column must name four different columns"
+        )
     if files[0].suffix != ".parquet":
         return RawTables(lambda: (table for path in files for table in csv_batches(path, names, bad)))
     kinds = _id_types(files, columns)
@@ -204,7 +207,7 @@ def _table(files: list[Path], columns: Columns, bad: BadLines) -> RawTables:
 
 
 def _id_types(files: list[Path], columns: Columns) -> dict[str, pa.DataType]:
-    """Ids stay integers where they are in every file, which is quicker; else they are strings, as titles are."""
+    """Return the type of each column: ids that are integers in every file stay integers, as these are faster."""
     kinds = {"title": pa.string()}
     for name, column in (("user", columns.user), ("item", columns.item)):
         found = set()
@@ -215,7 +218,7 @@ def _id_types(files: list[Path], columns: Columns) -> dict[str, pa.DataType]:
             kind = schema.field(column).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise InputError(f"{path}: column {column} holds {kind}; ids must be integers or strings")
+                raise InputError(f"{path}: column {column} has the type {kind}; ids must be integers or strings")
             found.add(pa.int64() if pa.types.is_integer(kind) else pa.string())
         kinds[name] = found.pop() if len(found) == 1 else pa.string()
     return kinds
@@ -227,4 +230,4 @@ SOURCES: Mapping[str, Source] = {
     "amazon": Source(_amazon_files, _amazon),
     "table": Source(_table_files, _table),
 }
-"""Every kind of raw data by the name that `--dataset` takes."""
+"""Every kind of raw data, by its name in `--dataset`."""

@@ -1,4 +1,4 @@
-"""Titles as they are to stand in a prompt."""
+"""Turns raw titles into titles for a prompt."""
 
 import html
 import re
@@ -10,10 +10,10 @@ _ARTICLE = re.compile(rf"^(.+), ({'|'.join(ARTICLES)})$")
 
 
 def movie_title(title: str) -> str:
-    """MovieLens' sorting title as one reads it.
+    """Return a MovieLens title in natural word order.
 
-    A trailing article comes to the front, alternative titles in parentheses behind it go, the year stays:
-    ``Seven (a.k.a. Se7en) (1995)`` is ``Seven (1995)`` and ``Matrix, The (1999)`` is ``The Matrix (1999)``.
+    A trailing article moves to the front, alternative titles in parentheses are removed, and the year stays:
+    ``Seven (a.k.a. Se7en) (1995)`` becomes ``Seven (1995)``, and ``Matrix, The (1999)`` becomes ``The Matrix (1999)``.
     """
     year = _YEAR.search(title)
     name = title[: year.start()] if year else title
@@ -25,5 +25,5 @@ def movie_title(title: str) -> str:
 
 
 def product_title(title: str) -> str:
-    """A shop's title without HTML entities (``&amp;``) and runs of white space."""
+    """Return a product title with HTML entities (``&amp;``) decoded and runs of white space collapsed."""
     return " ".join(html.unescape(title).split())

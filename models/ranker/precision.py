@@ -1,4 +1,4 @@
-"""The precisions a ranker computes in, and which of them a device multiplies natively."""
+"""The precisions that a ranker computes in, and which of them a device supports natively."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The ranker's prompt: history and candidates as text, then as token ids (paper, section 3.2.2).
+"""Builds the ranker's prompt: history and candidates as text and as token ids (paper, section 3.2.2).
 
-Training, evaluation and serving build their prompts here and nowhere else. Inside Triton this runs in the
-``prompt_builder`` step, so it needs no torch.
+Training, evaluation and serving all build their prompts here. In Triton this module runs in the ``prompt_builder``
+step, so it does not import torch.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SETTINGS_FILE = "prompt.json"
 
 ItemNumbers = Sequence[int] | NDArray[np.int32]
 LETTERS = ascii_uppercase + ascii_lowercase
-"""Index letters in the order of the candidates: A to Z, then a to z, which are single tokens like the capitals."""
+"""Index letters in the order of the candidates: A to Z, then a to z, which are single tokens too."""
 
 INSTRUCTION = (
     "Given user history in chronological order, recommend an item from the candidate pool with its index letter."
@@ -35,63 +35,68 @@ INSTRUCTION = (
 HEAD = f"### Instruction:\n{INSTRUCTION}\n\n### Input:\nUser history: "
 POOL = "; \n Candidate pool: "
 RESPONSE = "\n\n### Response:\n"
-"""How every prompt ends; the index letter follows."""
+"""End of every prompt; the index letter follows it."""
 SEPARATOR = " \n "
 TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
-"""Stored with a ranker: a later version with another template must not serve it."""
+"""Hash of the template, stored with a ranker, so that a version with another template refuses to serve it."""
 LINE_ENDS = (SEPARATOR[:-1], POOL[:-1], RESPONSE)
-"""How a title's line ends: before another one, behind the history, behind the candidates."""
+"""Text after a title: before the next title, at the end of the history, at the end of the candidates."""
 KEPT = 1 << 17
-"""Titles whose tokens are kept, those used last."""
+"""Maximum number of titles whose tokens are cached; the least recently used are dropped."""
 TOKENS_FILE, ENDS_FILE = "title-tokens.npy", "title-ends.npy"
-"""The tokens of all titles' lines, each with its three ends, and where each of them stops [3 * items + 1], 0 first."""
+"""The tokens of all titles, each followed by each of the three line ends, and the offsets [3 * items + 1] between them,
+the first of which is 0."""
 TITLES_AT_ONCE = 4096
+"""Number of titles that are encoded in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """What a prompt may hold (paper, section 4.0.4); stored with the ranker, so that serving builds what it learned."""
+    """Limits of a prompt (paper, section 4.0.4), stored with the ranker so that serving applies the same limits."""
 
     max_history: int = 20
-    """Most history items; the most recent ones are kept."""
+    """Maximum number of history items; the most recent ones are kept."""
     title_tokens: int = 32
-    """Tokens after which a title is cut."""
+    """Maximum number of tokens in a title; the rest of it is cut off."""
     max_tokens: int = 1536
-    """Most tokens in all; the oldest history goes first."""
+    """Maximum number of tokens in a prompt; the oldest history items are dropped first."""
     candidates: int = MAX_CANDIDATES
-    """Most candidates."""
+    """Maximum number of candidates."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 1:
-                raise InputError(f"{name} is {value}: a prompt needs at least 1")
+                raise InputError(f"{name} is {value}, but must be at least 1")
         if self.candidates > len(LETTERS):
-            raise InputError(f"{self.candidates} candidates: there are {len(LETTERS)} index letters, ask for no more")
+            raise InputError(
+                f"{self.candidates} candidates: there are {len(LETTERS)} index letters, so use at most {len(LETTERS)}"
+            )
 
 
 class Prompt(NamedTuple):
-    """What a ranker reads."""
+    """A tokenised prompt."""
 
     tokens: list[int]
     line_ends: list[int]
-    """For each candidate the place among the tokens of the first one behind its title, which has read all of its line
-    and nothing below."""
+    """Position in ``tokens``, for each candidate, of the first token after its title. Its hidden state depends on the
+    candidate's whole line and on nothing below it."""
 
 
 class PromptBuilder:
-    """Builds prompts for one catalogue and one language model's tokenizer."""
+    """A builder of prompts for one catalogue and one language model's tokenizer.
+
+    Args:
+        catalogue: source of the titles.
+        tokenizer: the language model's tokenizer; a start token comes from its own post-processor.
+        settings: limits of a prompt.
+        titles: folder in which :meth:`save_titles` stored the titles' tokens; without it, a title is encoded when it
+            first occurs in a prompt.
+    """
 
     def __init__(
         self, catalogue: Catalogue, tokenizer: Tokenizer, settings: PromptSettings, titles: Path | None = None
     ) -> None:
-        """Args:
-        catalogue: gives the titles.
-        tokenizer: of the language model, used as it stands: a start token comes from its own post-processor.
-        settings: limits of a prompt.
-        titles: folder in which :meth:`save_titles` left their tokens; without it a title is encoded when it first
-            stands in a prompt.
-        """
-        # A title may hold "</s>" or "<|im_end|>": it is a title, not a control token.
+        # A title may contain "</s>" or "<|im_end|>", which must be encoded as text, not as a control token.
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -109,11 +114,14 @@ class PromptBuilder:
 
     @classmethod
     def load(cls, folder: Path) -> "PromptBuilder":
-        """The builder of an artifact that holds ``items.parquet``, ``tokenizer.json`` and ``prompt.json``, and maybe
-        what :meth:`save_titles` wrote.
+        """Return the builder of an artifact.
+
+        Args:
+            folder: holds ``items.parquet``, ``tokenizer.json``, ``prompt.json`` and optionally the files of
+                :meth:`save_titles`.
 
         Raises:
-            InputError: the ranker learned from prompts of another template, or with other start tokens.
+            InputError: the ranker was trained on prompts with another template or other start tokens.
         """
         stored = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         learned = {name: stored.pop(name, None) for name in ("template", "start_tokens")}
@@ -123,18 +131,18 @@ class PromptBuilder:
         if learned != (now := prompts._learned_from()):
             changed = [name for name, value in now.items() if learned[name] != value]
             raise InputError(
-                f"{folder / SETTINGS_FILE}: the ranker learned from prompts with another {' and '.join(changed)} than"
+                f"{folder / SETTINGS_FILE}: the ranker was trained on prompts with another {' and '.join(changed)} than"
                 " this version builds: run `llamarec train-ranker` and `llamarec export` again"
             )
         return prompts
 
     def save_settings(self, folder: Path) -> None:
-        """Writes ``prompt.json`` for :meth:`load`: the limits, the template's hash, the tokenizer's start tokens."""
+        """Write ``prompt.json`` for :meth:`load`: the limits, the template's hash and the tokenizer's start tokens."""
         stored = {**asdict(self.settings), **self._learned_from()}
         (folder / SETTINGS_FILE).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
     def save_titles(self, folder: Path) -> None:
-        """Writes the tokens of every title of the catalogue, which a server then reads instead of encoding them."""
+        """Write the tokens of every title in the catalogue, so that a server need not encode them."""
         tokens, ends = array("i"), array("q", [0])
         for start in range(1, len(self._catalogue) + 1, TITLES_AT_ONCE):
             titles = map(self._short_title, range(start, min(start + TITLES_AT_ONCE, len(self._catalogue) + 1)))
@@ -149,14 +157,14 @@ class PromptBuilder:
         return {"template": TEMPLATE_HASH, "start_tokens": self._tokenizer.encode("").ids}
 
     def text(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> str:
-        """The prompt up to and with the line break behind which the index letter is to stand.
+        """Return the prompt as text, up to and including the line break that precedes the index letter.
 
         Args:
-            history_items: item numbers, oldest first; the last ``max_history`` are used. May be empty.
-            candidate_items: item numbers in the order of their letters, 1 to the settings' ``candidates``.
+            history_items: item numbers, oldest first; may be empty. The last ``max_history`` of them are used.
+            candidate_items: item numbers in the order of their letters.
 
         Raises:
-            InputError: no candidate, or more than that.
+            InputError: the number of candidates is 0 or above the settings' ``candidates``.
         """
         self._check(candidate_items)
         recent = history_items[max(len(history_items) - self.settings.max_history, 0) :]
@@ -167,24 +175,26 @@ class PromptBuilder:
         return f"{HEAD}{history}{POOL}{candidates}{RESPONSE}"
 
     def build(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> Prompt:
-        """The prompt, at most ``max_tokens`` long: the oldest history goes first, a candidate never.
+        """Return the tokenised prompt. Above ``max_tokens`` the oldest history items are dropped, but no candidate.
+
+        See :meth:`text` for the arguments.
 
         Raises:
-            InputError: as :meth:`text`; or the candidates alone do not fit.
+            InputError: see :meth:`text`; or the candidates alone do not fit.
         """
         return self._fit(history_items, candidate_items)[1]
 
     def fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[str, Prompt]:
-        """The prompt that :meth:`build` gives, as text too.
+        """Return the text of the prompt that :meth:`build` returns, and that prompt.
 
         Raises:
-            InputError: as :meth:`build`.
+            InputError: see :meth:`build`.
         """
         history, prompt = self._fit(history_items, candidate_items)
         return self.text(history, candidate_items), prompt
 
     def _fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[list[int], Prompt]:
-        """The history items that fit, and the prompt with them."""
+        """Return the history items that fit, and the prompt with them."""
         self._check(candidate_items)
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
         while True:
@@ -195,7 +205,7 @@ class PromptBuilder:
             if not history:
                 raise InputError(
                     f"{len(candidate_items)} candidates take {len(prompt.tokens)} tokens without any history, more than"
-                    f" the {self.settings.max_tokens} of the prompt: allow more tokens, or cut titles shorter"
+                    f" max_tokens {self.settings.max_tokens}: allow more tokens, or shorter titles"
                 )
             history.pop(0)
 
@@ -206,7 +216,7 @@ class PromptBuilder:
     def _whole(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
         text = self.text(history, candidates)
         encoding = self._tokenizer.encode(text)
-        # Marks and titles by their characters, from the first candidate's on.
+        # Character offsets of the candidates' marks and titles.
         lengths = [
             len(f"({letter}) {self._short_title(item)}") for letter, item in zip(LETTERS, candidates, strict=False)
         ]
@@ -216,10 +226,10 @@ class PromptBuilder:
         return Prompt(list(encoding.ids), line_ends.tolist())
 
     def _of_pieces(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
-        """The same, put together from the tokens of marks and titles, which are encoded once and kept.
+        """Return the same prompt, assembled from the tokens of marks and titles, which are encoded once and cached.
 
-        A token never reaches across the end of a mark or a line: a tokenizer of words splits there, and the other
-        kind, Llama 2's, has no token with a line break or with a space behind another character.
+        No token crosses the end of a mark or a line: tokenizers that pre-split into words split there, and Llama 2's,
+        which does not pre-split, has no token with a line break or with a space after another character.
         """
         ids, line_ends = list(self._head_tokens), list[int]()
         places = [str(place) for place in range(1, len(history) + 1)]
@@ -232,7 +242,7 @@ class PromptBuilder:
         return Prompt(ids, line_ends[len(history) :])
 
     def _pieces_make_the_whole(self) -> bool:
-        """Whether this tokenizer gives the same tokens in pieces, tried on prompts from all over the catalogue."""
+        """Return whether pieces encode to the same tokens as whole prompts, tried on a sample of the catalogue."""
         history, candidates = self.settings.max_history, self.settings.candidates
         items = [*range(1, len(self._catalogue) + 1, 1 + len(self._catalogue) // (8 * (history + candidates)))]
         prompts = [
@@ -242,17 +252,17 @@ class PromptBuilder:
         return all(self._of_pieces(*prompt) == self._whole(*prompt) for prompt in prompts)
 
     def _encode_mark(self, mark: str) -> "array[int]":
-        return self._tokens_behind("\n", f" ({mark})")
+        return self._tokens_after("\n", f" ({mark})")
 
     def _encode_title(self, item: int, end: int) -> "array[int]":
         if self._lines is not None:
             tokens, ends = self._lines
             line = len(LINE_ENDS) * (item - 1) + end
             return array("i", tokens[ends[line] : ends[line + 1]].tolist())
-        return self._tokens_behind("(A)", f" {self._short_title(item)}{LINE_ENDS[end]}")
+        return self._tokens_after("(A)", f" {self._short_title(item)}{LINE_ENDS[end]}")
 
-    def _tokens_behind(self, before: str, piece: str) -> "array[int]":
-        """Tokens of a piece of text where other text comes before it: a tokenizer may put a space before the first."""
+    def _tokens_after(self, before: str, piece: str) -> "array[int]":
+        """Return the tokens of a piece of text after other text; a tokenizer may put a space before text on its own."""
         encoding = self._tokenizer.encode(before + piece, add_special_tokens=False)
         return array("i", encoding.ids[self._length_of(before) :])
 
@@ -260,34 +270,34 @@ class PromptBuilder:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _cut_title(self, item: int) -> str:
-        """The title on one line, so that it can't end the prompt's own lines, cut at ``title_tokens`` tokens."""
+        """Return the title, cut at ``title_tokens`` tokens and on one line, so that it cannot end a prompt's line."""
         title = " ".join(self._catalogue.title(item).split())
         while (
             len(offsets := self._tokenizer.encode(title, add_special_tokens=False).offsets) > self.settings.title_tokens
         ):
-            # Where the first token too many begins: before a character that a byte-level tokenizer would cut in two.
+            # Cut where the first surplus token begins; if it begins within a character, before that character.
             title = title[: offsets[self.settings.title_tokens][0]].rstrip()
         return title
 
 
 def _mapped(path: Path) -> NDArray[Any]:
-    """An array that stays in its file; plain, as a slice of numpy's own mapped array costs ten times more."""
+    """Return a memory-mapped file as a plain array: a slice of ``np.memmap`` itself costs ten times as much."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -> list[int]:
     """Return the token id of each of the first ``count`` index letters where it follows ``prompt``.
 
-    A letter's id depends on the text before it: with Llama 2 the "A" after a line break is 29909, while encoding "A"
-    alone gives 319. Therefore each id is taken after the very text that ends a prompt.
+    A letter's id depends on the text before it: in Llama 2 the "A" after a line break is 29909, while "A" alone is 319.
+    Therefore each id is taken after the text that ends every prompt.
 
     Args:
-        tokenizer: the language model's.
+        tokenizer: the language model's tokenizer.
         prompt: text that ends as every prompt ends.
         count: number of letters, at most 52; the paper's 20 are A to T.
 
     Raises:
-        InputError: a letter is not one token of its own there, or two letters share one.
+        InputError: a letter is not a single token there, or two letters share one.
     """
     before = tokenizer.encode(prompt).ids
     ids: dict[int, str] = {}
@@ -295,7 +305,7 @@ def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -
         after = tokenizer.encode(prompt + letter).ids
         if after[:-1] != before or after[-1] in ids:
             raise InputError(
-                f"the tokenizer does not make index letter {letter!r} one token of its own behind {prompt[-16:]!r}"
+                f"the tokenizer does not make index letter {letter!r} one token of its own after {prompt[-16:]!r}"
                 f" ({len(before)} tokens become {len(after)}): choose a base whose tokenizer does, such as Llama 2"
             )
         ids[after[-1]] = letter

@@ -41,28 +41,28 @@ CHECKPOINT_FILE = "checkpoint.pt"
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
 PROBES = 4
-"""Number of validation prompts whose scores are stored, for every runtime to replay."""
+"""Number of validation prompts whose scores are stored, so that every runtime can be checked against them."""
 
 
 def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED) -> dict[str, Any]:
     """Tune the base on this data, fit the retriever's weight, and write ``artifacts/ranker``.
 
     The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``verbalizer.json``,
-    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder that the same options and inputs
-    made is left as it is; an interrupted training resumes from its last checkpoint.
+    ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder made from the same options and
+    inputs is left as it is; an interrupted training resumes from its last checkpoint.
 
     Args:
         options: see :class:`RankerTraining`.
-        artifacts: holds ``data`` and ``retriever``; converted bases are kept in ``base``.
+        artifacts: folder that holds ``data`` and ``retriever``; converted bases are kept in its subfolder ``base``.
         base: see :func:`models.ranker.base.find_base`.
 
     Returns:
-        what ``metrics.json`` holds: validation metrics of the retriever, the untuned and the tuned model alone and
-        fused, the weight, and the log of the training.
+        the content of ``metrics.json``: validation metrics of the retriever, of the untuned and the tuned model alone
+        and of the fused list, the retriever's weight, and the log of the training.
 
     Raises:
-        InputError: data, retriever or base are missing or do not belong together; an interrupted training in the same
-            folder has other options or inputs.
+        InputError: data, retriever or base are missing or do not belong together, or an interrupted training in the
+            same folder has other options or inputs.
     """
     base_folder, inputs = _check_inputs(artifacts, base)
     folder, made_with = artifacts / "ranker", {**asdict(options), "base": base}
@@ -89,7 +89,7 @@ def _check_inputs(artifacts: Path, base: str) -> tuple[Path, dict[str, str]]:
     retriever = read_manifest(artifacts / "retriever", "retriever", "llamarec train-retriever")
     if retriever.inputs.get("data") != data.fingerprint:
         raise InputError(
-            f"{artifacts / 'retriever'} was trained on other data than {artifacts / 'data'} holds:"
+            f"{artifacts / 'retriever'} was trained on other data than {artifacts / 'data'}:"
             " run `llamarec train-retriever` again"
         )
     folder = find_base(base, artifacts / "base")
@@ -99,17 +99,17 @@ def _check_inputs(artifacts: Path, base: str) -> tuple[Path, dict[str, str]]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Everything that a training needs besides its options and the base's weights."""
+    """Everything that a training reads apart from its options and the base's weights."""
 
     data: Data
     prompts: PromptBuilder
     letter_ids: list[int]
     examples: list[Example]
-    """To train on, in the order of training."""
+    """Training examples, in the order of training."""
     everyone: list[Example]
-    """Every user whose validation item the retriever found, in random order."""
+    """One validation example for each user whose validation item the retriever found, in random order."""
     sample: list[Example]
-    """The first of them, on whom the training is validated."""
+    """The first examples of ``everyone``, on which the model is validated during training."""
 
 
 def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Inputs:
@@ -130,7 +130,7 @@ def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Input
 
 
 def _fit(options: RankerTraining, base: Path, given: _Inputs, checkpoint: Checkpoint, training: Path) -> "FittedRanker":
-    # bitsandbytes asks for an optional package by way of a warning while it is imported.
+    # On import, bitsandbytes logs a warning about an optional package.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from models.ranker.fitting import loop
 
@@ -138,7 +138,7 @@ def _fit(options: RankerTraining, base: Path, given: _Inputs, checkpoint: Checkp
 
 
 def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") -> dict[str, Any]:
-    """Return the content of ``metrics.json``; the weight is fitted on all validation users, or on the sample."""
+    """Return the content of ``metrics.json``; the weight is fitted on all validation examples, or on the sample."""
     from models.ranker.fitting.loop import ranks_alone, score_examples
 
     validated = given.everyone if options.full_validation else given.sample
@@ -189,7 +189,7 @@ def _write(
 def probes(
     model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
-    """Return a few prompts and the merged model's fp32 log-probabilities, which every runtime replays."""
+    """Return the examples' prompts with the merged model's fp32 log-probabilities, to be replayed by every runtime."""
     from models.ranker.inference.runtimes import choose_runtime
     from models.ranker.inference.scorer import Runtime
     from models.ranker.inference.torch_scorer import TorchScorer

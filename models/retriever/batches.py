@@ -1,4 +1,4 @@
-"""Sequences as left-padded arrays: training windows and histories."""
+"""Turns sequences into left-padded arrays: training windows and histories."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ Items = NDArray[np.int32]
 
 
 def pad_left(sequences: Sequence[Items], length: int) -> NDArray[np.int64]:
-    """The last ``length`` items of each sequence, zeros before them: [len(sequences), length]."""
+    """Return the last ``length`` items of each sequence, left-padded with zeros [len(sequences), length]."""
     padded = np.zeros((len(sequences), length), dtype=np.int64)
     for row, items in zip(padded, sequences, strict=True):
         kept = items[-length:] if len(items) else items
@@ -18,10 +18,10 @@ def pad_left(sequences: Sequence[Items], length: int) -> NDArray[np.int64]:
 
 
 def training_windows(sequences: Sequence[Items], length: int) -> list[Items]:
-    """Cuts training sequences into windows of targets.
+    """Cut training sequences into windows of targets, and return the windows.
 
-    A sequence shorter than two windows gives its last ``length`` items; a longer one gives windows back from its end
-    that do not overlap (as LRURec's authors do; see Yue et al. 2024, section 4.1).
+    A sequence shorter than two windows gives its last ``length`` items. A longer one gives windows that do not overlap,
+    counted back from its end (as LRURec's authors do; see Yue et al. 2024, section 4.1).
     """
     windows = []
     for items in sequences:
@@ -33,10 +33,9 @@ def training_windows(sequences: Sequence[Items], length: int) -> list[Items]:
 
 
 def inputs_and_targets(windows: Sequence[Items], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Targets are the windows, inputs the same shifted by one: the first item of a window is predicted from a pad.
+    """Return the inputs and targets of next-item prediction, each [len(windows), length].
 
-    Returns:
-        inputs and targets, each [len(windows), length].
+    Targets are the windows, and inputs are the windows shifted by one: a window's first item is predicted from padding.
     """
     targets = pad_left(windows, length)
     inputs = np.roll(targets, 1, axis=1)

@@ -1,4 +1,4 @@
-"""From scores to candidates: masks, the top 20, and the true item's place among all items."""
+"""Selects candidates from the retriever's scores: masks, the top k, and the rank of the true item among all items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ SCHEMA = pa.schema(
         "rank": pa.int32(),
     }
 )
-"""Columns of a file of candidates."""
+"""Columns of a candidates file."""
 
 LOWEST = np.finfo(np.float32).min
-"""What every score of an item that is not masked reaches."""
+"""Lower bound of every score that is not masked."""
 
 
 class Candidates(NamedTuple):
     """Items to rank, in the retriever's order."""
 
     items: NDArray[np.int32]
-    """[k] item numbers."""
+    """Item numbers [k]."""
     scores: NDArray[np.float32]
-    """[k] logits; -inf for an item that the retriever does not know."""
+    """The retriever's logits [k]; -inf for an item outside its vocabulary."""
     ranks: NDArray[np.int32]
-    """[k] places from 1; 0 for an item that the retriever does not know."""
+    """The retriever's ranks [k], from 1; 0 for an item outside its vocabulary."""
 
     def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the scores over the candidates [k]: what retrieval alone answers."""
+        """Return the softmax of the scores over the candidates [k], which are the scores of a retrieval-only answer."""
         known = np.isfinite(self.scores)
         weights = np.zeros(len(self.scores), dtype=np.float64)
         if known.any():
@@ -47,26 +47,27 @@ class Candidates(NamedTuple):
 
 
 def best_first(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Places [k] in descending order of score; equal scores keep their order."""
+    """Return the indices [k] that sort scores in descending order; equal scores keep their order."""
     return np.argsort(-scores, kind="stable")
 
 
 def mask(scores: NDArray[np.float32], items: NDArray[np.int32]) -> None:
-    """Sets the padding's score and those of ``items`` to -inf in a row of scores [items + 1]."""
+    """Set the scores of the padding and of ``items`` to -inf, in place, in a row of scores [items + 1]."""
     scores[0] = -np.inf
     scores[items] = -np.inf
 
 
 def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: int) -> Candidates:
-    """The best ``k`` items of a row of scores.
+    """Return the best ``k`` items of a row of scores.
 
     Args:
-        scores: [items + 1], the padding's at 0; changed in place: masked items become -inf.
+        scores: scores [items + 1], with the padding's at index 0; masked items are set to -inf in place.
         masked: item numbers that must not be returned.
-        k: how many, fewer when the catalogue has no more.
+        k: number of items; fewer are returned if the catalogue has no more.
     """
     mask(scores, masked)
-    # The k-th best of the best of every 64 items: at least k items reach it, and few more. Two passes over the scores.
+    # The threshold is the k-th best of the maxima of groups of 64 items: at least k items reach it, and few more do.
+    # This takes two passes over the scores.
     reached, groups = LOWEST, len(scores) // 64
     if groups >= k:
         best = scores[: 64 * groups].reshape(64, groups).max(axis=0)
@@ -77,11 +78,11 @@ def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: in
 
 
 def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> Candidates:
-    """The caller's items in the retriever's order; those beyond its vocabulary come last, with rank 0.
+    """Return the caller's items in the retriever's order; items outside its vocabulary come last, with rank 0.
 
     Args:
-        scores: [known items + 1].
-        items: [k] distinct item numbers.
+        scores: scores [items in the vocabulary + 1].
+        items: distinct item numbers [k].
     """
     known = items[items < len(scores)]
     unknown = items[items >= len(scores)]
@@ -94,7 +95,7 @@ def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> C
 
 
 def place_of(scores: NDArray[np.float32], item: int) -> int:
-    """The place of ``item`` from 1 in a masked row of scores, ties to the smaller item number; 0 when it is masked."""
+    """Return the rank (from 1) of ``item`` in a masked row of scores; ties go to the smaller number; 0 if masked."""
     if not np.isfinite(scores[item]):
         return 0
     better = np.count_nonzero(scores > scores[item])
@@ -102,16 +103,16 @@ def place_of(scores: NDArray[np.float32], item: int) -> int:
 
 
 class CandidateWriter:
-    """Writes users' candidates to Parquet as they come, with the columns ``user, items, scores, truth, rank``.
+    """A streaming writer of users' candidates to Parquet, with the columns ``user, items, scores, truth, rank``.
 
-    It holds one row group at most. Use it as a context manager; :class:`CandidateTable` reads the file.
+    It holds at most one row group in memory. Use it as a context manager; :class:`CandidateTable` reads the file.
+
+    Args:
+        path: the file.
+        rows_at_once: number of users in a row group.
     """
 
     def __init__(self, path: Path, rows_at_once: int = 1 << 16) -> None:
-        """Args:
-        path: the file.
-        rows_at_once: users of a row group.
-        """
         self._file = pq.ParquetWriter(path, SCHEMA)
         self._rows_at_once = rows_at_once
         self._waiting: list[pa.RecordBatch] = []
@@ -126,7 +127,7 @@ class CandidateWriter:
     def write(
         self, users: Sequence[str], candidates: Sequence[Candidates], truth: NDArray[np.int32], ranks: NDArray[np.int32]
     ) -> None:
-        """Adds some users; the columns are those of :class:`CandidateTable`."""
+        """Add users; the arguments are the columns of :class:`CandidateTable`."""
         offsets = np.cumsum([0, *(len(row.items) for row in candidates)]).astype(np.int32)
         columns = [
             pa.array(users, pa.string()),
@@ -147,18 +148,19 @@ class CandidateWriter:
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """The retriever's candidates of every user, beside the item that came next."""
+    """Every user's candidates from the retriever, and the item that came next."""
 
     users: list[str]
+    """Raw user ids."""
     candidates: list[Candidates]
     truth: NDArray[np.int32]
-    """[users] the item that came next."""
+    """Number of the item that came next [users]."""
     ranks: NDArray[np.int32]
-    """[users] its place among all items from 1; 0 when it was masked."""
+    """Rank of that item among all items [users], from 1; 0 if it was masked."""
 
     @classmethod
     def read(cls, path: Path) -> "CandidateTable":
-        """What :class:`CandidateWriter` wrote."""
+        """Return the table in a file that :class:`CandidateWriter` wrote."""
         table = pq.read_table(path).combine_chunks()
         items, scores = (table[name].combine_chunks() for name in ("items", "scores"))
         ends = items.offsets.to_numpy()[1:-1]

@@ -1,4 +1,4 @@
-"""Ranks the catalogue for every user: places for the metrics, candidates for the ranker, never all scores at once."""
+"""Ranks the catalogue for every user, for the metrics and for the ranker's candidates, without holding all scores."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,25 +14,26 @@ from models.retriever.batches import Items, pad_left
 from models.retriever.candidates import CandidateWriter, mask, place_of, top_candidates
 
 USERS_AT_ONCE = 256
+"""Maximum number of users in a batch."""
 SCORES_AT_ONCE = 1 << 24
-"""Largest batch of scores, unless one user's are more: 64 MiB, so 16 users at once over a million items."""
+"""Maximum number of scores in a batch of several users: 64 MiB, or 16 users over a million items."""
 
 
 @torch.inference_mode()
 def score_histories(model: Retriever, length: int, histories: Sequence[Items]) -> Iterator[NDArray[np.float32]]:
-    """Yields for each history the logits [items + 1] of what comes next; rows are computed in batches.
+    """Yield the logits [items + 1] of the next item for each history; they are computed in batches.
 
     Args:
-        model: a retriever; it is put in evaluation mode.
-        length: most recent items that it reads.
-        histories: item numbers of each user, oldest first.
+        model: the retriever; it is put into evaluation mode.
+        length: maximum number of history items that the model reads.
+        histories: item numbers of each history, oldest first.
     """
     model.eval()
     weight, _ = model.head()
     size = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // len(weight)))
     for start in range(0, len(histories), size):
         some = histories[start : start + size]
-        # No more padding than the batch needs; one place more, for BERT4Rec's mask.
+        # Pad to the longest history of the batch, with one more position for BERT4Rec's mask.
         places = min(length, max(map(len, some)) + 1)
         items = torch.from_numpy(pad_left(some, places)).to(weight.device)
         yield from model.score(model.last_state(items)).cpu().numpy()
@@ -41,10 +42,17 @@ def score_histories(model: Retriever, length: int, histories: Sequence[Items]) -
 def rank_users(
     model: Retriever, length: int, histories: Sequence[Items], truth: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """The place among all items [users] of what came next, everything in the history masked; 0 when it was masked."""
-    # A row at a time: it stays in the processor's cache, which makes this five times faster than comparing a batch.
+    """Return the rank of each user's true item among the items outside the history [users]; 0 if it is in the history.
+
+    Args:
+        model: the retriever.
+        length: maximum number of history items that the model reads.
+        histories: item numbers of each history, oldest first; they are masked.
+        truth: number of each user's true item [users].
+    """
+    # Ranking row by row is five times faster than ranking a batch, because a row stays in the processor's cache.
     ranks = np.empty(len(histories), np.int32)
-    # Users with histories of like length share a batch, so that little of it is padding.
+    # Users with histories of similar length share a batch, which keeps the padding small.
     users = np.argsort([len(items) for items in histories], kind="stable")
     rows = score_histories(model, length, [histories[user] for user in users])
     for user, scores in zip(users, rows, strict=True):
@@ -61,10 +69,18 @@ def write_candidates(
     histories: Sequence[Items],
     truth: NDArray[np.int32],
 ) -> NDArray[np.int32]:
-    """Writes every user's top 20 and the place of what came next to Parquet, some users at a time.
+    """Write every user's top 20 and the rank of the true item to Parquet, batch by batch, and return the ranks.
+
+    Args:
+        path: the Parquet file.
+        model: the retriever.
+        length: maximum number of history items that the model reads.
+        users: raw user ids.
+        histories: item numbers of each history, oldest first; they are masked.
+        truth: number of each user's true item [users].
 
     Returns:
-        the places [users], as of :func:`rank_users`.
+        the ranks [users] of :func:`rank_users`.
     """
     ranks = np.empty(len(users), np.int32)
     rows = score_histories(model, length, histories)

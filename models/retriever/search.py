@@ -1,4 +1,4 @@
-"""Searches a retriever's dropout and weight decay, by validation Recall@10 alone (paper, section 4.0.4)."""
+"""Searches a retriever's dropout and weight decay by validation Recall@10 (paper, section 4.0.4)."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ from preprocessing.errors import InputError
 RESULTS = "trials.json"
 STUDY = "study.log"
 JUDGED_AFTER = 3
-"""Trainings that run to their end before any is pruned."""
+"""Number of trainings that run to their end before any may be pruned."""
 
 
 class Range(NamedTuple):
-    """Any value between two."""
+    """A range of values to draw from, on a logarithmic scale if ``log``."""
 
     low: float
     high: float
@@ -36,26 +36,26 @@ class Range(NamedTuple):
 
 
 Space = Mapping[str, tuple[float, ...] | Range]
-"""Values of each option: a few to combine in every way, or a range."""
+"""Values of each searched option: a few values, of which all combinations are tried, or a range."""
 SPACES: Mapping[str, Space] = {
     "paper": {"weight_decay": (0.0, 0.01), "dropout": (0.1, 0.2, 0.3, 0.4, 0.5)},
     "dropout": {"dropout": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)},
     "wide": {"weight_decay": Range(1e-4, 0.3, log=True), "dropout": Range(0.05, 0.7)},
 }
-"""What is searched, by name: the paper's full grid; dropouts alone; ranges, by a tree-structured Parzen estimator
-(Bergstra et al. 2011)."""
+"""Search spaces by name: ``paper`` is the paper's full grid, ``dropout`` varies the dropout alone, and ``wide`` has
+ranges that a tree-structured Parzen estimator samples (Bergstra et al. 2011)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A search."""
+    """Options of a search."""
 
     training: RetrieverTraining
-    """All that is not searched; its seed is the sampler's too."""
+    """Options of every training apart from the searched ones. Its seed is also the sampler's."""
     space: str = "paper"
-    """One of :data:`SPACES`."""
+    """Name of the search space, a key of :data:`SPACES`."""
     budget: int = 10
-    """Trainings in all, those of an interrupted search included."""
+    """Maximum number of trainings, including those before an interruption."""
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -65,37 +65,41 @@ class Search:
 
     @property
     def grid(self) -> dict[str, tuple[float, ...]] | None:
-        """The values to combine; None where there is a range."""
+        """Values of each option to combine; None if the space has a range."""
         grid = {name: values for name, values in SPACES[self.space].items() if not isinstance(values, Range)}
         return grid if len(grid) == len(SPACES[self.space]) else None
 
     @property
     def trainings(self) -> int:
-        """The budget, or all of the grid where that is less."""
+        """Number of trainings: the budget, or the size of the grid if that is smaller."""
         return self.budget if self.grid is None else min(self.budget, math.prod(map(len, self.grid.values())))
 
 
 def search(options: Search, artifacts: Path) -> dict[str, Any]:
-    """Trains up to ``options.budget`` times, and says what reached the best validation Recall@10.
+    """Train up to ``options.budget`` times, and return the trainings' options and validation Recall@10, best first.
 
-    A training is pruned at a validation where its best Recall@10 so far is below the median of the others' at the same
-    step; none is before half its patience. The search stands in ``artifacts/tuning/<name>`` and goes on where it was
-    stopped, from the last validation of the interrupted training: the same options with a larger budget continue it.
-    One process at a time.
+    A training is pruned at a validation where its best Recall@10 so far is below the median of the other trainings at
+    the same step, but not before half of its patience. The search is stored in ``artifacts/tuning/<name>``. An
+    interrupted search resumes from the last validation of the interrupted training, and the same options with a larger
+    budget continue a finished one. Only one process may run a search at a time.
+
+    Args:
+        options: see :class:`Search`.
+        artifacts: folder that holds ``data``.
 
     Returns:
         ``{"dataset", "model", "space", "folder", "best": {...}, "trials": [{"dropout", "weight_decay", "state",
         "validation_Recall@10", "best_step", "steps", "seconds"}, ..]}``, best first; also written as ``trials.json``.
 
     Raises:
-        InputError: ``artifacts`` holds no preprocessed data; or the loss of a training is no number.
+        InputError: ``artifacts`` holds no preprocessed data, or the loss of a training is not finite.
     """
     data = load_data(artifacts)
     searched = asdict(replace(options, budget=1))  # a larger budget is the same search
     settings = hashlib.sha256(json.dumps([searched, data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
     folder = artifacts / "tuning" / f"{options.training.model}-{options.space}-{settings}"
     folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(logging.ERROR)  # else a Ctrl-C prints a page
+    optuna.logging.set_verbosity(logging.ERROR)  # otherwise Ctrl-C prints a page of warnings
     study = _open(options, folder / STUDY)
     if (left := options.trainings - len(_ended(study))) > 0:
         study.optimize(lambda trial: _train(trial, options, data, folder), n_trials=left)
@@ -111,7 +115,7 @@ def search(options: Search, artifacts: Path) -> dict[str, Any]:
 
 
 def _open(options: Search, path: Path) -> optuna.Study:
-    """The study, with a training that was interrupted waiting to go on."""
+    """Return the study, in which an interrupted training waits to be resumed."""
     training = options.training
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path))),
@@ -129,7 +133,7 @@ def _open(options: Search, path: Path) -> optuna.Study:
     for trial in trials:
         if trial.state == TrialState.FAIL and trial.number not in continued:
             again = {name: getattr(trial, name) for name in ("params", "distributions", "intermediate_values")}
-            # The grid's sampler keeps its place among the system's attributes.
+            # The grid sampler stores its position in the grid in the system attributes.
             study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
@@ -138,7 +142,7 @@ def _open(options: Search, path: Path) -> optuna.Study:
                     **again,
                 )
             )
-    # Of another seed whenever the search goes on: the first draws must not come again.
+    # A new seed whenever the search is continued, so that the first draws are not repeated.
     seed = training.seed + len(study.get_trials(deepcopy=False))
     study.sampler = (
         optuna.samplers.TPESampler(seed=seed)
@@ -149,7 +153,7 @@ def _open(options: Search, path: Path) -> optuna.Study:
 
 
 def _train(trial: Trial, options: Search, data: Data, folder: Path) -> float:
-    """One training; returns its best validation Recall@10."""
+    """Run one training, and return its best validation Recall@10."""
     chosen: dict[str, Any] = {
         name: trial.suggest_float(name, values.low, values.high, log=values.log)
         if isinstance(values, Range)
@@ -176,7 +180,7 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _results(study: optuna.Study) -> dict[str, Any]:
-    """Every training that ended, the best first; a pruned one by the best it had reached."""
+    """Return every training that ended, best first; pruned ones come last, with the best value they had reached."""
     trials = []
     for trial in _ended(study):
         assert trial.datetime_start is not None

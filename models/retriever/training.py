@@ -1,4 +1,4 @@
-"""Trains a retriever and writes its candidates: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
+"""The retriever's training stage: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
 
 import json
 from dataclasses import asdict
@@ -31,25 +31,25 @@ LOGS = "logs"
 
 
 def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | None = None) -> dict[str, Any]:
-    """Trains, keeps the weights of the best validation, and writes ``artifacts/retriever``.
+    """Train a retriever, write ``artifacts/retriever`` with the weights of the best validation, and return the metrics.
 
-    The folder holds the weights, ``candidates-validation.parquet`` and ``candidates-test.parquet`` (the top 20 of every
-    user and the true item's place among all items), ``metrics.json`` and ``curve.png``. A folder that these options and
-    this data made already is left as it is. A training that was interrupted goes on from its last validation. Under
+    The folder holds the weights, ``candidates-validation.parquet`` and ``candidates-test.parquet`` (every user's top 20
+    and the rank of the true item among all items), ``metrics.json`` and ``curve.png``. A folder made from the same
+    options and data is left as it is; an interrupted training resumes from its last validation. Under
     ``accelerate launch`` all processes train together and the first one writes.
 
     Args:
         options: see :class:`RetrieverTraining`.
-        artifacts: holds ``data``.
-        watch: told the step and Recall@10 of every validation; what it raises ends the training, and nothing is
-            written.
+        artifacts: folder that holds ``data``.
+        watch: function that is called with the step and Recall@10 of every validation. An exception in it ends the
+            training, and nothing is written.
 
     Returns:
         the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``.
 
     Raises:
-        InputError: ``artifacts`` holds no preprocessed data; an interrupted training there is another one; the loss
-            is no number.
+        InputError: ``artifacts`` holds no preprocessed data, the checkpoint there belongs to another training, or the
+            loss is not finite.
     """
     data_manifest = read_manifest(artifacts / "data", "data", "llamarec preprocess")
     folder, inputs = artifacts / "retriever", {"data": data_manifest.fingerprint}
@@ -57,7 +57,7 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
         return _metrics(folder)
     data = load_data(artifacts)
     if not data.users:
-        raise InputError(f"{artifacts / 'data'} holds no users to train on: run `llamarec preprocess` on more data")
+        raise InputError(f"{artifacts / 'data'} has no users to train on: run `llamarec preprocess` on more data")
     checkpoint = Checkpoint(artifacts / CHECKPOINT, asdict(options), inputs)
     model, progress = fit(options, data, checkpoint, artifacts / LOGS / "retriever", watch)
     processes = PartialState()
@@ -105,10 +105,10 @@ def _write(
 
 
 def load_retriever(folder: Path) -> tuple[Retriever, RetrieverTraining]:
-    """The trained model, in evaluation mode on the CPU, and the options that made it.
+    """Return the trained model, in evaluation mode on the CPU, and the options that it was trained with.
 
     Raises:
-        InputError: ``folder`` is no finished retriever.
+        InputError: ``folder`` is not a finished retriever.
     """
     read_manifest(folder, KIND, "llamarec train-retriever")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -66,6 +66,7 @@ def test_noise_on_the_http_port_leaves_the_server_alive(echo_server, noise):
 
 
 @pytest.mark.xfail(strict=True, reason="24.10, the newest wheel, dies of it: CVE-2025-23310, mended in 25.07")
+@pytest.mark.thorough
 def test_a_body_of_many_chunks_leaves_the_server_alive(echo_repository):
     """4 MB in 700,000 chunks: the bare server keeps a vector of them on its stack. docs/robustness.md has the way out.
 

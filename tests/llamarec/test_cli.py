@@ -105,6 +105,7 @@ def test_a_search_out_of_range_is_refused(run, tmp_path, options, part):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.thorough
 def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
     """One training of the search; asked again it prints the same as JSON, without training, and how to use the best."""
     (tmp_path / "data").symlink_to(artifacts / "data")
@@ -181,6 +182,7 @@ def test_a_port_in_use(tmp_path):
     assert "--grpc-port" in ended.stderr
 
 
+@pytest.mark.thorough
 def test_the_page_beside_something_on_its_port(run, artifacts, repository):
     """`demo --ui` names the port and the option; the server that it started is gone again."""
     with socket.socket() as taken:

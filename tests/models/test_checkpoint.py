@@ -27,7 +27,7 @@ def test_the_state_comes_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"options": {"seed": 2, "targets": ("q", "v")}}, "is of a training with seed 1, not 2"),
+        ({"options": {"seed": 2, "targets": ("q", "v")}}, "belongs to a training with seed 1, not 2"),
         ({"data": "others"}, "is the checkpoint of a training on another data set"),
     ],
 )

@@ -93,7 +93,7 @@ def test_finished_means_made_by_the_same(tmp_path):
 
 def test_what_is_no_artifact_is_refused_with_the_command(tmp_path):
     """Absent, of another kind, without one of its files, with a manifest that is none."""
-    with pytest.raises(InputError, match=r"is not there or not finished: run `llamarec preprocess` first"):
+    with pytest.raises(InputError, match=r"does not exist or is not finished: run `llamarec preprocess` first"):
         read_manifest(tmp_path / "a", "data", "llamarec preprocess")
     folder = write(tmp_path / "a", "abc")
     with pytest.raises(InputError, match=r"holds a 'data' artifact.*not 'ranker'"):
@@ -103,5 +103,5 @@ def test_what_is_no_artifact_is_refused_with_the_command(tmp_path):
         read_manifest(folder, "data", "llamarec preprocess")
     for text in ("{", json.dumps({"format": 1}), "[]"):
         (folder / MANIFEST).write_text(text)
-        with pytest.raises(InputError, match="is not a manifest of this program"):
+        with pytest.raises(InputError, match="cannot be read as a manifest"):
             read_manifest(folder, "data", "llamarec preprocess")

@@ -16,6 +16,8 @@ from preprocessing.data import read_sequences
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
 
+pytestmark = pytest.mark.thorough
+
 USERS, ITEMS, ROWS = 300, 80, 12_000
 
 

@@ -91,17 +91,17 @@ def test_the_published_checksum_is_checked(tmp_path, server, right):
     if right:
         assert download.download(file, tmp_path).read_bytes() == CONTENT
     else:
-        with pytest.raises(InputError, match="arrived with the MD5 sum"):
+        with pytest.raises(InputError, match="has the MD5 sum"):
             download.download(file, tmp_path)
         assert not list(tmp_path.iterdir())
 
 
 def test_what_is_absent_or_unreachable_is_said(tmp_path, server, monkeypatch):
     """A file that is not there, and a server that is not there."""
-    with pytest.raises(InputError, match=r"404.*give --raw its folder"):
+    with pytest.raises(InputError, match=r"404.*set --raw to its folder"):
         download_public("amazon", None, tmp_path)
     monkeypatch.setattr(download, "GROUPLENS", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="cannot be fetched"):
+    with pytest.raises(InputError, match="cannot be downloaded"):
         download_public("movielens", None, tmp_path)
     with pytest.raises(InputError, match="no edition 'ml-3m' of movielens: choose one of ml-latest-small"):
         download_public("movielens", "ml-3m", tmp_path)

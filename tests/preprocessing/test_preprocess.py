@@ -275,7 +275,7 @@ def test_bad_lines_are_skipped_and_counted_on_request(tmp_path, caplog):
     expected = preprocess(options, tmp_path / "whole")
     with options.raw.open("a") as file:
         file.write("1,2\n")
-    with pytest.raises(InputError, match="has 2 fields, not 4; mend the file or give --skip-bad-lines"):
+    with pytest.raises(InputError, match="has 2 fields, not 4; fix the file or use --skip-bad-lines"):
         preprocess(options, tmp_path / "out")
     assert preprocess(replace(options, skip_bad_lines=True), tmp_path / "out") == expected
     assert "log.csv: 1 lines skipped" in caplog.text

@@ -181,13 +181,13 @@ def test_of_several_titles_the_order_of_rows_chooses_none(tmp_path):
 
 
 BAD = {
-    "no folder": ("movielens", {}, "ratings.csv is not there.*https://files.grouplens.org"),
-    "no titles file": ("movielens", {"ratings__csv": RATINGS}, "movies.csv is not there"),
+    "no folder": ("movielens", {}, "ratings.csv does not exist.*https://files.grouplens.org"),
+    "no titles file": ("movielens", {"ratings__csv": RATINGS}, "movies.csv does not exist"),
     "empty file": ("movielens", {"ratings__csv": "", "movies__csv": MOVIES}, "ratings.csv is empty"),
     "header only": (
         "movielens",
         {"ratings__csv": RATINGS.splitlines()[0] + "\n", "movies__csv": MOVIES},
-        "there are no interactions",
+        "no interactions found",
     ),
     "wrong columns": (
         "movielens",
@@ -222,7 +222,7 @@ BAD = {
     "cut short": (
         "movielens",
         {"ratings__csv__gz": gzip.compress(RATINGS.encode())[:-12], "movies__csv": MOVIES},
-        "ratings.csv.gz does not read as a table",
+        "ratings.csv.gz cannot be read as a table",
     ),
     "no line of titles": (
         "movielens",
@@ -238,7 +238,7 @@ BAD = {
     "metadata cut short": (
         "amazon",
         {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json__gz": gzip.compress(META_2014.encode())[:-12]},
-        "meta_Beauty.json.gz does not read",
+        "meta_Beauty.json.gz cannot be read",
     ),
     "a broken line": (
         "amazon",
@@ -263,9 +263,9 @@ BAD = {
     "in the future": (
         "movielens",
         {"ratings__csv": RATINGS + "3,10,4.0,99999999999\n", "movies__csv": MOVIES},
-        "timestamp 99999999999 of interaction 3 lies in the future",
+        "timestamp 99999999999 of interaction 3 is in the future",
     ),
-    "no Parquet in the folder": ("table", {"log__csv": "user\n"}, "holds no \\*.parquet file"),
+    "no Parquet in the folder": ("table", {"log__csv": "user\n"}, "has no \\*.parquet file"),
 }
 
 
@@ -280,11 +280,11 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, dataset, contents, messag
 def test_a_table_that_is_no_table(tmp_path):
     """A Parquet file that is none, a missing file, one name for two columns."""
     broken = files(tmp_path, log__parquet="PAR") / "log.parquet"
-    with pytest.raises(InputError, match="does not read as Parquet"):
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
         read("table", broken)
-    with pytest.raises(InputError, match="is not there: give --raw a CSV or Parquet file"):
+    with pytest.raises(InputError, match="does not exist: set --raw to a CSV or Parquet file"):
         read("table", tmp_path / "absent.csv")
-    with pytest.raises(InputError, match="must be four columns"):
+    with pytest.raises(InputError, match="must name four different columns"):
         read("table", broken, Columns("a", "a", "b", "c"))
 
 
@@ -306,7 +306,7 @@ def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
 def test_ids_of_parquet_that_are_neither(tmp_path):
     """Fractions come of missing values; which integer was meant is not to be guessed."""
     TABLE.astype({"what": "float64"}).to_parquet(tmp_path / "log.parquet")
-    with pytest.raises(InputError, match="column what holds double; ids must be integers or strings"):
+    with pytest.raises(InputError, match="column what has the type double; ids must be integers or strings"):
         read("table", tmp_path / "log.parquet", COLUMNS)
 
 

@@ -208,6 +208,7 @@ def other_architectures(artifacts, tmp_path_factory):
     return repository
 
 
+@pytest.mark.thorough
 def test_every_architecture_is_served(other_architectures):
     """SASRec, BERT4Rec, NARM and LRURec by its index behind one server: each answers what its exported files do."""
     with LocalServer(other_architectures) as server, RecommenderClient(server.url) as recommender:
@@ -228,10 +229,17 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
         assert result["served"]["equal_to_oracle"] == 1
 
 
-@pytest.mark.parametrize("read", ["letters", "lines"])
-def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read):
-    """SmolLM2, tuned on four prompts and merged, ranking alone behind the real server: 20 lists equal the offline ones,
-    read at the letters and at the lines of the lower half, and are no longer the retriever's.
+@pytest.mark.parametrize(
+    ("read", "depth", "users"),
+    [
+        pytest.param("lines", 6, 6, id="lines"),
+        pytest.param("lines", 15, 20, id="lines of half the layers", marks=pytest.mark.thorough),
+        pytest.param("letters", None, 20, id="letters of all layers", marks=pytest.mark.thorough),
+    ],
+)
+def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read, depth, users):
+    """SmolLM2, tuned on four prompts and merged, ranks alone on the real server: each list equals the offline one and
+    is no longer the retriever's.
     """
     folder = tmp_path / "movielens-100k"
     for stage in ("data", "retriever"):
@@ -243,14 +251,14 @@ def test_twenty_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypat
     direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
     monkeypatch.setattr(LineObjective, "verbalizer", lambda objective: LineVerbalizer(direction))
     with weighed(0.0):
-        train_ranker(replace(brief, read=read, depth=15 if read == "lines" else None), folder, EMBEDDED)
+        train_ranker(replace(brief, read=read, depth=depth), folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)
     moved = 0
     with LocalServer(tmp_path / "repository") as server, RecommenderClient(server.url) as recommender:
-        for user in range(20):
+        for user in range(users):
             history = data.raw_history(user)
             answer = recommender.recommend(history)
             assert answer == offline(steps, history)
             moved += [row.retriever_rank for row in answer] != list(range(1, 21))
-    assert moved == 20
+    assert moved == users

@@ -1,8 +1,8 @@
-"""Candidate lists for training positions from retrievers that never saw their users.
+"""Cross-fits the retriever: training candidates come from retrievers that were not trained on their users.
 
-A retriever ranks what it was trained on far too well: a ranker that learns from such lists learns to trust the first
-place. So users are dealt into folds, each fold's lists come from a retriever trained on all the others, and the true
-item stands where such a retriever puts it for a stranger, as at validation and test.
+A retriever ranks the sequences it was trained on far too well, and a ranker trained on such lists learns to trust the
+first candidate. Therefore users are split into folds, and each fold's lists come from a retriever trained on the other
+folds. The true item then has the rank that it would have for an unseen user, as in validation and test.
 """
 
 import json
@@ -29,17 +29,17 @@ from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Data, St
 
 FOLDER = "crossfit"
 DEALING_SEED = 0
-"""Of dealing the users: trainings with other seeds find the same folds, and need no other retrievers."""
+"""Seed of the split into folds, fixed so that trainings with different seeds share the folds and their retrievers."""
 
 
 def retrieve(model: Retriever, length: int, histories: Sequence[Items], k: int) -> list[Candidates]:
-    """The retriever's best ``k`` items for each history, everything in the history masked.
+    """Return the retriever's best ``k`` items for each history, with the items of the history masked.
 
     Args:
-        model: of :func:`models.retriever.training.load_retriever`.
-        length: items of a history that it reads.
-        histories: item numbers, oldest first.
-        k: how many candidates.
+        model: a model of :func:`models.retriever.training.load_retriever`.
+        length: maximum number of history items that the model reads.
+        histories: item numbers of each history, oldest first.
+        k: number of candidates.
     """
     scored = score_histories(model, length, histories)
     return [top_candidates(scores, history, k) for scores, history in zip(scored, histories, strict=True)]
@@ -47,17 +47,17 @@ def retrieve(model: Retriever, length: int, histories: Sequence[Items], k: int) 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """One retriever for each fold of users, trained without them."""
+    """One retriever for each fold of users, trained without those users."""
 
     fold: NDArray[np.int64]
-    """[users] the fold of each user."""
+    """Fold of each user [users]."""
     retrievers: list[tuple[Retriever, int]]
-    """For each fold the model, and the items of a history that it reads."""
+    """For each fold, the model and the maximum number of history items that it reads."""
     candidates: int
-    """Length of a list."""
+    """Number of candidates in a list."""
 
     def lists(self, positions: Sequence[Position]) -> list[Candidates]:
-        """The candidates of each position, best first, from the retriever of its user's fold."""
+        """Return the candidates of each position, best first, from the retriever of its user's fold."""
         made: dict[int, Candidates] = {}
         for fold, (model, length) in enumerate(self.retrievers):
             rows = [row for row, position in enumerate(positions) if self.fold[position.user] == fold]
@@ -67,15 +67,15 @@ class CrossFit:
 
 
 def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> CrossFit:
-    """Trains a retriever for each fold of users, with the options of ``artifacts/retriever``.
+    """Train a retriever for each fold of users, with the options of ``artifacts/retriever``, and return them.
 
-    Each is an artifact of its own in ``artifacts/crossfit``, so a second call finds what the first one finished.
+    Each retriever is an artifact of its own in ``artifacts/crossfit``, so a second call reuses the finished ones.
 
     Args:
-        artifacts: holds ``data`` and ``retriever``.
-        data: what ``artifacts/data`` holds.
-        folds: how many; each retriever trains on all users but one fold.
-        candidates: length of the lists.
+        artifacts: folder that holds ``data`` and ``retriever``.
+        data: the data set in ``artifacts/data``.
+        folds: number of folds; each retriever trains on the users of all folds but one.
+        candidates: number of candidates in a list.
 
     Raises:
         InputError: data or retriever are missing.
@@ -91,7 +91,7 @@ def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> Cr
 
 
 def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Path) -> tuple[Retriever, int]:
-    """The retriever in ``folder``, trained on these users alone."""
+    """Return the retriever in ``folder``, trained on these users only, and its maximum history length."""
     _write_users(data, users, folder / "data")
     train_retriever(options, folder)
     model, trained_with = load_retriever(folder / "retriever")
@@ -99,7 +99,7 @@ def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Pat
 
 
 def _write_users(data: Path, users: list[str], folder: Path) -> None:
-    """A data artifact with some users of another one, and all of its items under the same numbers."""
+    """Write a data artifact with some of the users of ``data`` and all of its items under the same numbers."""
     manifest = read_manifest(data, KIND, "llamarec preprocess")
     inputs, made_with = {"data": manifest.fingerprint}, {"users": users}
     if is_finished(folder, KIND, options=made_with, inputs=inputs):

@@ -1,4 +1,4 @@
-"""Examples a ranker learns from: parts of the training sequences, and candidates around the item that came next."""
+"""Samples the examples that a ranker is trained on: a part of a sequence, the item that came next, and candidates."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,35 +14,37 @@ from models.retriever.candidates import Candidates
 from preprocessing.errors import InputError
 
 POSITIONS_AT_ONCE = 512
-"""Positions whose candidates are made together: the retriever scores in batches."""
+"""Number of positions whose candidates are made together, because the retriever scores in batches."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One ranking: a history, its candidates, and which of them came next."""
+    """One ranking task: a history, its candidates, and which of them came next."""
 
     history: Items
-    """Oldest first."""
+    """Item numbers, oldest first."""
     candidates: Items
-    """In the order of their letters."""
+    """Item numbers in the order of their letters."""
     truth: int
-    """Place (from 0) of the true item among the candidates."""
+    """Position (from 0) of the true item among the candidates."""
     scores: NDArray[np.float32]
-    """The retriever's logits [k] of the candidates; all the same where it was not asked."""
+    """The retriever's logits of the candidates [k]; all 0 for candidates that were not retrieved."""
 
 
 class Position(NamedTuple):
-    """A place in a user's training sequence."""
+    """A position in a user's training sequence."""
 
     user: int
+    """Index of the user, from 0."""
     history: Items
-    """What came before, oldest first: at least one item."""
+    """The preceding items, oldest first; at least one."""
     target: int
     """The item that came next."""
 
 
 Pools = Callable[[Sequence[Position], np.random.Generator], list[list[Example]]]
-"""Makes the examples of each position, which differ in their candidates only; none where it has no use for one."""
+"""Function that returns the examples of each position, which differ only in their candidates; the list of a position
+that it cannot use is empty."""
 
 
 def sample_examples(
@@ -53,26 +55,25 @@ def sample_examples(
     per_user: int | None = None,
     seed: int | Sequence[int],
 ) -> list[Example]:
-    """Positions of training sequences in random order, each with the candidates that ``pools`` puts around its target.
+    """Return examples at random positions of the training sequences, with candidates from ``pools``.
 
-    Every position behind at least one item is possible, once (paper, section 4.0.4). What makes the candidates sees
-    the history and the target, never a later item: leaving a user's later items out of the negatives would give them
-    away.
+    Every position after at least one item is drawn at most once (paper, section 4.0.4). ``pools`` receives the history
+    and the target, but no later item: negatives without a user's later items would reveal those items.
 
     Args:
-        training: the training part of each user's sequence, oldest first.
-        pools: makes the candidates.
-        count: how many examples at most; all there are if absent.
-        per_user: how many examples of one user at most, so that long sequences don't dominate; no limit if absent.
-        seed: of the order and of the candidates, one number or several.
+        training: training part of each user's sequence, oldest first.
+        pools: function that returns the examples of each position.
+        count: maximum number of examples; no limit if absent.
+        per_user: maximum number of examples for one user, so that long sequences do not dominate; no limit if absent.
+        seed: random seed of order and candidates, one number or several.
 
     Raises:
-        InputError: there is not one example.
+        InputError: no position gives an example.
     """
     rng = np.random.default_rng(seed)
     ends = np.cumsum([max(len(sequence) - 1, 0) for sequence in training])
     if len(ends) == 0 or ends[-1] == 0:
-        raise InputError("no user has 2 items to train on: the ranker needs longer sequences")
+        raise InputError("no user has 2 items to train on: provide data with longer sequences")
     most = int(ends[-1]) if count is None else count
     of_user: Counter[int] = Counter()
 
@@ -93,14 +94,14 @@ def sample_examples(
             return examples[:most]
     if not examples:
         raise InputError(
-            f"none of {len(order)} training positions gives an example: the retriever has the next item nowhere among"
-            " its candidates. Train it longer, or train the ranker with random negatives"
+            f"none of {len(order)} training positions gives an example, because the retriever's candidates never"
+            " contain the next item: train the retriever longer, or train the ranker with random negatives"
         )
     return examples
 
 
 def _position(training: Sequence[Items], ends: NDArray[np.int64], number: int) -> Position:
-    """The position of that number, counted over all users' sequences from their second item on."""
+    """Return a position by its number, counted over all users' sequences from their second item on."""
     user = int(np.searchsorted(ends, number, side="right"))
     place = len(training[user]) - int(ends[user] - number)
     return Position(user, training[user][:place], int(training[user][place]))
@@ -108,20 +109,20 @@ def _position(training: Sequence[Items], ends: NDArray[np.int64], number: int) -
 
 @dataclass(frozen=True)
 class RandomPools:
-    """The target among items drawn from the catalogue without the history, shuffled."""
+    """Pools of the target and random items of the catalogue outside the history, shuffled."""
 
     items: int
     """Size of the catalogue; item numbers count from 1."""
     candidates: int
-    """Of one example, the target included; fewer where the catalogue has no more."""
+    """Number of candidates in an example, including the target; fewer if the catalogue is too small."""
     pools: int = 1
-    """Examples of one position, each with candidates of its own."""
+    """Number of examples for one position, each with its own candidates."""
     counts: Sequence[int] | None = None
-    """How often each item stands in the training sequences, which its chance to be drawn is proportional to; all have
-    the same, the paper's way, if absent."""
+    """Number of occurrences of each item in the training sequences, to which its probability of being drawn is
+    proportional; if absent, all items are equally probable, as in the paper."""
 
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
-        """See :data:`Pools`."""
+        """Return the examples of each position; see :data:`Pools`."""
         return [[self._example(position, rng) for _ in range(self.pools)] for position in positions]
 
     def _example(self, position: Position, rng: np.random.Generator) -> Example:
@@ -133,18 +134,19 @@ class RandomPools:
 
 @dataclass(frozen=True)
 class RetrievedPools:
-    """The retriever's own list, for the positions whose target is in it: what the ranker will meet when it serves."""
+    """Pools of retrieved candidates, as in serving, for the positions whose target the retriever found."""
 
     lists: Callable[[Sequence[Position]], list[Candidates]]
-    """The retriever's candidates of each position. It must not have learned from the position's user, or
-    it ranks the target better than it ever will again (:mod:`models.ranker.examples.crossfit`)."""
+    """Function that returns the retriever's candidates of each position. The retriever must not have been trained on
+    the position's user, whose target it would rank too well (:mod:`models.ranker.examples.crossfit`)."""
     order: Order = "retriever"
-    """With the ``retriever`` order the letter carries the retriever's opinion; ``shuffled`` it carries none."""
+    """Order of the candidates: with ``retriever`` the letters carry the retriever's ranking, with ``shuffled`` they
+    carry no information."""
     pools: int = 1
-    """Examples of one position, each in an order of its own."""
+    """Number of ``shuffled`` examples for one position, each in a random order of its own."""
 
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
-        """See :data:`Pools`."""
+        """Return the examples of each position; see :data:`Pools`."""
         made: list[list[Example]] = []
         for position, listed in zip(positions, self.lists(positions), strict=True):
             places = np.arange(len(listed.items))
@@ -169,14 +171,14 @@ def _example(history: Items, items: Items, target: int, scores: NDArray[np.float
 def draw_negatives(
     items: int, taken: Items, count: int, rng: np.random.Generator, counts: Sequence[int] | None = None
 ) -> Items:
-    """Distinct random item numbers from 1 to ``items`` without those in ``taken``: ``count``, or all there are.
+    """Return ``count`` distinct random item numbers outside ``taken``, or all such items if there are fewer.
 
     Args:
-        items: size of the catalogue.
+        items: size of the catalogue; item numbers count from 1.
         taken: item numbers to leave out.
-        count: how many to draw.
-        rng: of the draw.
-        counts: [items] what each item's chance is proportional to; all have the same if absent.
+        count: number of items to draw.
+        rng: random generator.
+        counts: numbers [items] to which the items' probabilities are proportional; if absent, they are equal.
     """
     shares = None if counts is None else np.asarray(counts) / np.sum(counts)
     drawn: list[int] = []

@@ -1,4 +1,4 @@
-"""The sets of examples of one training: those to train on and those to validate on."""
+"""Builds the training and the validation examples of one training."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,14 +16,14 @@ from preprocessing.errors import InputError
 
 
 def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> list[Example]:
-    """Return the examples that the options ask for, in the order of training.
+    """Return the training examples for these options, in the order of training.
 
     For ``negatives="retriever"`` the retriever is cross-fitted first.
 
     Args:
         options: see :class:`RankerTraining`.
-        artifacts: holds ``data`` and ``retriever``.
-        data: what ``artifacts/data`` holds.
+        artifacts: folder that holds ``data`` and ``retriever``.
+        data: the data set in ``artifacts/data``.
     """
     pools: RandomPools | RetrievedPools
     if options.negatives in ("random", "popular"):
@@ -45,7 +45,7 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
 def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateTable:
     """Return the retriever's candidates for every user's validation item.
 
-    They are read from the retriever's artifact, or retrieved again when their number is not the stored one.
+    They are read from the retriever's artifact, or retrieved again if the artifact stores a different number of them.
     """
     table = CandidateTable.read(artifacts / "retriever" / "candidates-validation.parquet")
     if candidates == MAX_CANDIDATES:
@@ -63,7 +63,7 @@ def validation_examples(table: CandidateTable, data: Data) -> list[Example]:
 
     Args:
         table: the retriever's candidates for validation.
-        data: gives the histories.
+        data: the data set, for the histories.
 
     Raises:
         InputError: the retriever found the true item of no user.
@@ -76,7 +76,7 @@ def validation_examples(table: CandidateTable, data: Data) -> list[Example]:
             examples.append(Example(histories[user], row.items, int(found[0]), row.scores))
     if not examples:
         raise InputError(
-            f"the retriever has the next item of none of {len(table.users)} users among its candidates, so the ranker"
-            " has nothing to validate on: train the retriever longer"
+            f"the retriever's candidates contain the next item for none of {len(table.users)} users, so there is"
+            " nothing to validate the ranker on: train the retriever longer"
         )
     return examples

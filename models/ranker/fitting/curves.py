@@ -1,4 +1,4 @@
-"""The curves of a ranker's training as a picture."""
+"""Plots the curves of a ranker's training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ CURVES_FILE = "curves.png"
 
 
 def plot_curves(log: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw the training loss and both validation NDCG@10 over the steps, as a PNG.
+    """Write a PNG of the training loss and both validation NDCG@10 over the steps.
 
     Args:
         log: see :class:`models.ranker.fitting.loop.TrainingProgress`.
-        path: the picture.
+        path: the PNG file.
     """
     from matplotlib.figure import Figure
 

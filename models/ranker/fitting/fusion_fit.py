@@ -1,9 +1,9 @@
-"""Fits how much each source of scores counts in the final ranking, on validation users.
+"""Fits the weight of each source of scores in the final ranking, on validation users.
 
-Sources are pooled by weighted sums of log-probabilities (:func:`models.ranker.fusion.fuse`). The weights are those
-that make the users' true items most probable, a conditional logit (McFadden 1974), and not those with the best NDCG@10:
-a rank jumps where a probability moves a little, so the NDCG of some hundred users is best somewhere by chance
-(``experiments/fusion_weights.py`` measures both).
+Sources are pooled by weighted sums of log-probabilities (:func:`models.ranker.fusion.fuse`). The fitted weights make
+the users' true items most probable (a conditional logit; McFadden 1974) instead of maximising NDCG@10: a small change
+of a probability can move a rank by several places, so with some hundred users the weight with the best NDCG is largely
+a matter of chance (``experiments/fusion_weights.py`` measures both).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from models.ranker.fusion import log_softmax
 
 Floats = NDArray[np.float64]
 PENALTY = 1e-4
-"""Factor of the squared weights in the loss: keeps the weight of a source that is never wrong finite."""
+"""Factor of the squared weights in the loss; it keeps the weight of a source that is never wrong finite."""
 TEMPERATURES = (0.25, 4.0)
 """Lowest and highest temperature."""
 
@@ -26,14 +26,14 @@ def fit_pool(sources: Sequence[Floats], truths: Sequence[int]) -> Floats:
 
     Args:
         sources: scores of each user's candidates [k, sources], on any scale; k may differ from user to user.
-        truths: place (from 0) of each user's true item.
+        truths: position (from 0) of each user's true item.
 
     Returns:
-        [sources]; 0 for a source that does not help.
+        the weights [sources]; 0 for a source that does not help.
     """
     lengths = [len(user) for user in sources]
     starts = np.cumsum([0, *lengths[:-1]])
-    # Relative to the true item, whose own logit is then 0 whatever the weights.
+    # Scores relative to the true item, whose logit is then 0 for any weights.
     relative = np.concatenate([user - user[truth] for user, truth in zip(sources, truths, strict=True)])
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -49,15 +49,15 @@ def fit_pool(sources: Sequence[Floats], truths: Sequence[int]) -> Floats:
 
 
 def fit_fusion(model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: Sequence[int]) -> tuple[float, float]:
-    """Return the retriever's weight and the temperature with which language model and retriever are served.
+    """Return the retriever's weight and the temperature for serving language model and retriever together.
 
-    An uninformative language model leaves weight 1, which keeps the retriever's order. The temperature changes no
+    With an uninformative language model the weight is 1, which keeps the retriever's order. The temperature changes no
     ranking; it calibrates the served probabilities (Guo et al. 2017).
 
     Args:
         model: the language model's log-probabilities [k] for each validation user.
-        scores: retriever logits [k] of each.
-        truths: place (from 0) of the true item among the candidates of each.
+        scores: the retriever's logits [k] for each user.
+        truths: position (from 0) of the true item among the candidates of each user.
     """
     sources = [
         np.stack([log_softmax(row), log_softmax(prior)], axis=-1) for row, prior in zip(model, scores, strict=True)

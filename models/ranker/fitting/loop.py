@@ -1,4 +1,4 @@
-"""The training loop of the ranker: tunes the adapters and keeps those of the best validation (paper, section 4.0.4)."""
+"""The ranker's training loop: tunes the adapters and keeps those of the best validation (paper, section 4.0.4)."""
 
 import shutil
 import time
@@ -28,33 +28,33 @@ from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
 
 Logprobs = list[NDArray[np.float64]]
-"""Log-probabilities of the candidates [k] of each example."""
+"""Log-probabilities of the candidates of each example [k]."""
 EVENTS_FOLDER = "tensorboard"
 
 
 @dataclass
 class TrainingProgress:
-    """How far a training has come. Tensors, numbers and strings only: it is loaded with ``weights_only``."""
+    """Progress of a training. It holds tensors, numbers and strings only, since it is loaded with ``weights_only``."""
 
     step: int = 0
     """Number of finished steps."""
     validated: int = -1
-    """Step of the latest validation."""
+    """Step of the latest validation; -1 before the first."""
     best: float = -1.0
-    """NDCG@10 of the best validation, by the measure that chooses."""
+    """Best value so far of the NDCG@10 that selects the adapters."""
     best_step: int = 0
     waited: int = 0
-    """Validations since the best one."""
+    """Number of validations since the best one."""
     seconds: float = 0.0
     """Time spent in training steps, without validations."""
     losses: list[float] = field(default_factory=list)
     """Losses of the steps since the latest validation."""
     log: list[dict[str, float]] = field(default_factory=list)
-    """Per validation: step, mean loss since the last, NDCG@10 of the language model alone and fused."""
+    """For each validation: step, mean loss since the previous one, NDCG@10 of the language model alone and fused."""
     untuned: list[Tensor] = field(default_factory=list)
-    """The language model's log-probabilities [k] of each validation example before the first step."""
+    """The language model's log-probabilities [k] for each validation example before the first step."""
     logprobs: list[Tensor] = field(default_factory=list)
-    """The same at the best validation."""
+    """The language model's log-probabilities [k] for each validation example at the best validation."""
     best_adapters: list[Tensor] = field(default_factory=list)
 
 
@@ -63,16 +63,16 @@ class FittedRanker:
     """A tuned model and the record of its training."""
 
     model: Any
-    """Base with the adapters of the best validation."""
+    """The base with the adapters of the best validation."""
     objective: Objective
-    """What the model was trained by, and how it is read."""
+    """The loss that the model was trained with, and the logits that are read from it."""
     logprobs: Logprobs
-    """Its log-probabilities of each validation example."""
+    """The model's log-probabilities for each validation example."""
     untuned: Logprobs
-    """The same before the first step."""
+    """Log-probabilities for each validation example before the first step."""
     best_step: int
     log: list[dict[str, float]]
-    """Per validation: step, mean training loss since the last, NDCG@10 of the language model alone and fused."""
+    """For each validation: step, mean loss since the previous one, NDCG@10 of the language model alone and fused."""
     prompts_per_second: float
     """Speed of the training steps, without validations."""
 
@@ -95,9 +95,9 @@ def fit(
         prompts: builds the prompts.
         letter_ids: token id of each letter.
         examples: the training examples, in the order of training.
-        validation: examples with their candidates in the retriever's order.
-        checkpoint: written during the training; where it exists, the training resumes from it.
-        folder: receives TensorBoard events and ``curves.png``.
+        validation: the validation examples, with their candidates in the retriever's order.
+        checkpoint: checkpoint that is written during the training; if it exists, the training resumes from it.
+        folder: folder for TensorBoard events and ``curves.png``.
 
     Raises:
         InputError: the prompts are longer than the base's context, the loss is not finite, or the checkpoint belongs to
@@ -162,26 +162,26 @@ class _Training:
         self.progress = self._resume()
 
     def work(self) -> tuple[int, int]:
-        """Return the number of prompts to train on and to validate, and how many of them are finished."""
+        """Return the total number of prompts to train on and to validate, and the number already done."""
         validations = 2 + (len(self.batches) - 1) // self.options.validate_every
         finished = sum(map(len, self.batches[: self.progress.step])) + len(self.progress.log) * len(self.validation)
         return sum(map(len, self.batches)) + validations * len(self.validation), finished
 
     def is_over(self) -> bool:
-        """Return whether the last step is done, or validation has stopped improving."""
+        """Return whether the last step is done or validation has stopped improving."""
         return self.progress.waited >= self.options.patience or self.progress.step == len(self.batches)
 
     def validation_is_due(self) -> bool:
-        """Return whether this step is to be validated and has not been yet."""
+        """Return whether a validation is due at this step and has not run yet."""
         step = self.progress.step
         due = step % self.options.validate_every == 0 or step == len(self.batches)
         return due and step > self.progress.validated
 
     def validate(self, advance: Callable[[], None]) -> dict[str, float]:
-        """Measure NDCG@10 alone and fused, and keep the adapters if they are the best so far.
+        """Return NDCG@10 of the language model alone and fused, and keep the adapters if they are the best so far.
 
         Args:
-            advance: called after each validation example.
+            advance: function that is called after each validation example.
         """
         truths, scores = [row.truth for row in self.validation], [row.scores for row in self.validation]
         logprobs = score_examples(self.model, self.objective, self.prompts, self.validation, advance)
@@ -209,7 +209,7 @@ class _Training:
             progress.best_adapters = [parameter.detach().clone() for parameter in self.trained]
 
     def take_step(self) -> tuple[float, float]:
-        """Take one step of the optimiser on the next batch; return its loss and its learning rate.
+        """Take an optimiser step on the next batch, and return its loss and learning rate.
 
         Raises:
             InputError: the loss is not finite.
@@ -231,7 +231,7 @@ class _Training:
         return loss, rate
 
     def save(self) -> None:
-        """Write everything that the next step depends on. The schedule follows from the step."""
+        """Write a checkpoint of everything that the next step depends on; the learning rate follows from the step."""
         self.checkpoint.save(
             {
                 "progress": {entry.name: getattr(self.progress, entry.name) for entry in fields(self.progress)},
@@ -243,7 +243,7 @@ class _Training:
         )
 
     def _resume(self) -> TrainingProgress:
-        """Put adapters, optimiser and random numbers back where the checkpoint left them, if there is one."""
+        """Restore adapters, optimiser and random state from the checkpoint, if there is one; return the progress."""
         state = self.checkpoint.load()
         if state is None:
             return TrainingProgress()
@@ -257,7 +257,7 @@ class _Training:
         return TrainingProgress(**state["progress"])
 
     def result(self) -> FittedRanker:
-        """Put the best adapters into the model and return it with the record of the training."""
+        """Return the model with its best adapters, and the record of the training."""
         progress = self.progress
         with torch.no_grad():
             for parameter, value in zip(self.trained, progress.best_adapters, strict=True):
@@ -283,8 +283,7 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
         letter_ids: token id of each letter.
 
     Raises:
-        InputError: the base's context is too short for a prompt and its letter, or this project does not compute the
-            base's architecture correctly.
+        InputError: the base's context is too short for a prompt and its letter, or its architecture is not supported.
     """
     native = has_native_bf16(options.device)
     dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
@@ -294,7 +293,7 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
     if prompt_tokens + 1 > (context := model.config.max_position_embeddings):
         raise InputError(
             f"max_tokens {prompt_tokens} and the letter exceed the base's context of {context}: lower --max-tokens to"
-            f" {context - 1} or less; the oldest history is left out first"
+            f" {context - 1} or less; prompts then drop their oldest history items"
         )
     model = add_adapters(
         model,
@@ -312,7 +311,10 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
 
 
 def learning_rate_share(step: int, warmup_steps: int, steps: int) -> float:
-    """Return the share of the learning rate at a step: it rises over the warm-up (at most a tenth), then falls to 0."""
+    """Return the factor of the learning rate at a step.
+
+    It rises linearly during the warm-up, which takes at most a tenth of the steps, and then falls linearly to 0.
+    """
     warmup = min(warmup_steps, steps // 10)
     if step < warmup:
         return step / warmup
@@ -332,7 +334,7 @@ def score_examples(
     examples: Sequence[Example],
     advance: Callable[[], None] = lambda: None,
 ) -> Logprobs:
-    """Return the language model's log-probabilities of each example's candidates; calls ``advance`` after each."""
+    """Return the language model's log-probabilities of each example's candidates; call ``advance`` after each one."""
     logprobs = []
     with evaluating(model):
         for example in examples:
@@ -344,7 +346,7 @@ def score_examples(
 
 @contextmanager
 def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], None]]:
-    """Write scalars for TensorBoard; those that an interrupted run wrote after ``step`` are hidden by the new ones."""
+    """Yield a function that writes a scalar for TensorBoard; events of an interrupted run after ``step`` are purged."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder), purge_step=step) as writer:
@@ -354,7 +356,7 @@ def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], Non
 def _accumulate(
     model: Any, objective: Objective, prompts: PromptBuilder, batch: Sequence[Example], micro_batch_size: int
 ) -> float:
-    """Add the gradient of the mean loss over a batch; prompts with a common beginning are computed together."""
+    """Add the gradient of a batch's mean loss, and return the loss; prompts are sorted to share common prefixes."""
     read = [(prompts.build(example.history, example.candidates), example) for example in batch]
     read.sort(key=lambda one: one[0].tokens)
     total = 0.0

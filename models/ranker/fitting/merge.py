@@ -1,4 +1,4 @@
-"""One plain model out of a quantised base and its adapters, a tensor at a time."""
+"""Merges a quantised base and its adapters into one plain model, tensor by tensor."""
 
 import json
 import shutil
@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_BYTES = 2 << 30
-"""Largest safetensors file: with the base and one tensor in fp32, all that is in memory. 7B in NF4: about 8 GB."""
+"""Maximum size of a safetensors file. Memory holds one shard, the base and one tensor in fp32: about 8 GB for 7B in
+NF4."""
 BASE_LAYER = ".base_layer"
 INDEX_FILE = "model.safetensors.index.json"
 COPIED = ("tokenizer*", "special_tokens_map.json", "LICENSE*", "USE_POLICY*")
@@ -21,18 +22,18 @@ CHANGED = (
     "This model was changed: low-rank adapters trained to rank a catalogue's items were added to the base model's"
     " weights (llamarec train-ranker).\n"
 )
-"""What the Apache License (4b) and Llama 2's licence (1b) want said with a derivative work."""
+"""Notice that the Apache License (4b) and Llama 2's licence (1b) require in a derivative work."""
 
 
 def merged_tensors(model: Any, dtype: torch.dtype = torch.float16) -> Iterator[tuple[str, Tensor]]:
-    """Weights of the plain model that scores as the trained one does, one by one under the base's own names.
+    """Yield the weights of a plain model with the trained model's scores, one by one under the base's names.
 
-    Adapters are added in fp32 to what the quantised base dequantises to: those are the weights they were trained on.
-    Added to the original weights they would score differently by more than 1 in log-probability, and so would they
-    after a second quantisation.
+    Adapters are added in fp32 to the dequantised weights of the base, since those are the weights they were trained on.
+    If they were added to the original weights, or the sum were quantised again, log-probabilities would change by more
+    than 1.
 
     Args:
-        model: of :func:`models.ranker.fitting.qlora.add_adapters`.
+        model: a model of :func:`models.ranker.fitting.qlora.add_adapters`.
         dtype: stored precision; fp16 keeps the scores within 0.015.
     """
     base = model.get_base_model()
@@ -50,19 +51,19 @@ def merged_tensors(model: Any, dtype: torch.dtype = torch.float16) -> Iterator[t
 
 
 def save_merged(model: Any, base: Path, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the merged model as a Hugging Face folder in fp16, with the base's tokenizer, licence and notice.
+    """Write the merged model as a Hugging Face folder in fp16, with the base's tokenizer, licence and notice.
 
     Args:
-        model: of :func:`models.ranker.fitting.qlora.add_adapters`.
+        model: a model of :func:`models.ranker.fitting.qlora.add_adapters`.
         base: folder of the base.
-        folder: to write; made if absent.
-        shard_bytes: largest weights file; a larger tensor gets one of its own.
+        folder: folder to write; created if absent.
+        shard_bytes: maximum size of a weights file; a larger tensor gets a file of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _save_sharded(merged_tensors(model), folder, shard_bytes)
     config = model.get_base_model().config.__class__.from_pretrained(str(base))
     config.dtype = torch.float16
-    for name in ("num_hidden_layers", "layer_types"):  # of a base that was cut
+    for name in ("num_hidden_layers", "layer_types"):  # they differ from the base's if its upper layers were cut off
         if hasattr(config, name):
             setattr(config, name, getattr(model.config, name))
     config.save_pretrained(folder)
@@ -74,7 +75,7 @@ def save_merged(model: Any, base: Path, folder: Path, shard_bytes: int = SHARD_B
 
 
 def _save_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
-    """Writes tensors as they come, as ``model.safetensors`` or as numbered shards with transformers' index."""
+    """Write tensors as they arrive, to ``model.safetensors`` or to numbered shards with transformers' index."""
     shard: dict[str, Tensor] = {}
     held, total = 0, 0
     written: list[list[str]] = []

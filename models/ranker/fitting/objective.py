@@ -1,4 +1,4 @@
-"""The loss a ranker is tuned with: on the letter after the prompt, or on its candidates' lines.
+"""The losses that a ranker is tuned with: on the letter after the prompt, or on the candidates' lines.
 
 Each objective is the trainable counterpart of a verbalizer (:mod:`models.ranker.inference.verbalizer`), which reads the
 same logits from the merged model.
@@ -18,39 +18,46 @@ from models.ranker.prompt import Prompt
 
 
 class Objective(Protocol):
-    """A loss, and the logits it trains."""
+    """A loss, and the logits that it trains."""
 
     trained: Sequence[Tensor]
-    """Parameters that are learned in addition to the adapters."""
+    """Parameters that are trained in addition to the adapters."""
 
     def loss(self, model: Any, prompts: Sequence[Prompt], examples: Sequence[Example]) -> Tensor:
         """Return the loss, summed over the prompts.
 
         Args:
-            model: of :func:`models.ranker.fitting.qlora.add_adapters`.
-            prompts: to read.
-            examples: what each of them was built from.
+            model: a model of :func:`models.ranker.fitting.qlora.add_adapters`.
+            prompts: the prompts.
+            examples: the example from which each prompt was built.
         """
 
     def logits(self, model: Any, prompt: Prompt) -> Tensor:
-        """Return the logits of a prompt's candidates [k]; within :func:`models.ranker.fitting.qlora.evaluating`."""
+        """Return the logits of a prompt's candidates [k].
+
+        Call it within :func:`models.ranker.fitting.qlora.evaluating`.
+        """
 
     def verbalizer(self) -> Verbalizer:
         """Return the verbalizer that reads the same logits from the merged model."""
 
 
 class LetterObjective:
-    """Trains the letter after the prompt, and that the text ends with it (paper, section 3.2.2)."""
+    """The loss on the letter after the prompt and the end token after the letter (paper, section 3.2.2).
+
+    Args:
+        letter_ids: token id of each letter.
+        end_token: id of the token that ends a text.
+    """
 
     trained: Sequence[Tensor] = ()
 
     def __init__(self, letter_ids: Sequence[int], end_token: int) -> None:
-        """Take the token id of each letter and that of the end of text."""
         self._letter_ids = letter_ids
         self._end_token = end_token
 
     def loss(self, model: Any, prompts: Sequence[Prompt], examples: Sequence[Example]) -> Tensor:
-        """Return the summed cross-entropy, the mean over letter and end token; see :class:`Objective`."""
+        """Return the summed cross-entropy, per prompt the mean over letter and end token; see :class:`Objective`."""
         answers = [[self._letter_ids[example.truth], self._end_token] for example in examples]
         return answer_loss(model, [prompt.tokens for prompt in prompts], answers) / 2
 
@@ -59,20 +66,20 @@ class LetterObjective:
         return letter_logits(model, prompt.tokens, self._letter_ids[: len(prompt.line_ends)])
 
     def verbalizer(self) -> Verbalizer:
-        """Return the verbalizer of letters."""
+        """Return the verbalizer that reads the letters' logits."""
         return LetterVerbalizer(self._letter_ids)
 
 
 class LineObjective:
-    """Trains the states at the ends of the candidates' lines, along a direction that is learned too."""
+    """The loss on the hidden states at the ends of the candidates' lines, along a direction that is trained too."""
 
     def __init__(self, model: Any) -> None:
-        """Start with a direction of zeros, as wide as the model's states."""
+        """Create the direction, which is zero before the first step and as wide as the model's hidden states."""
         self._direction = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
         self.trained: Sequence[Tensor] = [self._direction]
 
     def loss(self, model: Any, prompts: Sequence[Prompt], examples: Sequence[Example]) -> Tensor:
-        """Return the summed cross-entropy of what lines add to the retriever's scores; see :class:`Objective`."""
+        """Return the summed cross-entropy of the lines' logits plus the retriever's scores; see :class:`Objective`."""
         scores = [torch.from_numpy(example.scores) for example in examples]
         return line_loss(model, self._direction, prompts, [example.truth for example in examples], scores)
 
@@ -81,12 +88,12 @@ class LineObjective:
         return line_logits(model, self._direction, prompt)
 
     def verbalizer(self) -> Verbalizer:
-        """Return the verbalizer of lines with a copy of the direction."""
+        """Return the verbalizer that reads the lines, with a copy of the direction."""
         return LineVerbalizer(self._direction.detach().cpu().numpy())
 
 
 def new_objective(options: RankerTraining, model: Any, letter_ids: Sequence[int]) -> Objective:
-    """Return the objective that ``options.read`` names, before its first step."""
+    """Return a new objective of the kind that ``options.read`` names."""
     if options.read == "lines":
         return LineObjective(model)
     end = model.config.eos_token_id

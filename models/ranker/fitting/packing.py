@@ -1,9 +1,9 @@
-"""Several prompts in one forward pass: nothing is padded, and what prompts begin with alike is computed once.
+"""Packs several prompts into one forward pass: without padding, and with common prefixes computed once.
 
 Prompts become a tree of segments. A token attends to its own segment up to itself and to the segments above it, which
-are exactly the tokens before it in its prompt, at the same positions: loss and gradients are those of the prompts one
-by one. Candidate pools of one history share the instruction and the history; histories that continue one another share
-what they have in common.
+are exactly the tokens before it in its prompt, at the same positions. Loss and gradients therefore equal those of the
+prompts one by one. Candidate pools of one history share the instruction and the history; histories of which one
+continues the other share their common part.
 
 Source: tree attention as in Miao et al. 2024 (SpecInfer, section 5.1), used for training.
 """
@@ -24,46 +24,47 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from preprocessing.errors import InputError
 
 TREE_ATTENTION = "prompt_tree"
-"""Name under which transformers knows :func:`tree_attention`."""
+"""Name under which :func:`tree_attention` is registered with transformers."""
 SHORTEST_SHARED = 16
-"""Tokens that prompts must have in common to be computed together: with fewer, a segment costs more than it saves."""
+"""Minimum length in tokens of a shared prefix; a shorter segment costs more than it saves."""
 
 ATTENTION_BLOCK = 128
-"""Tokens whose attention is computed at once in bf16 on a processor."""
+"""Number of tokens whose attention is computed at once in bf16 on a processor."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens in the packed sequence, and what stands before it in its prompts."""
+    """A run of tokens in the packed sequence, with the segments that precede it in its prompts."""
 
     start: int
     end: int
     above: tuple[tuple[int, int], ...]
-    """Places [start, end) of the segments above, from the root."""
+    """Start and end of each segment above, from the root."""
     mask: Tensor | None
-    """[tokens, tokens above and its own] True where a token attends; None with nothing above: plain causal."""
+    """Mask [tokens, tokens above and own], True where a token attends; None, which means causal, without segments
+    above."""
 
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """Token sequences as one sequence without padding."""
+    """Token sequences packed into one sequence without padding."""
 
     tokens: Tensor
-    """[1, total]"""
+    """Token ids [1, total]."""
     positions: Tensor
-    """[1, total] place of each token in its own prompt."""
+    """Position of each token in its own prompt [1, total]."""
     segments: tuple[Segment, ...]
     places: tuple[NDArray[np.int64], ...]
-    """For each prompt, in the order given: the place in the packed sequence of each of its tokens."""
+    """For each prompt, in the given order, the index of each of its tokens in the packed sequence."""
 
 
 def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *, share: bool = True) -> PackedPrompts:
-    """Packs token sequences.
+    """Return token sequences packed into one.
 
     Args:
-        prompts: token ids, none empty.
-        device: of the tensors.
-        share: compute what prompts begin with alike only once.
+        prompts: token ids of each prompt; no prompt may be empty.
+        device: device of the tensors.
+        share: whether common prefixes are computed only once.
     """
     order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
     tokens: list[int] = []
@@ -97,7 +98,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *
 
 
 def _alike(prompts: Sequence[Sequence[int]], rows: Sequence[int], depth: int) -> Iterator[list[int]]:
-    """Neighbours in sorted order that go on alike from ``depth`` for long enough to share it."""
+    """Return groups of neighbours in sorted order with the same :data:`SHORTEST_SHARED` tokens from ``depth`` on."""
 
     def beginning(row: int) -> tuple[int, ...]:
         return tuple(prompts[row][depth : depth + SHORTEST_SHARED])
@@ -106,7 +107,7 @@ def _alike(prompts: Sequence[Sequence[int]], rows: Sequence[int], depth: int) ->
 
 
 def _common_length(first: Sequence[int], last: Sequence[int]) -> int:
-    """How many tokens the first and the last of sorted sequences, and so all between, begin with alike."""
+    """Return the length of the common prefix of two sequences, which all sequences sorted between them share."""
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
@@ -121,20 +122,20 @@ def tree_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over packed prompts; without ``segments`` it is transformers' own for one prompt.
+    """Return the attention over packed prompts; without ``segments``, transformers' own attention over one prompt.
 
     Args:
         module: the attention layer.
-        query: [1, heads, total, width]
-        key: [1, key heads, total, width]
-        value: [1, key heads, total, width]
+        query: queries [1, heads, total, width].
+        key: keys [1, key heads, total, width].
+        value: values [1, key heads, total, width].
         attention_mask: None.
-        segments: of the packed prompts.
-        scaling: of the dot products.
-        kwargs: what transformers hands to every attention.
+        segments: segments of the packed prompts.
+        scaling: factor of the dot products.
+        kwargs: other arguments that transformers passes to every attention function.
 
     Returns:
-        [1, total, heads, width], and no weights.
+        the attended values [1, total, heads, width], and None in place of the attention weights.
 
     Raises:
         InputError: the model caps its attention scores.
@@ -147,8 +148,8 @@ def tree_attention(
         return whole
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    # Split, not sliced: each slice's gradient would be a tensor of the whole packed length, and their sum most of the
-    # attention's time.
+    # Split, not sliced: the gradient of each slice would be a tensor of the whole packed length, and adding them up
+    # would take most of the attention's time.
     lengths = [segment.end - segment.start for segment in segments]
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
     numbers = {segment.start: number for number, segment in enumerate(segments)}
@@ -161,11 +162,11 @@ def tree_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """[1, heads, tokens, width]; causal without a mask."""
+    """Return the attended values [1, heads, tokens, width]; the attention is causal without a mask."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
-    # PyTorch's fused attention hardly uses the processor's bf16 products; plain ones are faster, forward and backward.
-    # In blocks of tokens, which see nothing behind them, close to half of the products is left out.
+    # PyTorch's fused attention makes little use of the processor's bf16 instructions; plain matrix products are faster,
+    # forward and backward. Blocks of queries skip the keys after them, which is close to half of the products.
     tokens, seen = query.shape[2], key.shape[2]
     if mask is None:
         mask = torch.ones(tokens, seen, dtype=torch.bool).tril()

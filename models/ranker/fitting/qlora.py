@@ -1,4 +1,4 @@
-"""QLoRA: a frozen 4-bit base with low-rank adapters, its loss on the answer alone, and its letters' logits.
+"""QLoRA: loads a frozen 4-bit base, adds low-rank adapters, and computes the losses and logits of the two verbalizers.
 
 Source: Dettmers et al. 2023 (NF4, double quantisation); Hu et al. 2021 (LoRA); paper, section 4.0.4.
 """
@@ -31,17 +31,17 @@ UNQUANTISED = "none"
 
 
 def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: str, depth: int | None = None) -> Any:
-    """A frozen base: its linear layers in NF4 with double quantisation, or everything in ``dtype``.
+    """Return a frozen base, with its linear layers in NF4 with double quantisation, or entirely in ``dtype``.
 
     Args:
-        folder: Hugging Face folder.
+        folder: the base's Hugging Face folder.
         quantisation: ``nf4`` or ``none``.
-        dtype: precision of the arithmetic, and of what is not quantised.
+        dtype: precision of the arithmetic and of the weights that are not quantised.
         device: ``cpu`` or ``cuda``.
-        depth: how many of its lower layers are kept; all if absent.
+        depth: number of lower layers that are kept; all if absent.
 
     Raises:
-        InputError: the folder lacks weights of its architecture, or has fewer layers.
+        InputError: the folder lacks weights of its architecture, or the base has fewer layers than ``depth``.
     """
     given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
@@ -54,7 +54,7 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         given |= {"quantization_config": config, "device_map": {"": device}}
     model, loaded = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **given)
     if missing := loaded["missing_keys"]:
-        raise InputError(f"base model {folder} lacks weights, {min(missing)} first: download it again")
+        raise InputError(f"base model {folder} lacks weights such as {min(missing)}: download it again")
     if depth is not None:
         _cut(model, depth)
     if quantisation != NF4:
@@ -63,37 +63,37 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
 
 
 def _cut(model: Any, depth: int) -> None:
-    """Leaves the lower layers of a model alone, whose final norm then stands behind the last of them."""
+    """Remove all but the lower layers of a model; its final norm then follows the last layer that is kept."""
     decoder = model.get_decoder()
     if not hasattr(decoder, "layers"):
-        raise InputError(f"{model.config.architectures} keeps its layers elsewhere than Llama: leave depth out")
+        raise InputError(f"{model.config.architectures} has no list of layers named as Llama's: leave depth out")
     if depth > len(decoder.layers):
-        raise InputError(f"a depth of {depth} layers: the base has {len(decoder.layers)}, ask for no more")
+        raise InputError(f"depth is {depth}, but the base has {len(decoder.layers)} layers: lower depth")
     decoder.layers = decoder.layers[:depth]
     model.config.num_hidden_layers = depth
-    if getattr(model.config, "layer_types", None):  # of Qwen and others: one for each layer
+    if getattr(model.config, "layer_types", None):  # Qwen and others have one entry per layer
         model.config.layer_types = model.config.layer_types[:depth]
 
 
 def add_adapters(
     model: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], layers: int | None = None
 ) -> Any:
-    """The base with trainable fp32 adapters on the named projections, ready to train.
+    """Return the base with trainable fp32 adapters on the named projections, in training mode.
 
     Args:
-        model: of :func:`load_base`.
-        rank: of the adapters.
-        alpha: they are scaled by ``alpha / rank``.
-        dropout: on what enters them.
+        model: a model of :func:`load_base`.
+        rank: rank of the adapters.
+        alpha: numerator of the adapters' scale ``alpha / rank``.
+        dropout: dropout probability of an adapter's input.
         targets: names of the projections.
-        layers: how many of the upper layers get them; all if absent. Nothing below is computed backwards.
+        layers: number of upper layers that get adapters; all if absent. The layers below need no backward pass.
 
     Raises:
-        InputError: the base has fewer layers, or no such projections.
+        InputError: the base has fewer than ``layers`` layers, or no such projections.
     """
     count = model.config.num_hidden_layers
     if layers is not None and layers > count:
-        raise InputError(f"adapters on {layers} layers: the base has {count}, ask for no more")
+        raise InputError(f"layers is {layers}, but the base has {count} layers: lower layers")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -103,12 +103,14 @@ def add_adapters(
         layers_pattern=None if layers is None else "layers",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft reads an attribute that transformers renames
+    with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
         warnings.simplefilter("ignore", FutureWarning)
         try:
             adapted = get_peft_model(model, config).train()
         except ValueError as error:
-            raise InputError(f"adapters on {', '.join(targets)}: the base has no such projections ({error})") from None
+            raise InputError(
+                f"the base has no projections named {', '.join(targets)} ({error}): set targets to names it has"
+            ) from None
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
             module.lora_variant.update(dict.fromkeys(module.active_adapters, AddedInOneProduct()))
@@ -116,15 +118,15 @@ def add_adapters(
 
 
 class AddedInOneProduct(LoraVariant):  # type: ignore[misc]  # peft has no types
-    """An adapter whose last product adds itself, scaled, to the base's output: what peft computes, in one go.
+    """An adapter that computes its last product, its scaling and the sum with the base's output in one operation.
 
-    On a processor peft's own way, a product, a scaling and a sum, each of which reads and writes the whole output and
-    again its gradient, takes longer than the products.
+    The result is peft's. On a processor, peft's separate operations each read and write the whole output and, backward,
+    its gradient, which takes longer than the products.
     """
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
-        """See peft's ``LoraVariant``."""
+        """Return the base's output ``result`` plus the adapter's; see peft's ``LoraVariant``."""
         lowered = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # [..., rank]
         raised = module.lora_B[active_adapter].weight.T  # [rank, out]
         scaling = module.scaling[active_adapter]
@@ -141,21 +143,21 @@ def answer_loss(
     *,
     share: bool = True,
 ) -> Tensor:
-    """Summed cross-entropy of the answers' tokens behind their prompts, nothing else of the text being learned.
+    """Return the cross-entropy of the answers' tokens after their prompts, summed; prompt tokens have no loss.
 
     The prompts are packed (:mod:`models.ranker.fitting.packing`); the head is computed at the answers' positions only.
 
     Args:
-        model: of :func:`add_adapters`.
-        prompts: token ids.
-        answers: token ids, equally many for each prompt: the letter and the end token.
-        share: compute what prompts begin with alike only once; the loss is the same.
+        model: a model of :func:`add_adapters`.
+        prompts: token ids of each prompt.
+        answers: token ids of each prompt's answer, all of the same length: the letter and the end token.
+        share: whether common prefixes are computed only once; the loss is the same.
     """
     decoder, head = _decoder_and_head(model)
     device = head.weight.device
     labels = torch.tensor(answers, device=device)  # [batch, answer]
     width = labels.shape[1]
-    # The last token of an answer is only predicted, so nothing is read from behind it.
+    # The last token of an answer is predicted but predicts nothing, so it is not part of the input.
     packed = pack(
         [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], device, share=share
     )
@@ -175,30 +177,30 @@ def line_loss(
     *,
     share: bool = True,
 ) -> Tensor:
-    """Summed cross-entropy of the candidate that came next, by what its line says beside the others'.
+    """Return the summed cross-entropy of the true items under the sum of the lines' logits and ``scores``.
 
     Args:
-        model: of :func:`add_adapters`.
-        direction: [hidden] along which the lines are read.
+        model: a model of :func:`add_adapters`.
+        direction: direction [hidden] onto which the lines' hidden states are projected.
         prompts: see :class:`models.ranker.prompt.Prompt`.
-        truths: place of the true item among each prompt's candidates, from 0.
-        scores: logits [k] of each prompt's candidates to which the lines add what they know: the retriever's.
-        share: compute what prompts begin with alike only once; the loss is the same.
+        truths: position (from 0) of the true item among each prompt's candidates.
+        scores: the retriever's logits [k] of each prompt's candidates, which the lines' logits correct.
+        share: whether common prefixes are computed only once; the loss is the same.
     """
     decoder, _ = _decoder_and_head(model)
     packed = pack([prompt.tokens for prompt in prompts], direction.device, share=share)
     with _mixed_precision(model):
         hidden = _hidden_states(decoder, packed)
     loss = direction.new_zeros(())
-    for prompt, places, truth, known in zip(prompts, packed.places, truths, scores, strict=True):
+    for prompt, places, truth, prior in zip(prompts, packed.places, truths, scores, strict=True):
         ends = torch.from_numpy(places[prompt.line_ends]).to(direction.device)  # [k]
-        says = hidden[ends].float() @ direction + known.to(direction.device)
-        loss = loss - says.log_softmax(0)[truth]
+        logits = hidden[ends].float() @ direction + prior.to(direction.device)  # [k]
+        loss = loss - logits.log_softmax(0)[truth]
     return loss
 
 
 def _hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
-    """Normalised states behind the last layer [total, hidden]."""
+    """Return the normalised hidden states after the last layer [total, hidden]."""
     hidden: Tensor = decoder(
         input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
     ).last_hidden_state[0]
@@ -207,7 +209,7 @@ def _hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
 
 @contextmanager
 def _mixed_precision(model: Any) -> Iterator[None]:
-    """Adapters, which are kept in fp32, are multiplied in the base's precision, and their gradients are fp32 again."""
+    """Multiply the fp32 adapters in the base's precision within the block; their gradients are fp32."""
     reduced = model.dtype != torch.float32
     autocast = torch.autocast(model.device.type, model.dtype, enabled=reduced)
     with autocast, disable_input_dtype_casting(model, reduced):
@@ -216,12 +218,12 @@ def _mixed_precision(model: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode, and safely back into training.
+    """Put the model into evaluation mode within the block, and back into training mode after it.
 
-    On processors with AVX512-bf16 bitsandbytes 0.50 repacks NF4 weights in place at their first forward pass in
-    evaluation mode: until unpacked they dequantise to noise and pass no gradient, and unpacked their scales are
-    rounded to bf16, so a model that was evaluated would not be the one that was trained. The 4-bit layers, whose mode
-    has no other meaning, therefore stay in training mode.
+    On processors with AVX512-bf16, bitsandbytes 0.50 repacks NF4 weights in place at their first forward pass in
+    evaluation mode. Packed, they dequantise to noise and pass no gradient; unpacked again, their scales are rounded to
+    bf16, so an evaluated model would differ from the trained one. The 4-bit layers therefore stay in training mode,
+    which has no other effect on them.
     """
     model.eval()
     for module in model.modules():
@@ -235,7 +237,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) -> Tensor:
-    """Logits of the letters [letters] behind one prompt, the head's rows in fp32; within :func:`evaluating`."""
+    """Return the logits of the letters after one prompt [letters], in fp32; call it within :func:`evaluating`."""
     decoder, head = _decoder_and_head(model)
     rows = head.weight[list(letter_ids)].float()  # [letters, hidden]
     tokens = torch.tensor([list(prompt)], device=rows.device)
@@ -245,7 +247,7 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
 
 
 def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
-    """What the candidates' lines of one prompt say [k], in fp32; within :func:`evaluating`."""
+    """Return the logits of one prompt's candidates by their lines [k], in fp32; call it within :func:`evaluating`."""
     decoder, _ = _decoder_and_head(model)
     tokens = torch.tensor([prompt.tokens], device=direction.device)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
@@ -254,20 +256,20 @@ def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
 
 
 def check_architecture(model: Any, letter_ids: Sequence[int], prompt_tokens: int) -> None:
-    """Whether this module computes the base rightly, as it does most causal models; takes a moment.
+    """Check that this module computes the base correctly, as it does for most causal models.
 
     Args:
-        model: of :func:`add_adapters`.
+        model: a model of :func:`add_adapters`.
         letter_ids: token id of each letter.
-        prompt_tokens: of the longest prompt.
+        prompt_tokens: length of the longest prompt.
 
     Raises:
-        InputError: the base looks back less far than a prompt, letters read from the last position are not those of
-            its own logits, or packed prompts change one another.
+        InputError: the base's attention window is shorter than a prompt, its logits are not the product of hidden state
+            and head, or packed prompts influence one another.
     """
     if (window := getattr(model.config, "sliding_window", None)) and window < prompt_tokens:
         raise InputError(
-            f"{model.config.architectures} looks back {window} tokens and a prompt may have {prompt_tokens}: lower"
+            f"{model.config.architectures} attends to {window} tokens and a prompt may have {prompt_tokens}: lower"
             f" --max-tokens to {window}"
         )
     prompts = [[*letter_ids, *letter_ids], [*letter_ids, *letter_ids[1:], 5], letter_ids[:3]]
@@ -284,11 +286,11 @@ def check_architecture(model: Any, letter_ids: Sequence[int], prompt_tokens: int
     if abs(packed - alone) > tolerance * alone:
         raise InputError(
             f"{model.config.architectures} does not use transformers' attention interface, so prompts cannot be packed:"
-            " choose another base, such as Llama 2"
+            " choose a base such as Llama 2"
         )
 
 
 def _decoder_and_head(model: Any) -> tuple[Any, Any]:
-    """The layers below the head, and the head."""
+    """Return the layers below the head, and the head."""
     base = model.get_base_model()
     return base.get_decoder(), base.get_output_embeddings()

@@ -1,8 +1,8 @@
-"""The merged ranker in OpenVINO: Llama's layers as one graph, straight from the safetensors, without torch.
+"""Runs the merged ranker in OpenVINO: builds Llama's layers as one graph from the safetensors, without torch.
 
-Above the last layer's keys and values only the places that are read are computed: nothing else reaches the scores.
-OpenVINO has fast kernels for parts that it recognises by their form: rotary embeddings, attention with a cache of keys
-and values, and for some widths the whole feed-forward block, which it wants in three dimensions.
+Beyond the last layer's keys and values, only the positions that are read are computed: nothing else affects the scores.
+OpenVINO has fast kernels for subgraphs of a certain form: rotary embeddings, attention with a cache of keys and values,
+and for some widths the whole feed-forward block, whose tensors must have three dimensions.
 Source of the architecture: Touvron et al. 2023; of the rotary halves: transformers' Llama, with which a test compares.
 """
 
@@ -28,13 +28,13 @@ PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVinoScorer(Scorer):
-    """See :class:`models.ranker.inference.scorer.Scorer`."""
+    """A scorer that runs in OpenVINO on the processor."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
-        """Args: see :func:`models.ranker.inference.runtimes.load_scorer`.
+        """Compile the merged model's graph; see :func:`models.ranker.inference.runtimes.load_scorer`.
 
         Raises:
-            InputError: the model has a feature of Llama that the graph has not.
+            InputError: the model has a feature that the graph does not implement.
         """
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weight = weights_of(folder)
@@ -48,12 +48,13 @@ class OpenVinoScorer(Scorer):
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": runtime.threads,
                 "INFERENCE_PRECISION_HINT": PRECISION[runtime.dtype],
-                # Its default rounds to 8 bits.
+                # The default rounds the cache to 8 bits.
                 **({"KV_CACHE_PRECISION": PRECISION[runtime.dtype]} if cached else {}),
-                # Kernels of the prompt lengths that were used last. The default has room for more lengths than there
-                # are, at megabytes each: a server would grow for days. Made anew they take a part of one pass.
+                # OpenVINO caches kernels for each prompt length, at megabytes each. With the default capacity none
+                # would ever be dropped, and a server's memory would grow for days. Compiling a dropped kernel again
+                # takes a fraction of one pass.
                 "CPU_RUNTIME_CACHE_CAPACITY": 256,
-                # Pinned, the threads of every instance of the ranker would share the first cores.
+                # With pinning, the threads of all instances of the ranker would share the first cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )
@@ -61,12 +62,12 @@ class OpenVinoScorer(Scorer):
         self._beam = [np.zeros(1, np.int32)] if cached else []
 
     def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
-        """See :class:`models.ranker.inference.scorer.Scorer`."""
+        """Return the head's rows for these tokens [labels, hidden]; see :class:`Scorer`."""
         rows: NDArray[np.float32] = self._head[list(label_ids)].astype(np.float32)
         return rows
 
     def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
-        """See :class:`models.ranker.inference.scorer.Scorer`."""
+        """Return the normalised hidden states at these positions [places, hidden]; see :class:`Scorer`."""
         self._request.reset_state()
         found = self._request.infer([np.asarray(token_ids, np.int64), np.asarray(places, np.int64), *self._beam])
         states: NDArray[np.float32] = found[0]
@@ -74,7 +75,7 @@ class OpenVinoScorer(Scorer):
 
 
 def weights_of(folder: Path) -> Weight:
-    """Reads tensors of a Hugging Face folder by name, whichever shard they are in."""
+    """Return a function that reads a tensor of a Hugging Face folder by name, whichever shard it is in."""
     files: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         file: Any = safe_open(path, "numpy")
@@ -88,17 +89,17 @@ def weights_of(folder: Path) -> Weight:
 
 
 def hidden_states(config: dict[str, Any], weight: Weight, cached: bool = False) -> openvino.Model:
-    """The graph from token ids [length] and places [n] among them to the normalised states there [n, hidden].
+    """Return the graph from token ids [length] and positions [n] to the normalised hidden states there [n, hidden].
 
     Args:
-        config: of the Hugging Face folder.
-        weight: gives the folder's tensors.
-        cached: with a cache of keys and values, which is empty before each prompt if the request's state is reset: not
-            for what it holds but for the attention that comes with it, which is faster in bf16 and slower in fp32
-            (docs/results/ranker.md).
+        config: configuration of the Hugging Face folder.
+        weight: function that returns a tensor of the folder by name.
+        cached: whether to add a cache of keys and values. It serves only to select OpenVINO's attention kernel for
+            cached models, which is faster in bf16 and slower in fp32 (docs/results/ranker.md). Resetting the request's
+            state before each prompt empties it.
 
     Raises:
-        InputError: another architecture, biases, or rotary embeddings that are scaled.
+        InputError: the architecture is not Llama's, or has biases or scaled rotary embeddings.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     biases = config.get("attention_bias") or config.get("mlp_bias")
@@ -111,7 +112,7 @@ def hidden_states(config: dict[str, Any], weight: Weight, cached: bool = False) 
     tokens, places = (op.parameter([-1], np.int64, name=name) for name in ("tokens", "places"))
     x = op.gather(_constant(weight("model.embed_tokens.weight")), tokens, np.int64(0))  # [length, hidden]
     x = op.unsqueeze(x, np.int64(0))  # [1, length, hidden]
-    beam = op.parameter([-1], np.int32, name="beam") if cached else None  # [1]: 0, the only sequence there is
+    beam = op.parameter([-1], np.int32, name="beam") if cached else None  # [1]: 0, the index of the only sequence
     attention = _Attention(config, op.shape_of(tokens), beam)
     layers = config["num_hidden_layers"]
     for number in range(layers):
@@ -127,7 +128,7 @@ def _weight_of_layer(weight: Weight, number: int, name: str) -> NDArray[Any]:
 
 
 def _layer(x: Any, weight: Weight, attention: "_Attention", eps: float, places: Any) -> Any:
-    """One decoder layer over [1, length, hidden]; with ``places``, no others than they are given [1, n, hidden]."""
+    """Return a decoder layer's output for x [1, length, hidden]; with ``places``, at those alone [1, n, hidden]."""
     normed = _norm(x, weight("input_layernorm"), eps)
     if places is not None:
         x = op.gather(x, places, np.int64(1))  # [1, n, hidden]
@@ -138,12 +139,12 @@ def _layer(x: Any, weight: Weight, attention: "_Attention", eps: float, places: 
 
 
 class _Attention:
-    """Causal attention with rotary positions, several query heads to a key head."""
+    """Causal attention with rotary positions, in which several query heads may share a key head."""
 
     def __init__(self, config: dict[str, Any], length: Any, beam: Any) -> None:
         self.beam = beam
         self.kept: list[Any] = []
-        """What writes the cache."""
+        """Nodes that write the cache."""
         self.heads, self.key_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.width = config.get("head_dim") or config["hidden_size"] // self.heads
         theta = (config.get("rope_parameters") or {}).get("rope_theta") or config["rope_theta"]
@@ -156,7 +157,7 @@ class _Attention:
         self.positions = op.range(np.int64(0), op.squeeze(length, np.int64(0)), np.int64(1), "i64")  # [length]
 
     def __call__(self, x: Any, weight: Weight, places: Any) -> Any:
-        """[1, length, hidden] -> [1, length, heads * width], or [1, n, heads * width] of the places only."""
+        """Map x [1, length, hidden] to [1, length, heads * width], or to [1, n, heads * width] at ``places`` alone."""
         query = self._rotate(self._split(_linear(x, weight("self_attn.q_proj")), self.heads))
         key = self._rotate(self._split(_linear(x, weight("self_attn.k_proj")), self.key_heads))
         value = self._split(_linear(x, weight("self_attn.v_proj")), self.key_heads)
@@ -172,20 +173,20 @@ class _Attention:
         return op.reshape(merged, np.array([1, -1, self.heads * self.width]), special_zero=False)
 
     def _cache(self, x: Any) -> Any:
-        """[1, key heads, length, width] behind what the cache holds, in the form that OpenVINO recognises."""
+        """Return the cache's content followed by x [1, key heads, length, width], in the form OpenVINO recognises."""
         facts = VariableInfo()
         facts.data_shape = openvino.PartialShape([-1, self.key_heads, -1, self.width])
         facts.data_type = openvino.Type.f32
         facts.variable_id = f"cache {len(self.kept)}"
         variable = Variable(facts)
-        nothing = op.constant(np.zeros((1, self.key_heads, 0, self.width), np.float32))
-        before = op.gather(opset6.read_value(nothing, variable), self.beam, np.int64(0))
+        empty = op.constant(np.zeros((1, self.key_heads, 0, self.width), np.float32))
+        before = op.gather(opset6.read_value(empty, variable), self.beam, np.int64(0))
         cache = op.concat([before, x], 2)
         self.kept.append(opset6.assign(cache, variable))
         return cache
 
     def _split(self, x: Any, heads: int) -> Any:
-        """[1, length, heads * width] -> [1, heads, length, width]."""
+        """Map [1, length, heads * width] to [1, heads, length, width]."""
         return op.transpose(op.reshape(x, np.array([1, -1, heads, self.width]), False), np.array([0, 2, 1, 3]))
 
     def _rotate(self, x: Any) -> Any:
@@ -194,7 +195,7 @@ class _Attention:
         return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
 
     def _repeat(self, x: Any) -> Any:
-        """[1, key heads, length, width] -> [1, heads, length, width]."""
+        """Repeat key heads for the query heads that share them: [1, key heads, ...] to [1, heads, length, width]."""
         if self.heads == self.key_heads:
             return x
         each = op.broadcast(
@@ -214,7 +215,7 @@ def _linear(x: Any, weight: NDArray[Any]) -> Any:
 
 
 def _norm(x: Any, weight: NDArray[Any], eps: float) -> Any:
-    """Root mean square normalisation (Zhang and Sennrich 2019)."""
+    """Return x after root mean square normalisation (Zhang and Sennrich 2019)."""
     mean_square = op.reduce_mean(op.power(x, np.float32(2)), np.array([-1]), True)
     scale = op.divide(np.float32(1), op.sqrt(op.add(mean_square, np.float32(eps))))
     return op.multiply(op.multiply(x, scale), _constant(weight))

@@ -1,4 +1,4 @@
-"""The ranker as it is served and as offline evaluation measures it: prompt and candidates in, order out."""
+"""Orders candidates with a merged model; serving and offline evaluation both rank through this module."""
 
 import json
 from dataclasses import asdict
@@ -22,35 +22,36 @@ RUNTIME_FILE = "runtime.json"
 EXPORTED_FILES = (VERBALIZER_FILE, FUSION_FILE, PROBES_FILE)
 
 PROBE_TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 1.0}
-"""Change of a prompt's log-probabilities (root mean square over the candidates) that the precision explains. Measured
-on tuned models: 5e-7 on the same processor in fp32, 3e-5 from PyTorch to OpenVINO; in bf16 0.04 and, where a model that
-is very sure of itself wavers, 0.7 in PyTorch and OpenVINO alike, one letter moving by 1.7."""
+"""Largest change of a prompt's log-probabilities (root mean square over the candidates) that the precision explains.
+Measured on tuned models: in fp32 5e-7 on the same processor and 3e-5 between PyTorch and OpenVINO; in bf16 0.04, and
+for a model with very peaked distributions 0.7 in both PyTorch and OpenVINO, where one letter changed by 1.7."""
 
 
 def write_runtime(folder: Path, runtime: Runtime) -> None:
-    """Records in an exported folder how its ranker is to be run."""
+    """Write the runtime of an exported ranker into its folder."""
     (folder / RUNTIME_FILE).write_text(json.dumps(asdict(runtime), indent=1) + "\n", encoding="utf-8")
 
 
 class Ranker:
-    """Orders the candidates of one prompt after another."""
+    """A merged model with everything that turns its logits into a ranking.
+
+    Args:
+        scorer: the language model.
+        verbalizer: reads the candidates' logits from the scorer.
+        weight: weight of the retriever; see :func:`models.ranker.fusion.fuse`.
+        runtime: runtime of the scorer.
+        temperature: temperature of the probabilities; the order does not depend on it.
+
+    Raises:
+        InputError: the weight is not between 0 and 1, or the temperature is not above 0.
+    """
 
     def __init__(
         self, scorer: Scorer, verbalizer: Verbalizer, weight: float, runtime: Runtime, temperature: float = 1.0
     ) -> None:
-        """Args:
-        scorer: the language model.
-        verbalizer: reads the candidates' logits from it.
-        weight: of the retriever, see :func:`models.ranker.fusion.fuse`.
-        runtime: how the scorer runs.
-        temperature: of the probabilities; the order does not depend on it.
-
-        Raises:
-            InputError: the weight is not from 0 to 1, or the temperature not above 0.
-        """
         if not (0 <= weight <= 1 and temperature > 0):
             raise InputError(
-                f"the retriever's weight must be 0 to 1, not {weight}, and the temperature above 0, not {temperature}:"
+                f"the retriever's weight must be 0 to 1 and the temperature above 0, not {weight} and {temperature}:"
                 " run `llamarec train-ranker` again"
             )
         self._scorer = scorer
@@ -61,14 +62,14 @@ class Ranker:
 
     @classmethod
     def load(cls, folder: Path, runtime: Runtime | None = None) -> "Ranker":
-        """The ranker of a folder with the merged model, ``{verbalizer,fusion,probes,runtime}.json``.
+        """Return the ranker of a folder that holds ``merged/`` and ``{verbalizer,fusion,probes,runtime}.json``.
 
         Args:
-            folder: what `llamarec export` wrote.
-            runtime: runs it otherwise than the folder says; evaluation does, to compare with fp32.
+            folder: a folder that `llamarec export` wrote.
+            runtime: replaces the runtime stored in the folder; evaluation uses it to compare with fp32.
 
         Raises:
-            InputError: a file is missing, or the model does not give the probes' scores that were stored with it.
+            InputError: a file is missing, or the model does not reproduce the scores stored with the probes.
         """
         runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
@@ -81,35 +82,35 @@ class Ranker:
             change = np.sqrt(np.mean((found - expected) ** 2))
             if not change <= tolerance:
                 raise InputError(
-                    f"{folder} is not served: probe prompt {place} moved by {change:.3g} in log-probability"
-                    f" ({tolerance} is what {runtime.runtime} in {runtime.dtype} explains): run `llamarec export` again"
+                    f"{folder} is not served: probe prompt {place} moved by {change:.3g} in log-probability, more than"
+                    f" the {tolerance} allowed for {runtime.runtime} in {runtime.dtype}: run `llamarec export` again"
                 )
         return ranker
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
-        """Of the candidates of a prompt [k]."""
+        """Return the language model's logits of a prompt's candidates [k]."""
         return self._verbalizer.logits(self._scorer, prompt)
 
     def rank(
         self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Orders the k candidates of a prompt.
+        """Return the order of a prompt's k candidates, and their probabilities.
 
         Args:
-            prompt: with the place of each candidate's line end.
-            scores: the retriever's logits [k]; -inf where it does not know a candidate.
-            ranks: the retriever's places [k], from 1; 0 where it does not know a candidate.
+            prompt: the prompt, with the position at which each candidate's line ends.
+            scores: the retriever's logits [k]; -inf for a candidate outside its vocabulary.
+            ranks: the retriever's ranks [k], from 1; 0 for a candidate outside its vocabulary.
 
         Returns:
-            The candidates' places in the prompt, best first [k], and their probabilities in that order [k].
+            the candidates' indices in the prompt, best first [k], and their probabilities in that order [k].
 
         Raises:
-            InputError: the line ends are not k places in the prompt.
+            InputError: the line ends are not k positions in the prompt.
         """
         k, tokens, ends = np.asarray(scores).size, len(prompt.tokens), prompt.line_ends
         if len(ends) != k or not all(0 <= end < tokens for end in ends):
             raise InputError(
-                f"{len(ends)} line ends for {k} candidates in {tokens} tokens: give one place in the prompt for each"
+                f"{len(ends)} line ends for {k} candidates in {tokens} tokens: give one position in the prompt for each"
             )
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)

@@ -1,4 +1,4 @@
-"""The runtimes of a ranker: which one suits this machine, and opening a merged model in it."""
+"""Chooses the ranker's runtime for this machine, and opens a merged model in it."""
 
 import importlib.util
 import os
@@ -11,13 +11,13 @@ from preprocessing.errors import InputError
 def choose_runtime(device: str | None = None) -> Runtime:
     """Return the fastest accurate runtime of this machine.
 
-    That is bf16 where the hardware multiplies it natively, by OpenVINO on the processor where it is installed;
-    otherwise fp32 by PyTorch.
+    It computes in bf16 where the hardware multiplies bf16 natively, on a processor with OpenVINO if that is installed,
+    and elsewhere in fp32 with PyTorch.
 
     Args:
-        device: ``cpu`` or ``cuda``; by default a GPU where there is one.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
     """
-    import torch  # only where a runtime is chosen: OpenVINO serves without torch
+    import torch  # not at module level: OpenVINO serves without torch
 
     from models.ranker.precision import has_native_bf16
 
@@ -33,11 +33,11 @@ def choose_runtime(device: str | None = None) -> Runtime:
 
 
 def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
-    """Open a merged model.
+    """Return a scorer that runs a merged model.
 
     Args:
-        folder: a Hugging Face folder.
-        runtime: see :class:`Runtime`; PyTorch's thread count is set for the whole process.
+        folder: the model's Hugging Face folder.
+        runtime: see :class:`Runtime`; for PyTorch, the thread count is set for the whole process.
 
     Raises:
         InputError: the runtime is not installed, or cannot run this model.

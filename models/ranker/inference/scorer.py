@@ -1,8 +1,8 @@
-"""The interface of a ranker's runtime: one forward pass over a prompt, read at the places a verbalizer asks for.
+"""The interface of a ranker's runtime: one forward pass over a prompt, read at the positions a verbalizer needs.
 
-Only those places are projected, onto the letters' rows of the head or along the lines' direction, and always in fp32,
-whatever the precision of the layers. Prompts run one at a time and without padding, so that a prompt's scores never
-depend on the other prompts of a batch; on two cores, batching prompts would gain nothing.
+Only those positions are projected, onto the letters' rows of the head or along the lines' direction, and always in
+fp32, whatever the precision of the layers. Prompts run one at a time and without padding, so that a prompt's scores
+never depend on the other prompts of a batch; on two cores, batching prompts would gain nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +21,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How a ranker is run. Rankings are reproducible for one runtime on one kind of processor."""
+    """Settings that a ranker runs with. Rankings are reproducible for one runtime on one kind of processor."""
 
     runtime: RuntimeName = "torch"
     """PyTorch on any device, or OpenVINO on the processor (`pip install llamarec[openvino]`)."""
     dtype: Dtype = "float32"
-    """Precision of the layers, fp16 on a GPU only; the letters' rows are fp32 in any case."""
+    """Precision of the layers; float16 on a GPU only. The letters' rows are always fp32."""
     threads: int = 1
-    """Threads within one forward pass on the processor."""
+    """Number of processor threads in one forward pass."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -39,11 +39,11 @@ class Runtime:
 
 
 class Scorer(ABC):
-    """A language model whose hidden states are read at chosen places of a prompt."""
+    """A language model whose hidden states can be read at chosen positions of a prompt."""
 
     @abstractmethod
     def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
-        """Return the states at these places, normalised as the head expects them [places, hidden].
+        """Return the hidden states at these positions, normalised as the head expects them [places, hidden].
 
         Args:
             token_ids: the prompt.
@@ -52,13 +52,13 @@ class Scorer(ABC):
 
     @abstractmethod
     def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the head's rows of these tokens [labels, hidden], as they are stored."""
+        """Return the head's rows for these tokens [labels, hidden], with the stored values."""
 
     def score(self, token_ids: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits of the letters that may follow each prompt [batch, letters].
+        """Return the logits of the letters after each prompt [batch, letters].
 
         Args:
-            token_ids: of each prompt.
+            token_ids: token ids of each prompt.
             label_ids: token id of each letter.
         """
         rows = self.rows(label_ids)
@@ -67,12 +67,12 @@ class Scorer(ABC):
     def score_lines(
         self, token_ids: Sequence[int], places: Sequence[int], direction: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return the projection of the state at each place onto ``direction`` [places].
+        """Return the projection of the hidden state at each position onto ``direction`` [places].
 
         Args:
             token_ids: the prompt.
-            places: where the candidates' lines end.
-            direction: [hidden]
+            places: positions at which the candidates' lines end.
+            direction: the direction [hidden].
         """
         return _dots(self.states(token_ids, places), direction)
 
@@ -80,8 +80,8 @@ class Scorer(ABC):
 def _dots(rows: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the dot products [n] of rows [n, hidden] with a vector [hidden].
 
-    ``rows @ vector`` would not do: BLAS splits it over its threads, and their number would decide the last bits of a
-    score.
+    ``rows @ vector`` is no alternative: BLAS splits it over its threads, so the last bits of a score would depend on
+    their number.
     """
     products: NDArray[np.float32] = np.einsum("nh,h->n", rows, vector)
     return products

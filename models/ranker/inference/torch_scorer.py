@@ -1,4 +1,4 @@
-"""The merged ranker in PyTorch."""
+"""Runs the merged ranker in PyTorch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +16,25 @@ disable_progress_bar()
 
 
 class TorchScorer(Scorer):
-    """Scores with PyTorch; in fp32 it is the reference for every other runtime."""
+    """A scorer that runs in PyTorch; in fp32 it is the reference for every other runtime."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
-        """Load the merged model of ``folder``; sets PyTorch's thread count for the whole process."""
+        """Load the merged model in ``folder``, and set PyTorch's thread count for the whole process."""
         torch.set_num_threads(runtime.threads)
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
         self._device = torch.device(runtime.device)
-        # Kept as stored: the layers, with which the head may be tied, are rounded to the runtime's precision below.
+        # Kept as stored, before the layers, to which the head may be tied, are converted to the runtime's precision.
         self._head = model.get_output_embeddings().weight.detach()  # [vocabulary, hidden]
         self._layers = model.get_decoder().to(self._device, DTYPES[runtime.dtype])
 
     def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the head's rows of these tokens [labels, hidden]; see :class:`Scorer`."""
+        """Return the head's rows for these tokens [labels, hidden]; see :class:`Scorer`."""
         rows: NDArray[np.float32] = self._head[list(label_ids)].float().cpu().numpy()
         return rows
 
     @torch.inference_mode()
     def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
-        """Return the normalised states at these places [places, hidden]; see :class:`Scorer`."""
+        """Return the normalised hidden states at these positions [places, hidden]; see :class:`Scorer`."""
         tokens = torch.tensor([list(token_ids)], device=self._device)  # [1, length]
         hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
         states: NDArray[np.float32] = hidden[list(places)].float().cpu().numpy()

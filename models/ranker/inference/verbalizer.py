@@ -1,9 +1,9 @@
-"""How a ranking is read from the one forward pass over a prompt.
+"""Reads a ranking from one forward pass over a prompt.
 
 The paper's verbalizer reads the next token's logits at the ids of the index letters (section 3.2.2): the model must
 find the candidate that fits and the letter that labels it. Small base models learn the first long before the second.
-For them, a second verbalizer reads the same pass at the token that ends each candidate's line, where the model has seen
-the history and that title, along a direction that is trained with the adapters.
+For them, a second verbalizer reads the same pass at the token that ends each candidate's line, where the model has
+processed the history and that title. It projects the hidden state onto a direction that is trained with the adapters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from models.ranker.inference.scorer import Scorer
 from models.ranker.prompt import LETTERS, Prompt
 
 VERBALIZER_FILE = "verbalizer.json"
-"""Stored with a ranker: the letters' token ids, or the lines' direction."""
+"""File stored with a ranker: the letters' token ids, or the lines' direction."""
 
 
 @dataclass(frozen=True)
 class LetterVerbalizer:
-    """Reads the logits of the index letters after the prompt."""
+    """A verbalizer that reads the logits of the index letters after the prompt."""
 
     letter_ids: Sequence[int]
-    """Token id of each letter, see :func:`models.ranker.prompt.letter_ids`."""
+    """Token id of each letter; see :func:`models.ranker.prompt.letter_ids`."""
 
     def logits(self, scorer: Scorer, prompt: Prompt) -> NDArray[np.float32]:
         """Return the logits of the prompt's candidates [k]."""
@@ -39,10 +39,10 @@ class LetterVerbalizer:
 
 @dataclass(frozen=True)
 class LineVerbalizer:
-    """Reads the states at the ends of the candidates' lines."""
+    """A verbalizer that reads the hidden states at the ends of the candidates' lines."""
 
     direction: NDArray[np.float32]
-    """[hidden] Direction whose projection is a candidate's logit."""
+    """Direction [hidden]; the projection of a hidden state onto it is the candidate's logit."""
 
     def logits(self, scorer: Scorer, prompt: Prompt) -> NDArray[np.float32]:
         """Return the logits of the prompt's candidates [k]."""
@@ -57,7 +57,7 @@ Verbalizer = LetterVerbalizer | LineVerbalizer
 
 
 def restore_verbalizer(stored: Mapping[str, Any]) -> Verbalizer:
-    """Build the verbalizer from what its ``stored`` returned."""
+    """Return the verbalizer whose ``stored`` method returned this content."""
     if "direction" in stored:
         return LineVerbalizer(np.array(stored["direction"], np.float32))
     return LetterVerbalizer(list(stored["letters"].values()))

@@ -1,4 +1,4 @@
-"""BERT4Rec: a bidirectional encoder that fills in masked items; the next item is a mask at the end.
+"""BERT4Rec: a bidirectional encoder that predicts masked items; a mask at the end stands for the next item.
 
 Source: Sun et al., "BERT4Rec" (CIKM 2019), sections 3.2 to 3.6.
 """
@@ -11,15 +11,15 @@ from models.retriever.architectures.packing import PaddedModel
 
 
 class BERT4Rec(PaddedModel):
-    """Scores every item as the next one of a sequence.
+    """A model that scores every item as the next one of a sequence.
 
     Args:
         items: size of the catalogue; item numbers are 1..items, 0 is the padding and ``items + 1`` the mask.
-        length: longest sequence, the mask at the end included.
+        length: maximum length of a sequence, including the mask at the end.
         width: size of the item embeddings.
         blocks: number of encoder layers.
-        heads: of the attention; they share the width.
-        dropout: share of activations dropped in training.
+        heads: number of attention heads, among which the width is divided.
+        dropout: share of activations that are dropped in training.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class BERT4Rec(PaddedModel):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> states [batch, length, width], the last of what follows."""
+        """Map left-padded item numbers [batch, length] to states [batch, length, width]; the last predicts the next."""
         masks = torch.full_like(items[:, :1], self.mask)
         return self.encode(torch.cat((items[:, 1:], masks), dim=1))
 
     def encode(self, items: Tensor) -> Tensor:
-        """Item numbers and masks [batch, length] -> states [batch, length, width]."""
+        """Map item numbers and masks [batch, length] to states [batch, length, width]."""
         count = items.shape[1]
         x = self.dropout(self.embedding_norm(self.embedding(items) + self.position[-count:]))
         same = torch.eye(count, dtype=torch.bool, device=items.device)
-        hidden = (items == 0).unsqueeze(1) & ~same  # [batch, length, length]: padding is seen by nobody but itself
+        hidden = (items == 0).unsqueeze(1) & ~same  # [batch, length, length]: padding is visible only to itself
         hidden = hidden.repeat_interleave(self.heads, dim=0)
         for block in self.blocks:
             x = block(x, src_mask=hidden)
@@ -60,5 +60,5 @@ class BERT4Rec(PaddedModel):
         return states
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Vectors [items + 1, width] of the items, and their biases [items + 1]."""
+        """Return the items' vectors [items + 1, width] and biases [items + 1]."""
         return self.embedding.weight[:-1], self.bias

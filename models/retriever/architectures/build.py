@@ -16,10 +16,10 @@ MODELS: Mapping[str, Callable[[RetrieverTraining, int], Any]] = {
     "bert4rec": lambda o, items: BERT4Rec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout),
     "narm": lambda o, items: NARM(items, o.width, o.blocks, o.dropout),
 }
-"""Builds each architecture of the paper, by the name that `--model` takes, from options and the number of items."""
+"""Builders of the architectures, by their name in ``--model``; each takes the options and the number of items."""
 
 
 def build_model(options: RetrieverTraining, items: int) -> Retriever:
-    """Return the architecture that the options name, freshly initialised."""
+    """Return a newly initialised model of the architecture that the options name."""
     model: Retriever = MODELS[options.model](options, items)
     return model

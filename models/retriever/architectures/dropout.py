@@ -1,4 +1,4 @@
-"""Dropout whose mask costs 16 random bits an element."""
+"""Dropout whose mask takes 16 random bits per element."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ LEVELS = 1 << 16
 
 
 class Dropout(nn.Module):
-    """Zeroes a share of the activations in training and scales the rest so that the mean stays.
+    """A layer that zeroes a share of the activations in training and scales the others so that the mean is unchanged.
 
-    As ``torch.nn.Dropout``, whose masks take a sixth of a retriever's step on a processor: it draws a random number of
-    53 bits for each element, this one 16. The share is a multiple of 1 / 65536, and the scale is exact for it.
+    It replaces ``torch.nn.Dropout``, which draws 53 random bits per element, a sixth of a retriever's step on a
+    processor. Here the share is rounded to a multiple of 1 / 65536, and the scale is exact for that share.
 
     Args:
-        share: of the activations, at least 0 and below 1.
+        share: share of the activations that are dropped, at least 0 and below 1.
     """
 
     def __init__(self, share: float) -> None:
@@ -22,11 +22,11 @@ class Dropout(nn.Module):
         self.dropped = round(share * LEVELS)
 
     def extra_repr(self) -> str:
-        """For printing the module."""
+        """Return the share, for printing the module."""
         return f"share={self.share}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same shape."""
+        """Return ``x`` with the mask applied in training; the shape is unchanged."""
         if not self.training or self.dropped == 0:
             return x
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)

@@ -1,12 +1,12 @@
 """LRURec: sequential recommendation with linear recurrent units, in real arithmetic.
 
 Source: Yue et al., "Linear Recurrent Units for Sequential Recommendation" (WSDM 2024); the recurrence is that of
-Orvieto et al. 2023. Every complex number is kept as two reals, so that the module that is trained is the module that
-ONNX can express.
+Orvieto et al. 2023. Every complex number is kept as two reals, so that the trained module can be exported to ONNX as it
+is.
 
-Training packs the sequences: every layer but the recurrence works on one position at a time, so padding is left out
-altogether, and the recurrence runs over the packed positions step by step. What is served pads, and runs the recurrence
-by recursive doubling, which a graph without loops can hold. Both are the same function of the same parameters.
+Training packs the sequences: every layer but the recurrence works on single positions, so padding is left out, and the
+recurrence runs over the packed positions step by step. The exported graph pads and computes the recurrence by recursive
+doubling, which needs no loops. Both compute the same function of the same parameters.
 """
 
 import math
@@ -23,11 +23,14 @@ from models.retriever.architectures.packing import Packing
 
 
 class _Scan(torch.autograd.Function):
-    """h_t = decay * h_(t-1) + drive_t over packed sequences; one pass over memory each way, and nothing saved but h."""
+    """The scan h_t = decay * h_(t-1) + drive_t over packed sequences.
+
+    Forward and backward each take one pass over memory, and only h is saved between them.
+    """
 
     @staticmethod
     def forward(ctx: Any, drive: Tensor, decay: Tensor, sizes: list[int]) -> Tensor:
-        """Drive [positions, state] and decay [state], complex; sizes as in :class:`Packing` -> h [positions, state]."""
+        """Map complex drive [positions, state] and decay [state] to h [positions, state]; see :class:`Packing`."""
         states = drive.clone()
         for before, now in pairwise(states.split(sizes)):
             now.addcmul_(decay, before[: len(now)])
@@ -37,7 +40,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # torch declares the arguments open
-        """The same recurrence from the last step to the first, with the conjugate decay."""
+        """Run the same recurrence from the last step to the first, with the conjugate decay."""
         states, decay = ctx.saved_tensors
         grad, conjugates = grad.clone(), states.conj().resolve_conj()
         back = decay.conj().resolve_conj()
@@ -53,12 +56,12 @@ class LinearRecurrence(nn.Module):
     """Diagonal complex recurrence h_t = lambda * h_(t-1) + gamma * (B x_t + b), y_t = Re(C h_t + c).
 
     Source: Orvieto et al. 2023, equations 5-7, with the ring initialisation of their section 3.3; as used by LRURec
-    (Yue et al. 2024, section 3.2), where gamma scales the bias too and is learned apart.
+    (Yue et al. 2024, section 3.2), where gamma also scales the bias and is a parameter of its own.
 
     Args:
         width: size of the input and output vectors.
         state: number of complex states, each kept as two reals.
-        radius: smallest and largest |lambda| at the start.
+        radius: smallest and largest |lambda| at initialisation.
     """
 
     def __init__(self, width: int, state: int, radius: tuple[float, float] = (0.8, 0.99)) -> None:
@@ -72,19 +75,19 @@ class LinearRecurrence(nn.Module):
         self.project_out = nn.Linear(2 * state, width)
 
     def forward(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """Runs the recurrence over a batch of left-padded sequences.
+        """Run the recurrence over a batch of left-padded sequences.
 
         Args:
-            x: [batch, length, width].
-            is_item: [batch, length, 1], 1.0 at items and 0.0 at the padding, whose drive is cut so that it never leaks.
+            x: input [batch, length, width].
+            is_item: mask [batch, length, 1], 1.0 at items and 0.0 at the padding, whose drive is set to 0 by it.
 
         Returns:
-            [batch, length, width].
+            the output [batch, length, width].
         """
         real, imaginary = self._drive(x, is_item)
         modulus, phase = torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log)
         power_real, power_imaginary = modulus * torch.cos(phase), modulus * torch.sin(phase)
-        # Recursive doubling: after the step of reach s, h_t holds the last 2 s drives.
+        # Recursive doubling: after the step with reach s, h_t contains the last 2 s drives.
         reach = 1
         while reach < x.shape[1]:
             before_real = F.pad(real[:, :-reach], (0, 0, reach, 0))
@@ -99,14 +102,9 @@ class LinearRecurrence(nn.Module):
         return output
 
     def last(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """The last place alone: one weighted sum of the drives, h_T = sum over t of lambda^(T - t) u_t.
+        """Return the output at the last position [batch, width], where h_T = sum over t of lambda^(T - t) u_t.
 
-        Args:
-            x: as in :meth:`forward`, as ``is_item``.
-            is_item: see there.
-
-        Returns:
-            [batch, width].
+        The arguments are those of :meth:`forward`.
         """
         real, imaginary = self._drive(x, is_item)
         ago = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=x.dtype).unsqueeze(-1)  # [length, 1]
@@ -120,36 +118,36 @@ class LinearRecurrence(nn.Module):
         return output
 
     def _drive(self, x: Tensor, is_item: Tensor) -> tuple[Tensor, ...]:
-        """Real and imaginary part of what enters the recurrence, each [batch, length, state]."""
+        """Return the real and the imaginary part of the drive, each [batch, length, state]."""
         scale = torch.exp(self.scale_log).repeat(2)
         both: Tensor = self.project_in(x) * scale * is_item
         return both.chunk(2, dim=-1)
 
     def packed(self, x: Tensor, is_item: Tensor, sizes: list[int]) -> Tensor:
-        """The same over packed sequences.
+        """Run the recurrence over packed sequences.
 
         Args:
-            x: [positions, width], in the order of a :class:`Packing`.
-            is_item: [positions, 1], 1.0 at items and 0.0 at the padding.
-            sizes: sequences that reach each step.
+            x: input [positions, width], in the order of a :class:`Packing`.
+            is_item: mask [positions, 1], 1.0 at items and 0.0 at the padding.
+            sizes: number of sequences in each step.
 
         Returns:
-            [positions, width].
+            the output [positions, width].
         """
         scale = torch.exp(self.scale_log).repeat(2)
-        # Real and imaginary rows in turn, so that what is projected can be read as complex numbers where it lies.
+        # Alternate real and imaginary rows, so that the projection can be viewed as complex numbers without a copy.
         into, bias = self.project_in.weight * scale.unsqueeze(-1), self.project_in.bias * scale
         into, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in (into, bias))
         drive = F.linear(x, into, bias) * is_item  # [positions, 2 * state]
         decay = torch.polar(torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log))
-        scan: Callable[..., Tensor] = _Scan.apply  # it has no types of its own
+        scan: Callable[..., Tensor] = _Scan.apply  # torch does not type apply
         states = scan(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
         out = self.project_out.weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
         return F.linear(torch.view_as_real(states).flatten(-2), out, self.project_out.bias)
 
 
 class LRUBlock(nn.Module):
-    """Recurrence and feed-forward layer, each with dropout, an identity residual and a LayerNorm after it."""
+    """A block of recurrence and feed-forward layer, each followed by dropout, an identity residual and a LayerNorm."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -162,29 +160,29 @@ class LRUBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, is_item: Tensor, sizes: list[int] | None = None) -> Tensor:
-        """X [batch, length, width], or with ``sizes`` packed [positions, width] -> the same shape."""
+        """Map x [batch, length, width], or with ``sizes`` packed x [positions, width], to the same shape."""
         recurrent = self.recurrence(x, is_item) if sizes is None else self.recurrence.packed(x, is_item, sizes)
         return self._rest(x, recurrent)
 
     def last(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """X [batch, length, width] -> the last place alone [batch, width]."""
+        """Map x [batch, length, width] to the output at the last position [batch, width]."""
         return self._rest(x[:, -1], self.recurrence.last(x, is_item))
 
     def _rest(self, x: Tensor, recurrent: Tensor) -> Tensor:
-        """What follows the recurrence: each place by itself."""
+        """Apply everything after the recurrence, which treats each position independently."""
         x = self.recurrence_norm(x + self.dropout(recurrent))
         output: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return output
 
 
 class LRURec(nn.Module):
-    """Scores every item as the next one of a sequence.
+    """A model that scores every item as the next one of a sequence.
 
     Args:
         items: size of the catalogue; item numbers are 1..items and 0 is the padding.
         width: size of the item embeddings.
         blocks: number of LRU blocks.
-        dropout: share of activations dropped in training.
+        dropout: share of activations that are dropped in training.
     """
 
     def __init__(self, items: int, width: int = 64, blocks: int = 2, dropout: float = 0.2) -> None:
@@ -199,14 +197,14 @@ class LRURec(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
+        """Map left-padded item numbers [batch, length] to states [batch, length, width]."""
         is_item, x = self._embed(items)
         for block in self.blocks:
             x = block(x, is_item)
         return x
 
     def last_state(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> the last states [batch, width]; see :class:`Retriever`."""
+        """Map left-padded item numbers [batch, length] to the last states [batch, width]."""
         is_item, x = self._embed(items)
         for block in self.blocks[:-1]:
             x = block(x, is_item)
@@ -215,7 +213,7 @@ class LRURec(nn.Module):
         return state
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """States [kept, width] at the places that ``kept`` marks; see :class:`Retriever`."""
+        """Return the states [kept, width] at the positions that ``kept`` marks."""
         packing = Packing.of(kept)
         is_item, x = self._embed(packing.pack(items))
         for block in self.blocks:
@@ -223,14 +221,14 @@ class LRURec(nn.Module):
         return packing.unpack(x)
 
     def _embed(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Item numbers [...] -> what marks the items [..., 1], and their embeddings [..., width]."""
+        """Map item numbers [...] to the mask of the items [..., 1] and the embeddings [..., width]."""
         is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)
         return is_item, self.embedding_norm(self.dropout(self.embedding(items)))
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Vectors [items + 1, width] and biases [items + 1] of the items."""
+        """Return the items' vectors [items + 1, width] and biases [items + 1]."""
         return self.embedding.weight, self.bias
 
     def score(self, states: Tensor) -> Tensor:
-        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
+        """Map states [..., width] to the logits of every item number, including the padding's [..., items + 1]."""
         return F.linear(states, *self.head())

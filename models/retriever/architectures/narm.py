@@ -1,4 +1,4 @@
-"""NARM: a GRU whose last state attends to all before it.
+"""NARM: a GRU whose last state attends to all states before it.
 
 Source: Li et al., "Neural Attentive Session-based Recommendation" (CIKM 2017), sections 3.3 to 3.6.
 """
@@ -11,13 +11,13 @@ from models.retriever.architectures.packing import PaddedModel
 
 
 class NARM(PaddedModel):
-    """Scores every item as the next one of a sequence.
+    """A model that scores every item as the next one of a sequence.
 
     Args:
         items: size of the catalogue; item numbers are 1..items and 0 is the padding.
         width: size of the item embeddings and of the GRU's state.
-        blocks: layers of the GRU.
-        dropout: share of the embeddings and of the session's representation dropped in training.
+        blocks: number of layers of the GRU.
+        dropout: share of the embeddings and of the session's representation that is dropped in training.
     """
 
     def __init__(self, items: int, width: int = 64, blocks: int = 1, dropout: float = 0.25) -> None:
@@ -34,11 +34,11 @@ class NARM(PaddedModel):
             self.embedding.weight[0] = 0
 
     def forward(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
+        """Map left-padded item numbers [batch, length] to states [batch, length, width]."""
         count = items.shape[1]
         order = torch.arange(count, device=items.device)
         padding = (items == 0).sum(dim=1, keepdim=True)  # [batch, 1]
-        # The GRU has no mask: items are moved to the left for it, and their states back to the right.
+        # The GRU has no mask, so items are moved to the left for it and their states back to the right.
         to_left = ((order + padding) % count).unsqueeze(-1)  # [batch, length, 1]
         to_right = ((order - padding) % count).unsqueeze(-1)
         embedded = self.dropout(self.embedding(items))
@@ -54,5 +54,5 @@ class NARM(PaddedModel):
         return output
 
     def head(self) -> tuple[Tensor, None]:
-        """Vectors [items + 1, width] of the items; there are no biases."""
+        """Return the items' vectors [items + 1, width]; there are no biases."""
         return self.embedding.weight, None

@@ -1,4 +1,4 @@
-"""Batches computed without their padding: packed step by step, or in groups of like lengths."""
+"""Computes batches without their padding: packed step by step, or in groups of similar lengths."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SHORT = 8
-"""Rows up to this length are one group: smaller ones are not worth a pass of their own."""
+"""Rows up to this length form one group, because shorter rows are not worth a pass of their own."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The places of a left-padded batch that are not padding, first steps first, as in torch's ``PackedSequence``.
+    """The positions of a left-padded batch that are not padding, ordered by step as in torch's ``PackedSequence``.
 
-    Step t lists the t-th place of every sequence that has one, the longest sequence first: the sequences of a step are
-    the first of the step before it.
+    Step t lists the t-th position of every sequence that is long enough, longest sequence first, so that the sequences
+    of a step are the first ones of the step before it.
     """
 
     rows: Tensor
-    """[positions] of the batch."""
+    """Row in the batch of each packed position [positions]."""
     columns: Tensor
-    """[positions] of the batch."""
+    """Column in the batch of each packed position [positions]."""
     sizes: list[int]
-    """Sequences that reach each step, descending."""
+    """Number of sequences in each step, descending."""
     in_order: Tensor
-    """[positions] packed position of each place, row by row."""
+    """Packed positions [positions] in the order of the batch, row by row."""
 
     @classmethod
     def of(cls, kept: Tensor) -> "Packing":
-        """Packs the places that are True in ``kept`` [batch, length]; in each row they are the last ones."""
+        """Return the packing of the positions that are True in ``kept`` [batch, length], in each row the last ones."""
         lengths, longest_first = kept.sum(dim=1).sort(descending=True, stable=True)
         steps = torch.arange(int(lengths[0]), device=kept.device)
         reached = steps.unsqueeze(1) < lengths  # [steps, batch]
@@ -41,27 +41,27 @@ class Packing:
         return cls(rows, columns, reached.sum(dim=1).tolist(), in_order)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """[batch, length, ...] -> [positions, ...]."""
+        """Map [batch, length, ...] to [positions, ...]."""
         return padded[self.rows, self.columns]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """[positions, ...] -> the same in the order of ``padded[kept]``: row by row."""
+        """Return packed values [positions, ...] in the order of ``padded[kept]``, that is row by row."""
         return packed[self.in_order]
 
 
 def in_groups(states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor) -> Tensor:
-    """States at the places that ``kept`` marks, from a model that pads: rows of like length are computed together.
+    """Return a padding model's states at the positions that ``kept`` marks; similar row lengths are computed together.
 
     Args:
-        states: item numbers [rows, length] -> states [rows, length, width].
+        states: function that maps item numbers [rows, length] to states [rows, length, width].
         items: item numbers [batch, length], left-padded.
-        kept: [batch, length]; in each row the last places.
+        kept: mask [batch, length] of the positions; in each row it marks the last ones.
 
     Returns:
-        [kept, width], in the order of ``padded[kept]``: row by row.
+        the states [kept, width] in the order of ``padded[kept]``, that is row by row.
     """
     lengths, shortest_first = kept.sum(dim=1).sort(stable=True)
-    # A group ends where its longest row would be more than half again as long as its shortest.
+    # A group ends where its longest row would exceed 1.5 times the length of its shortest.
     found, order, start = [], [], 0
     while start < len(lengths):
         longest = max(int(lengths[start]) * 3 // 2, SHORT)
@@ -75,24 +75,24 @@ def in_groups(states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor) -
 
 
 class PaddedModel(nn.Module):
-    """An architecture that computes its padding too: what follows from its ``forward`` and ``head``.
+    """Base class of architectures that compute their padding too and define only ``forward`` and ``head``.
 
     See :class:`models.retriever.architectures.retriever.Retriever`.
     """
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """Vectors [items + 1, width] and biases [items + 1], if any, of the items: each architecture has its own."""
+        """Return the items' vectors [items + 1, width] and biases [items + 1]; defined by each architecture."""
         raise NotImplementedError
 
     def last_state(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> the last states [batch, width]."""
+        """Map left-padded item numbers [batch, length] to the last states [batch, width]."""
         states: Tensor = self(items)
         return states[:, -1]
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """States [kept, width] at the places that ``kept`` marks."""
+        """Return the states [kept, width] at the positions that ``kept`` marks."""
         return in_groups(self, items, kept)
 
     def score(self, states: Tensor) -> Tensor:
-        """States [..., width] -> logits of every item number, the padding's included [..., items + 1]."""
+        """Map states [..., width] to the logits of every item number, including the padding's [..., items + 1]."""
         return F.linear(states, *self.head())

@@ -1,4 +1,4 @@
-"""What every retriever architecture offers to training, evaluation and export."""
+"""The interface of the retriever architectures, for training, evaluation and export."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -7,43 +7,43 @@ from torch import Tensor, nn
 
 
 class Retriever(Protocol):
-    """A sequential recommender: states of a history, and their scores of every item.
+    """A sequential recommender that maps a history to states, and states to scores of every item.
 
-    Besides the methods that are documented here it is a ``torch.nn.Module``, of which those that are used are listed.
+    It is a ``torch.nn.Module``, of which the methods in use are listed too.
     """
 
     training: bool
 
     def __call__(self, items: Tensor) -> Tensor:
-        """Map left-padded item numbers [batch, length] to states [batch, length, width]; the last predicts the next."""
+        """Map left-padded item numbers [batch, length] to states [batch, length, width], each for the next item."""
         ...
 
     def last_state(self, items: Tensor) -> Tensor:
-        """Return the last of the states [batch, width], without the work that only the others need."""
+        """Return the last states [batch, width], without computation that only the other states need."""
         ...
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
-        """Return the states of some places only, without the work of the padding before them.
+        """Return the states at the marked positions only, without computing the padding before them.
 
         Args:
             items: item numbers [batch, length], left-padded.
-            kept: [batch, length]; in each row the last places.
+            kept: mask [batch, length] of the positions; in each row it marks the last ones.
 
         Returns:
-            [kept, width], in the order of ``padded[kept]``: row by row.
+            the states [kept, width] in the order of ``padded[kept]``, that is row by row.
         """
         ...
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """Return the items' vectors [items + 1, width] and biases [items + 1], if any, that score a state."""
+        """Return the items' vectors [items + 1, width] and biases [items + 1] for :meth:`score`; biases may be None."""
         ...
 
     def score(self, states: Tensor) -> Tensor:
-        """Map states [..., width] to logits of every item number, the padding's included [..., items + 1]."""
+        """Map states [..., width] to the logits of every item number, including the padding's [..., items + 1]."""
         ...
 
     def eval(self) -> Any:
-        """See ``torch.nn.Module``, as for the methods below."""
+        """Set evaluation mode; see ``torch.nn.Module`` for this and the following methods."""
         ...
 
     def train(self, mode: bool = True) -> Any: ...

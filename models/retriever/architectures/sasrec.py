@@ -1,7 +1,7 @@
-"""SASRec: self-attention over the history, each position seeing what came before it.
+"""SASRec: causal self-attention over the history.
 
-Source: Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), section III; layer normalisation
-stands before the attention's queries and before the feed-forward layer, as in their code.
+Source: Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), section III; layer normalisation is
+applied before the attention's queries and before the feed-forward layer, as in their code.
 """
 
 import math
@@ -15,7 +15,7 @@ from models.retriever.architectures.packing import PaddedModel
 
 
 class SASRecBlock(nn.Module):
-    """Causal self-attention and a point-wise feed-forward layer."""
+    """A block of causal self-attention and a point-wise feed-forward layer."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SASRecBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """X [batch, length, width], visible [batch, 1, length, length] -> [batch, length, width]."""
+        """Map x [batch, length, width] and the mask visible [batch, 1, length, length] to [batch, length, width]."""
         normed = self.attention_norm(x)
         query, key, value = (
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, length, width / heads]
@@ -45,15 +45,15 @@ class SASRecBlock(nn.Module):
 
 
 class SASRec(PaddedModel):
-    """Scores every item as the next one of a sequence.
+    """A model that scores every item as the next one of a sequence.
 
     Args:
         items: size of the catalogue; item numbers are 1..items and 0 is the padding.
-        length: longest sequence.
+        length: maximum length of a sequence.
         width: size of the item embeddings.
         blocks: number of blocks.
-        heads: of the attention; they share the width.
-        dropout: share of activations dropped in training.
+        heads: number of attention heads, among which the width is divided.
+        dropout: share of activations that are dropped in training.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class SASRec(PaddedModel):
             self.embedding.weight[0] = 0
 
     def forward(self, items: Tensor) -> Tensor:
-        """Left-padded item numbers [batch, length] -> states [batch, length, width]."""
+        """Map left-padded item numbers [batch, length] to states [batch, length, width]."""
         count = items.shape[1]
         is_item = items > 0  # [batch, length]
         x = self.embedding(items) * math.sqrt(self.embedding.embedding_dim) + self.position[-count:]
         x = self.dropout(x) * is_item.unsqueeze(-1)
         order = torch.arange(count, device=items.device)
         before = order.unsqueeze(0) <= order.unsqueeze(1)  # [length, length]
-        # A padded place sees itself: with nothing to see, attention would be 0 / 0.
+        # A padded position attends to itself; with nothing to attend to, its attention would be 0 / 0.
         visible = (before & is_item.unsqueeze(1)) | torch.eye(count, dtype=torch.bool, device=items.device)
         for block in self.blocks:
             x = block(x, visible.unsqueeze(1)) * is_item.unsqueeze(-1)
@@ -87,5 +87,5 @@ class SASRec(PaddedModel):
         return states
 
     def head(self) -> tuple[Tensor, None]:
-        """Vectors [items + 1, width] of the items; there are no biases."""
+        """Return the items' vectors [items + 1, width]; there are no biases."""
         return self.embedding.weight, None

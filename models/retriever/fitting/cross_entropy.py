@@ -1,4 +1,4 @@
-"""Full softmax cross-entropy over the whole catalogue, without ever holding the logits of a batch."""
+"""Computes the full softmax cross-entropy over the whole catalogue without holding a batch's logits in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 20
-"""Logits computed at once: 4 MiB, which a processor's cache holds."""
+"""Number of logits computed at once: 4 MiB, which fits a processor's cache."""
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Computes the gradient together with the loss, a chunk of predictions at a time, and keeps only the gradient."""
+    """Cross-entropy that computes the gradient together with the loss, chunk by chunk, and keeps only the gradient."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _CrossEntropy(torch.autograd.Function):
             powers = logits.sub_(highest.unsqueeze(1)).exp_()  # [rows, items]
             total = powers.sum(dim=1)
             losses.append(total.log() + highest - right)
-            # Gradient of the logits: powers / total, less 1 at the target; neither is written out.
+            # The gradient of the logits is powers / total, minus 1 at the target; it is never stored as a tensor.
             share = total.reciprocal_().unsqueeze(1)
             torch.mm(powers, weight, out=grad)
             grad.mul_(share).sub_(weight[target])
@@ -53,16 +53,16 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Sum over all predictions of -log softmax(states @ weight.T + bias)[target].
+    """Return the sum over all predictions of -log softmax(states @ weight.T + bias)[target].
 
-    The same number and gradients as ``torch.nn.functional.cross_entropy(..., reduction="sum")`` of the logits, up to
-    rounding. Memory and its traffic are those of a chunk of the logits; the gradient cannot be differentiated again.
+    Loss and gradients equal those of ``torch.nn.functional.cross_entropy(..., reduction="sum")`` up to rounding, with
+    the memory use and traffic of one chunk of logits. The gradient cannot be differentiated again.
 
     Args:
-        states: [predictions, width].
-        weight: [items, width].
-        bias: [items], or none.
-        targets: [predictions] item numbers.
+        states: states [predictions, width].
+        weight: item vectors [items, width].
+        bias: item biases [items], or None.
+        targets: item numbers [predictions].
     """
-    apply: Callable[..., Tensor] = _CrossEntropy.apply  # it has no types of its own
+    apply: Callable[..., Tensor] = _CrossEntropy.apply  # torch does not type apply
     return apply(states, weight, bias, targets)

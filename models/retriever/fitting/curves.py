@@ -1,16 +1,16 @@
-"""The curves of a training as a picture."""
+"""Plots the curves of a retriever's training."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def plot_curve(curve: Sequence[tuple[int, float | None, float]], title: str, path: Path) -> None:
-    """Training loss and validation Recall@10 over the steps, as a PNG.
+    """Write a PNG of the training loss and validation Recall@10 over the steps.
 
     Args:
-        curve: step, mean training loss since the point before (none at the first) and Recall@10 of every validation.
-        title: of the picture.
-        path: where it goes.
+        curve: for each validation: step, mean training loss since the previous one (None at the first) and Recall@10.
+        title: title of the plot.
+        path: the PNG file.
     """
     from matplotlib.figure import Figure
 

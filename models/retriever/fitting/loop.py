@@ -1,4 +1,4 @@
-"""The training loop of every retriever: one for all architectures, on one process or several."""
+"""The retriever's training loop, for all architectures and for one process or several."""
 
 import json
 import time
@@ -28,31 +28,33 @@ from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
 
 Watch = Callable[[int, float], None]
-"""Told the step and the Recall@10 of every validation; whatever it raises ends the training."""
+"""Function that is called with the step and Recall@10 of every validation; an exception in it ends the training."""
 
 
 @dataclass
 class TrainingProgress:
-    """How far a training has come: everything of it but the tensors."""
+    """Progress of a training: its whole state except the tensors."""
 
     step: int = 0
+    """Number of finished steps."""
     best: float = -1.0
-    """Best validation Recall@10."""
+    """Best validation Recall@10 so far."""
     best_step: int = 0
     waited: int = 0
-    """Validations since."""
+    """Number of validations since the best one."""
     seconds: float = 0.0
+    """Time spent in training steps and validations."""
     curve: list[tuple[int, float | None, float]] = field(default_factory=list)
-    """Step, mean training loss since the validation before, and Recall@10 of every validation."""
+    """For each validation: step, mean training loss since the previous one (None at the first) and Recall@10."""
 
 
 def sent_histories(histories: Sequence[Items], options: RetrieverTraining) -> Sequence[Items]:
-    """Histories as an evaluation sends them: whole, or with ``last-window`` only what the model reads of each."""
+    """Return the histories for an evaluation: whole, or with ``last-window`` only the items that the model reads."""
     return histories if options.mask == "history" else [items[-options.max_length :] for items in histories]
 
 
 def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.AdamW:
-    """AdamW; biases and norms don't decay."""
+    """Return an AdamW optimiser with weight decay on everything but biases and norms."""
     named = dict(model.named_parameters())
     plain = [name for name in named if "norm" in name or name.endswith("bias")]
     groups = [
@@ -65,24 +67,24 @@ def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.
 def fit(
     options: RetrieverTraining, data: Data, checkpoint: Checkpoint, logs: Path, watch: Watch | None = None
 ) -> tuple[Retriever, TrainingProgress]:
-    """Trains until validation Recall@10 stops rising.
+    """Train until validation Recall@10 stops rising.
 
     Under ``accelerate launch`` each process computes its share of every batch and of every validation. Gradients are
-    summed over the processes and divided by the number of predictions in the whole batch, so a step is the same step
-    on any number of processes, up to rounding and, with dropout, the masks.
+    summed over the processes and divided by the number of predictions in the whole batch, so a step is the same for any
+    number of processes, up to rounding and the masks of dropout.
 
     Args:
         options: see :class:`RetrieverTraining`.
         data: the sequences.
-        checkpoint: written at every validation, and gone on from where it is there.
-        logs: folder of the TensorBoard events.
-        watch: told of every validation.
+        checkpoint: checkpoint that is written at every validation; if it exists, the training resumes from it.
+        logs: folder for TensorBoard events.
+        watch: see :data:`Watch`.
 
     Returns:
-        the model with the weights of the best validation, on the processor, and the progress of the training.
+        the model with the weights of the best validation, on the CPU, and the progress of the training.
 
     Raises:
-        InputError: the loss is no number; the checkpoint is of another training.
+        InputError: the loss is not finite, or the checkpoint belongs to another training.
     """
     training = _Training(options, data, checkpoint)
     progress = training.progress
@@ -118,7 +120,7 @@ def _loss(options: RetrieverTraining) -> Loss:
 
 
 class _Training:
-    """Model, optimiser and progress of one training; this process's share of it where there are several."""
+    """Model, optimiser and progress of one training, in one of its processes; each phase of the loop is a method."""
 
     def __init__(self, options: RetrieverTraining, data: Data, checkpoint: Checkpoint) -> None:
         self.options, self.data, self.checkpoint = options, data, checkpoint
@@ -127,7 +129,7 @@ class _Training:
         torch.manual_seed(options.seed)
         self.model = build_model(options, data.catalogue.trained).to(self.device)
         self.optimizer = make_optimizer(self.model, options)
-        torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process has masks of its own
+        torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process draws its own masks
         windows = training_windows(data.training, options.max_length)
         self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
         self.learn = _loss(options)
@@ -144,7 +146,7 @@ class _Training:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def validate(self) -> None:
-        """Recall@10 over all validation items; keeps the best weights, and the checkpoint."""
+        """Measure Recall@10 on all validation items, keep the weights if they are the best, and write a checkpoint."""
         progress = self.progress
         reached = recall(self._validation_ranks(), 10)
         progress.curve.append((progress.step, float(np.mean(self._losses)) if self._losses else None, reached))
@@ -175,11 +177,15 @@ class _Training:
         return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
 
     def take_step(self) -> None:
-        """One step of the optimiser on the next batch."""
+        """Take an optimiser step on the next batch.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
         inputs, targets = self._next_batch()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        # A process may have no row of an epoch's last batch.
+        # A process may have no rows in an epoch's last batch.
         total, count = self.learn(self.model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
         everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64, device=self.device)
         if self.processes.num_processes > 1:
@@ -200,9 +206,9 @@ class _Training:
         self.progress.step += 1
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [rows, length]."""
+        """Return this process's inputs and targets of the next batch, each [rows, length]."""
         epoch, place = divmod(self.progress.step, self.steps_an_epoch)
-        if epoch != self._epoch:  # of a seed of its own, so that a resumed training sees the same order
+        if epoch != self._epoch:  # each epoch has its own seed, so that a resumed training keeps the order
             self._epoch = epoch
             self._order = np.random.default_rng((self.options.seed, epoch)).permutation(len(self.inputs))
         size = self.options.batch_size
@@ -224,7 +230,7 @@ def _record(writer: SummaryWriter, step: int, loss: float | None, reached: float
 
 
 def _tell(watch: Watch, step: int, reached: float, checkpoint: Checkpoint) -> None:
-    """Whoever watches may end the training; then nobody wants to go on with it."""
+    """Call ``watch``; if it ends the training by an exception, remove the checkpoint, which is then of no use."""
     try:
         watch(step, reached)
     except Exception:

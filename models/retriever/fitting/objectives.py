@@ -1,4 +1,4 @@
-"""What a retriever learns from a batch of windows: one loss for each way the papers train."""
+"""The losses of a retriever on a batch of windows, one for each training method of the papers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,15 @@ from models.retriever.fitting.cross_entropy import cross_entropy
 
 
 def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-    """Full softmax cross-entropy at every position that holds a target.
+    """Return the full softmax cross-entropy at every position that has a target.
 
     Args:
-        model: scores the next item.
+        model: the retriever.
         inputs: item numbers [batch, length], left-padded.
-        targets: what follows each of them [batch, length]; 0 where nothing is to be learnt.
+        targets: number of the item after each input [batch, length]; 0 where there is no target.
 
     Returns:
-        the sum over the predictions, and how many there are.
+        the sum over the predictions, and the number of predictions.
     """
     kept = targets > 0
     right = targets[kept]
@@ -30,14 +30,14 @@ def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[T
 
 
 def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-    """SASRec's own: the target against one random other item, by binary cross-entropy (ICDM 2018, equation 6).
+    """Return SASRec's own loss: binary cross-entropy of the target and one random other item (ICDM 2018, equation 6).
 
-    Args, returns: see :func:`next_item_loss`.
+    See :func:`next_item_loss` for the arguments and the result.
     """
     kept = targets > 0
     right = targets[kept]
     vectors, bias = model.head()
-    # Any item but the right one: a step of 1 to items - 1 round the circle of the items.
+    # A random item other than the target: the target plus 1 to items - 1, modulo the number of items.
     items = len(vectors) - 1
     wrong = (right - 1 + torch.randint(1, items, right.shape, device=right.device)) % items + 1
     pairs = torch.stack((right, wrong), dim=1)  # [kept, 2]
@@ -49,20 +49,22 @@ def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tens
 
 
 def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float) -> tuple[Tensor, int]:
-    """Masked items are filled in; in every tenth window it is the last one alone (CIKM 2019, sections 3.6 and 3.7).
+    """Return the cross-entropy of masked items; in every tenth window only the last item is masked.
+
+    Source: BERT4Rec (CIKM 2019), sections 3.6 and 3.7.
 
     Args:
-        model: fills in.
+        model: the retriever.
         targets: item numbers [batch, length], left-padded.
-        masked_share: of the items, the probability of each.
+        masked_share: probability with which each item is masked.
 
     Returns:
-        the sum over the masked items, and how many there are.
+        the sum over the masked items, and the number of masked items.
     """
     is_item = targets > 0
     masked = is_item & (torch.rand(targets.shape, device=targets.device) < masked_share)
     last_only = torch.rand(len(targets), device=targets.device) < 0.1
-    last_only |= ~masked.any(dim=1)  # at least one each
+    last_only |= ~masked.any(dim=1)  # mask at least one item of each window
     masked[last_only] = False
     masked[last_only, -1] = is_item[last_only, -1]
     states = in_groups(model.encode, targets.masked_fill(masked, model.mask), is_item)[masked[is_item]]
@@ -71,4 +73,5 @@ def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float)
 
 
 Loss = Callable[[Any, Tensor, Tensor], tuple[Tensor, int]]
-"""Of a model, inputs and targets, both [batch, length]: the sum over the predictions, and how many there are."""
+"""Function of a model, inputs and targets [batch, length] that returns the loss, summed over the predictions, and the
+number of predictions."""

@@ -1,4 +1,4 @@
-"""An approximate search of the items, used only when it is asked for: faiss's inverted lists of full vectors."""
+"""Optional approximate nearest-neighbour search over the items, with faiss's inverted lists of full vectors."""
 
 import math
 from pathlib import Path
@@ -11,14 +11,14 @@ from models.retriever.candidates import Candidates, best_first
 from preprocessing.errors import InputError
 
 PROBED = 32
-"""Lists that a search reads, of the square root of the number of items."""
+"""Maximum number of inverted lists that a search reads; an index of n items has sqrt(n) lists."""
 
 
 def import_faiss() -> Any:
-    """The library.
+    """Return the faiss module.
 
     Raises:
-        InputError: it is not installed.
+        InputError: faiss is not installed.
     """
     try:
         import faiss
@@ -31,12 +31,12 @@ def import_faiss() -> Any:
 
 
 def build_index(embeddings: NDArray[np.float32], bias: NDArray[np.float32], path: Path) -> None:
-    """Writes an index for the largest inner products plus bias, the bias being one dimension more.
+    """Write an index that searches for the largest inner product plus bias; the bias is stored as one more dimension.
 
     Args:
-        embeddings: [items + 1, width], the padding's first, which is left out.
-        bias: [items + 1].
-        path: the file.
+        embeddings: item embeddings [items + 1, width]; the first is the padding's and is left out.
+        bias: item biases [items + 1].
+        path: the index file.
 
     Raises:
         InputError: faiss is not installed.
@@ -46,7 +46,8 @@ def build_index(embeddings: NDArray[np.float32], bias: NDArray[np.float32], path
     lists = math.isqrt(len(vectors))
     width = vectors.shape[1]
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64  # its own choice of points, quietly
+    # Train on at most 64 points per list; a minimum of 1 suppresses faiss's warning about small catalogues.
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64
     index.train(vectors)
     index.add(vectors)
     index.nprobe = min(PROBED, lists)
@@ -54,23 +55,28 @@ def build_index(embeddings: NDArray[np.float32], bias: NDArray[np.float32], path
 
 
 class ApproximateIndex:
-    """Searches what :func:`build_index` wrote."""
+    """An index that :func:`build_index` wrote.
+
+    Args:
+        path: the index file.
+        threads: number of threads of a search, set for the whole process.
+
+    Raises:
+        InputError: faiss is not installed.
+    """
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Raises:
-        InputError: faiss is not installed.
-        """
         self._faiss = import_faiss()
         self._faiss.omp_set_num_threads(threads)
         self._index = self._faiss.read_index(str(path))
 
     def search(self, state: NDArray[np.float32], masked: NDArray[np.int32], k: int) -> Candidates:
-        """The best ``k`` items of the lists nearest to a state [width], fewer where those lists hold fewer.
+        """Return the best ``k`` items in the lists nearest to a state, or fewer if those lists hold fewer.
 
         Args:
-            state: what the scores are computed from.
-            masked: item numbers from 1 that must not be returned.
-            k: how many.
+            state: the history's state [width].
+            masked: item numbers, from 1, that must not be returned.
+            k: number of items.
         """
         faiss = self._faiss
         allowed = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.unique(masked).astype(np.int64) - 1))

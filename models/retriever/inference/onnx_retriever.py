@@ -1,8 +1,8 @@
-"""The exported retriever: one ONNX run a request, the same offline and inside the server."""
+"""Runs the exported retriever: one ONNX run per request, the same offline and in the server."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,31 +11,30 @@ from numpy.typing import NDArray
 from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.batches import pad_left
 from models.retriever.candidates import Candidates, given_candidates, top_candidates
-
-if TYPE_CHECKING:
-    from models.retriever.inference.index import ApproximateIndex
+from models.retriever.inference.index import ApproximateIndex
 
 MODEL = "retriever.onnx"
 SETTINGS = "retriever.json"
 INDEX = "retriever.faiss"
 STATE_MODEL = "retriever-state.onnx"
-"""Beside an index: the graph without the scores."""
+"""The graph without the scores, exported together with an index."""
 MOST_PACKED = 1 << 25
-"""Bytes of weights up to which ONNX Runtime may keep a packed copy of them: 32 MiB, 130,000 items."""
+"""Maximum size in bytes of weights of which ONNX Runtime keeps a packed copy: 32 MiB, or 130,000 items."""
 
 
 class OnnxRetriever:
-    """Scores the catalogue for one history at a time, so that an answer never depends on who shares its batch."""
+    """A retriever that scores one history at a time, so that an answer never depends on the other requests of a batch.
+
+    Args:
+        session: an ``onnxruntime.InferenceSession``, or an object with its ``run`` method.
+        length: length of the padded history.
+        index: approximate index; if absent, all items are scored.
+        state_session: session of the graph that computes the index's query.
+    """
 
     def __init__(
-        self, session: Any, length: int, index: "ApproximateIndex | None" = None, state_session: Any = None
+        self, session: Any, length: int, index: ApproximateIndex | None = None, state_session: Any = None
     ) -> None:
-        """Args:
-        session: has the ``run`` of an ``onnxruntime.InferenceSession``.
-        length: of the padded history.
-        index: searches approximately; by default all items are scored.
-        state_session: computes what the index searches for.
-        """
         self._session = session
         self._length = length
         self._index = index
@@ -43,14 +42,14 @@ class OnnxRetriever:
 
     @classmethod
     def load(cls, folder: Path, served: Any = None) -> "OnnxRetriever":
-        """Opens ``retriever.onnx`` with the length and thread count that ``retriever.json`` fixes.
+        """Return the retriever of an exported folder, with the length and thread count in its ``retriever.json``.
 
         Args:
-            folder: what `llamarec export` wrote.
-            served: stands for the session where the graph runs elsewhere.
+            folder: a folder that `llamarec export` wrote.
+            served: replaces the session if the graph runs elsewhere, for example in Triton's ONNX Runtime backend.
 
         Raises:
-            InputError: it was exported with an approximate index and faiss is not installed.
+            InputError: the retriever was exported with an approximate index and faiss is not installed.
         """
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if served is not None:
@@ -58,13 +57,11 @@ class OnnxRetriever:
         session = _open(folder / MODEL, settings["threads"])
         if not settings["index"]:
             return cls(session, settings["length"])
-        from models.retriever.inference.index import ApproximateIndex
-
         index = ApproximateIndex(folder / INDEX, settings["threads"])
         return cls(session, settings["length"], index, _open(folder / STATE_MODEL, settings["threads"]))
 
     def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Logits [items + 1] of what follows a history of item numbers, oldest first; it may be empty."""
+        """Return the logits [items + 1] of the item after a history of item numbers, oldest first, or an empty one."""
         row: NDArray[np.float32] = self._session.run(["scores"], {"items": pad_left([history], self._length)})[0][0]
         return row
 
@@ -74,9 +71,9 @@ class OnnxRetriever:
         return row
 
     def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32]) -> Candidates:
-        """The top 20 after masking everything in the history and everything excluded.
+        """Return the top 20 outside the history and the excluded items.
 
-        By the approximate index where the retriever was exported with one, unless that finds fewer than 20.
+        They come from the approximate index if the retriever was exported with one, unless it finds fewer than 20.
         """
         masked = np.concatenate((history, excluded))
         if self._index is not None:
@@ -87,7 +84,7 @@ class OnnxRetriever:
         return top_candidates(scores, masked[masked < len(scores)], MAX_CANDIDATES)
 
     def given(self, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:
-        """The caller's own candidates, in the retriever's order."""
+        """Return the caller's own candidates in the retriever's order."""
         return given_candidates(self.scores(history), items)
 
 
@@ -95,8 +92,8 @@ def _open(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Packed weights are a second copy of the embeddings, and faster behind a pass of the ranker, when the caches are
-    # cold. A large file stays mapped and shared instead.
+    # Packed weights are a second copy of the embeddings that is faster when the caches are cold, as after a pass of the
+    # ranker. A large file is not packed, but stays mapped and shared between processes.
     large = graph.with_name(f"{MODEL}.data").stat().st_size > MOST_PACKED
     options.add_session_config_entry("session.disable_prepacking", str(int(large)))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -26,6 +26,7 @@ def test_the_embedded_base_speaks():
     assert tokenizer.decode(continued.tolist()).startswith(" Paris")
 
 
+@pytest.mark.thorough
 def test_weights_are_the_files_own():
     """Two tensors that need no reordering equal gguf's own dequantisation of them, to the bit."""
     stored = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).state_dict()

@@ -112,6 +112,7 @@ def test_forty_long_titles_lose_the_oldest_history(tokenizer: Tokenizer):
     assert f"(1) {kept[0]} x" in text
 
 
+@pytest.mark.thorough
 def test_a_tiny_llama_2_goes_the_whole_way(artifacts: Path, tmp_path: Path):
     """Trained with QLoRA, merged, exported and scored: the exported steps replay the probes and rank 20 candidates."""
     base = tiny_base(tmp_path / "base", vocab_size=32000, tie_word_embeddings=False)

@@ -211,7 +211,7 @@ def test_a_ranker_that_learned_from_other_prompts_is_refused(tmp_path: Path, nam
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     stored = json.loads((tmp_path / "prompt.json").read_text())
     (tmp_path / "prompt.json").write_text(json.dumps({**stored, name: other}))
-    with pytest.raises(InputError, match=f"learned from prompts with another {name} than this version builds"):
+    with pytest.raises(InputError, match=f"was trained on prompts with another {name} than this version builds"):
         PromptBuilder.load(tmp_path)
 
 

@@ -289,7 +289,7 @@ def test_a_training_with_other_options_refuses_the_checkpoint(artifacts: Path, b
         with pytest.raises(KeyboardInterrupt):
             train_ranker(BRIEF, artifacts, base)
     path = artifacts / TRAINING_FOLDER / "checkpoint.pt"
-    with pytest.raises(InputError, match=r"is of a training with seed 42, not 1: finish that training .* or delete"):
+    with pytest.raises(InputError, match=r"to a training with seed 42, not 1: finish that training .* or delete"):
         train_ranker(replace(BRIEF, seed=1), artifacts, base)
     path.unlink()
     assert train_ranker(replace(BRIEF, seed=1), artifacts, base)["training"][0]["step"] == 0

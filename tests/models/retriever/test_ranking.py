@@ -85,6 +85,7 @@ print(peak_memory() - before)
 """
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_users(tmp_path: Path):
     """All scores of 6,000 users and 30,000 items are 687 MiB, those of a batch 29: a tenth of all is not exceeded."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once

@@ -37,6 +37,7 @@ def tried(result):
     return sorted((row["weight_decay"], row["dropout"]) for row in result["trials"])
 
 
+@pytest.mark.thorough
 def test_the_papers_grid_is_tried_once_each(artifacts):
     """Weight decay {0, 0.01} x dropout {0.1, .. 0.5} (section 4.0.4), whatever the budget; the best comes first."""
     result = search(replace(GRID, budget=50), artifacts)

@@ -49,6 +49,7 @@ def test_the_table_reads_back(rows, tmp_path):
         read_csv(tmp_path / "other.csv")
 
 
+@pytest.mark.thorough
 def test_requests_at_a_rate(echo_server):
     """Open loop: 20 requests a second are sent whether or not answers came, so about as many come back."""
     (row,) = benchmark(echo_server.url, [["a"]], [20], RETRIEVAL_ENSEMBLE, mode="rate", requests=20)

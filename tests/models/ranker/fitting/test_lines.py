@@ -116,8 +116,8 @@ def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_pat
 def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
     """More layers than there are, and GPT-2, which keeps its own elsewhere."""
     folder = tiny_base(tmp_path / "llama")
-    with pytest.raises(InputError, match="a depth of 3 layers: the base has 2, ask for no more"):
+    with pytest.raises(InputError, match="depth is 3, but the base has 2 layers: lower depth"):
         load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=3)
     GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(InputError, match=r"GPT2LMHeadModel.* keeps its layers elsewhere than Llama: leave depth out"):
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel.* has no list of layers named as Llama's: leave depth out"):
         load_base(tmp_path / "gpt2", quantisation="none", dtype=torch.float32, device="cpu", depth=1)

@@ -202,7 +202,7 @@ def test_a_ranker_that_reads_lines_is_stored_and_orders_by_them(exported: Path):
 @pytest.mark.parametrize("ends", [[3, 4], [3, 4, 60], [3, 4, -1]])
 def test_line_ends_that_are_no_places_of_the_candidates_are_refused(exported: Path, ends: list[int]):
     """A caller past the ensemble may send anything: one too few, or a place outside of 60 tokens."""
-    with pytest.raises(InputError, match=r"line ends for 3 candidates in 60 tokens: give one place"):
+    with pytest.raises(InputError, match=r"line ends for 3 candidates in 60 tokens: give one position"):
         Ranker.load(exported).rank(Prompt(TOKENS, ends), np.zeros(3, np.float32), np.arange(1, 4))
 
 

@@ -27,7 +27,10 @@ ITEMS, LENGTH = 50, 13
 OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_length=LENGTH) for name in MODELS}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in ("lrurec", "sasrec") else pytest.mark.thorough) for name in MODELS],
+)
 def model(request):
     torch.manual_seed(7)
     model = build_model(OPTIONS[request.param], ITEMS).eval()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.authors_lrurec import authors_logits, authors_loss
-from benchmarks.retriever_training import mean_loss
+from benchmarks.retriever_step import mean_loss
 from models.retriever.architectures.lrurec import LinearRecurrence, LRURec, _Scan
 from models.retriever.architectures.packing import Packing
 from models.retriever.batches import inputs_and_targets
