@@ -4,6 +4,7 @@ The files for the default options are committed, so that the repository can be r
 ``python -m export.config`` after a change to ``client/llamarec_client/contract.py`` or ``serving/contract.py``.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Serving:
     queue_delay_us: int = 0
     """Maximum time in microseconds that the ranker's batcher waits for more requests; 0: it does not wait."""
     device: str = "cpu"
-    """Device of the ranker's instances, ``cpu`` or ``gpu``."""
+    """Device of the ranker's instances: ``cpu``, ``gpu`` (as many on each) or ``gpu:N``."""
     retriever_runtime: str = "python"
     """Where the retriever's graph runs: ``python``, in the step's process, or ``onnxruntime``, in Triton's backend."""
     pass_seconds: float = 2.0
@@ -64,8 +65,8 @@ class Serving:
         for name in ("pass_seconds", "queue_seconds"):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise InputError(f"{name} is {seconds:g}: give more than 0")
-        if self.device not in ("cpu", "gpu"):
-            raise InputError(f"there is no device {self.device!r}: choose cpu or gpu")
+        if not re.fullmatch(r"cpu|gpu(:\d+)?", self.device):
+            raise InputError(f"there is no device {self.device!r}: choose cpu, gpu or gpu:N")
         if self.retriever_runtime not in ("python", "onnxruntime"):
             raise InputError(f"there is no retriever runtime {self.retriever_runtime!r}: choose python or onnxruntime")
 
@@ -76,9 +77,11 @@ class Serving:
 
     @property
     def queue_size(self) -> int:
-        """Maximum number of prompts that may wait for the ranker: those that can still be ranked in time."""
-        together = self.max_batch_size if self.batches else 1
-        return max(int(self.queue_timeout / self.pass_seconds - 1) * self.instances * together, 1)
+        """Maximum number of prompts that may wait for the ranker: those that can still be ranked in time.
+
+        An instance ranks one prompt after another, also those that Triton hands it together.
+        """
+        return max(int(self.queue_timeout / self.pass_seconds - 1) * self.instances, 1)
 
     @property
     def batches(self) -> bool:
@@ -87,7 +90,7 @@ class Serving:
         On a CPU without a queue delay it does not: batching saves no time there, and requests that are handed over
         together are answered together, after the last one's pass.
         """
-        return self.device == "gpu" or self.queue_delay_us > 0
+        return self.device != "cpu" or self.queue_delay_us > 0
 
 
 DEFAULTS = Serving()
@@ -113,7 +116,9 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
     """
     config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": 1}], "dynamic_batching": {}}
     if name == "ranker":
-        config["instance_group"] = [{"kind": f"KIND_{serving.device.upper()}", "count": serving.instances}]
+        kind, _, number = serving.device.partition(":")
+        gpus = {"gpus": [int(number)]} if number else {}
+        config["instance_group"] = [{"kind": f"KIND_{kind.upper()}", "count": serving.instances, **gpus}]
         if not serving.batches:
             del config["dynamic_batching"]
         elif serving.queue_delay_us:
@@ -137,7 +142,7 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
     return step
 
 
-def scores_config(serving: Serving = DEFAULTS) -> ModelConfig:
+def scores_config() -> ModelConfig:
     """Return the configuration of the retriever's graph in the ONNX backend.
 
     It runs one padded history at a time, so that no answer depends on other requests.
@@ -150,7 +155,8 @@ def scores_config(serving: Serving = DEFAULTS) -> ModelConfig:
         max_batch_size=0,
         input=[{"name": "items", "data_type": "TYPE_INT64", "dims": [-1, -1]}],
         output=[{"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, -1]}],
-        instance_group=[{"kind": f"KIND_{serving.device.upper()}", "count": 1}],
+        # Whatever the ranker's device: the offline evaluation runs the same graph on the processor.
+        instance_group=[{"kind": "KIND_CPU", "count": 1}],
     )
     for name in ("intra_op_thread_count", "inter_op_thread_count"):  # same as in the Python process
         config.parameters[name].string_value = "1"
@@ -194,7 +200,7 @@ def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, Mo
     """
     configs = {name: step_config(name, spec, serving) for name, spec in STEP_SPECS.items()}
     if serving.retriever_runtime == "onnxruntime":
-        configs[RETRIEVER_SCORES] = scores_config(serving)
+        configs[RETRIEVER_SCORES] = scores_config()
         configs["retriever"].parameters[SCORES_PARAMETER].string_value += suffix
     configs |= {name: ensemble_config(name, steps, serving, suffix) for name, steps in ENSEMBLE_STEPS.items()}
     for config in configs.values():

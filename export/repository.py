@@ -38,22 +38,36 @@ class Export:
     backend: str | None = None
     """Runtime of the ranker, ``torch`` or ``openvino``. Default: OpenVINO if it is installed and bf16 is native."""
     dtype: str | None = None
-    """Precision of the ranker's layers, ``float32`` or ``bfloat16``. Default: bf16 if the processor supports it."""
+    """Precision of the ranker's layers: ``float32``, ``bfloat16``, or on a GPU ``float16``. Default: ``float16`` on a
+    GPU, ``bfloat16`` on a processor that supports it."""
     threads: int | None = None
     """Number of threads of a ranking pass. Default: all that the machine has. It is part of the export because it
     determines the order of sums, and so the last bits of a score."""
-    device: str | None = None
-    """``cpu`` or ``gpu`` (``cuda``). Default: a GPU if there is one."""
+    device: str = "auto"
+    """Device of the ranker: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` (all of them) or ``gpu:N``."""
     index: bool = False
     """Whether the retriever searches the items approximately, with faiss."""
     serving: Serving = DEFAULTS
     """How Triton schedules the steps; the export fills in the ranker's device and the duration of its pass."""
 
     def runtime(self) -> Runtime:
-        """Return the ranker's runtime; options that are not set are chosen for this machine."""
-        chosen = asdict(choose_runtime("cuda" if self.device == "gpu" else self.device))
+        """Return the ranker's runtime; options that are not set are chosen for this machine.
+
+        Raises:
+            InputError: this machine has no such device, or OpenVINO is to run on a GPU.
+        """
+        device = "cpu" if self.device == "auto" and self.backend == "openvino" else self.device
+        chosen = asdict(choose_runtime(device))
+        if self.backend == "openvino" and chosen["device"] != "cpu":
+            raise InputError("OpenVINO runs the ranker on the processor: use --device cpu, or --runtime torch on a GPU")
         given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
         return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
+
+    def placement(self, runtime: Runtime) -> str:
+        """Return where Triton places the ranker's instances: ``cpu``, ``gpu`` (on each of them) or ``gpu:N``."""
+        if runtime.device == "cpu":
+            return "cpu"
+        return self.device.replace("cuda", "gpu") if ":" in self.device else "gpu"
 
 
 def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSITORY, *, suffix: str = "") -> str:
@@ -90,7 +104,7 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
         if not is_finished(folder, KIND, options=recorded, inputs=inputs):
             with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
                 fill(partial)
-    _write_models(repository, options.serving, runtime, suffix)
+    _write_models(repository, replace(options.serving, device=options.placement(runtime)), suffix)
     return release
 
 
@@ -162,16 +176,15 @@ def measure_pass(folder: Path) -> float:
     return statistics.median(seconds)
 
 
-def _write_models(repository: Path, serving: Serving, runtime: Runtime, suffix: str) -> None:
+def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
     """Write configurations, unless the committed ones apply, and ``model.py`` files into any other repository."""
     committed = repository.resolve() == COMMITTED_REPOSITORY
-    placed = replace(serving, device="cpu" if runtime.device == "cpu" else "gpu")
-    if committed and placed == DEFAULTS:
+    if committed and serving == DEFAULTS:
         return
     seconds = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))[
         "seconds"
     ]
-    write_configs(repository, replace(placed, pass_seconds=seconds), suffix)
+    write_configs(repository, replace(serving, pass_seconds=seconds), suffix)
     for step in () if committed else STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
     if serving.retriever_runtime == "onnxruntime":

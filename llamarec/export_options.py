@@ -16,10 +16,15 @@ Runtime = Annotated[
     str | None, typer.Option(help="Ranker runtime, `torch` or `openvino`. Default: chosen for this machine.")
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="Ranker precision, `float32` or `bfloat16`. Default: chosen for this machine.")
+    str | None,
+    typer.Option(
+        help="Ranker precision: `float32`, `bfloat16`, or on a GPU `float16`. Default: chosen for this machine."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of one ranking pass. Default: all cores.")]
-Device = Annotated[str | None, typer.Option(help="`cpu` or `gpu`. Default: a GPU where there is one.")]
+Device = Annotated[
+    str, typer.Option(help="Device of the ranker: `auto` (a GPU if there is one), `cpu`, `gpu` or `gpu:N`.")
+]
 Index = Annotated[
     bool, typer.Option("--index", help="Search the items approximately, with faiss; for catalogues of millions.")
 ]
@@ -42,7 +47,7 @@ def export_options(
     runtime: Runtime = None,
     dtype: Dtype = None,
     threads: Threads = None,
-    device: Device = None,
+    device: Device = "auto",
     index: Index = False,
     instances: Instances = 1,
     max_batch_size: BatchSize = 64,

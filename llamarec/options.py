@@ -27,7 +27,9 @@ Epochs = Annotated[int | None, typer.Option(help="Maximum number of epochs. Over
 ValidateEvery = Annotated[int | None, typer.Option(help="Steps between two validations.")]
 Patience = Annotated[int | None, typer.Option(help="Validations without a better Recall@10 before training stops.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
-Device = Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")]
+Device = Annotated[
+    str | None, typer.Option(help="`auto` (the first GPU if there is one), `cpu`, `gpu` or `gpu:N`. Default: `auto`.")
+]
 DEFAULT_ARTIFACTS = Path("artifacts/movielens-100k")
 DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_RELEASES = Path("releases")

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from preprocessing.artifacts import plain, replacing
 from preprocessing.errors import InputError
 
@@ -33,6 +31,8 @@ class Checkpoint:
         Args:
             state: tensors, numbers, strings and containers of them, since it is loaded with ``weights_only``.
         """
+        import torch  # not for a stage that is finished
+
         with replacing(self.path) as partial:
             made_by = {"format": FORMAT, "options": self._options, **self._inputs}
             torch.save({"made_by": json.dumps(made_by), **state}, partial)
@@ -45,6 +45,8 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        import torch
+
         remedy = f"finish that training with its own options, or delete {self.path}"
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -67,6 +67,13 @@ def parameter(arguments: Mapping[str, str], name: str) -> str | None:
     return value
 
 
+def instance_device(arguments: Mapping[str, str]) -> str | None:
+    """Return PyTorch's name of the GPU that Triton gave this instance; None for an instance on the processor."""
+    if arguments.get("model_instance_kind") != "GPU":
+        return None
+    return f"cuda:{arguments['model_instance_device_id']}"
+
+
 def check_adapters(repository: Path, suffixes: Iterable[str] = ("",)) -> None:
     """Refuse steps whose ``model.py`` an earlier version exported, which this version cannot run.
 

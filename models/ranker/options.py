@@ -108,8 +108,8 @@ class RankerTraining:
     """Maximum number of tokens in a prompt."""
     seed: int = 42
     """Random seed."""
-    device: str = "cpu"
-    """``cpu`` or ``cuda``."""
+    device: str = "auto"
+    """Device of the training: ``auto`` (the first GPU if there is one), ``cpu``, ``gpu`` or ``gpu:N``."""
     threads: int | None = None
     """Number of processor threads; PyTorch's default if absent."""
 

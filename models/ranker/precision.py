@@ -9,7 +9,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def has_native_bf16(device: str) -> bool:
     """Return whether the device multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
-    return torch.cuda.is_bf16_supported() if device.startswith("cuda") else _processor_has_bf16()
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return _processor_has_bf16()
 
 
 def _processor_has_bf16() -> bool:

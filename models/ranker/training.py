@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from models.checkpoint import Checkpoint
+from models.device import torch_device
 from models.metrics import summary
 from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.examples.sampling import Example
@@ -64,6 +65,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         InputError: data, retriever or base are missing or do not belong together, or an interrupted training in the
             same folder has other options or inputs.
     """
+    options = replace(options, device=torch_device(options.device))
     base_folder, inputs = _check_inputs(artifacts, base)
     folder, made_with = artifacts / "ranker", {**asdict(options), "base": base}
     if is_finished(folder, KIND, options=made_with, inputs=inputs):

@@ -52,8 +52,8 @@ class RetrieverTraining:
     ``last-window``, only the items that the model reads, as LRURec's authors evaluate."""
     seed: int = 42
     """Random seed."""
-    device: str = "cpu"
-    """``cpu`` or ``cuda``."""
+    device: str = "auto"
+    """Device of the training: ``auto`` (the first GPU if there is one), ``cpu``, ``gpu`` or ``gpu:N``."""
 
     def __post_init__(self) -> None:
         if self.model not in ARCHITECTURES:

@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from models.checkpoint import Checkpoint
+from models.device import torch_device
 from models.retriever.fitting.loop import fit
 from models.retriever.options import RetrieverTraining
 from preprocessing.artifacts import write_whole
@@ -94,6 +95,7 @@ def search(options: Search, artifacts: Path) -> dict[str, Any]:
     Raises:
         InputError: ``artifacts`` holds no preprocessed data, or the loss of a training is not finite.
     """
+    options = replace(options, training=replace(options.training, device=torch_device(options.training.device)))
     data = load_data(artifacts)
     searched = asdict(replace(options, budget=1))  # a larger budget is the same search
     settings = hashlib.sha256(json.dumps([searched, data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]

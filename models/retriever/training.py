@@ -1,7 +1,7 @@
 """The retriever's training stage: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from llamarec_client.contract import MAX_CANDIDATES
 from models.checkpoint import Checkpoint
+from models.device import torch_device
 from models.metrics import recall, summary
 from models.retriever.architectures.build import build_model
 from models.retriever.architectures.retriever import Retriever
@@ -51,6 +52,7 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
         InputError: ``artifacts`` holds no preprocessed data, the checkpoint there belongs to another training, or the
             loss is not finite.
     """
+    options = replace(options, device=torch_device(options.device))
     data_manifest = read_manifest(artifacts / "data", "data", "llamarec preprocess")
     folder, inputs = artifacts / "retriever", {"data": data_manifest.fingerprint}
     if is_finished(folder, KIND, options=asdict(options), inputs=inputs):

@@ -1,6 +1,7 @@
 """The `ranker` step: a prompt to the order of its candidates."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK, SCORE
-from models.ranker.inference.ranker import Ranker
+from models.ranker.inference.ranker import Ranker, read_runtime
 from models.ranker.prompt import Prompt
 from serving.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, LIMIT, LINE_END, TOKEN
 from serving.steps.step import Answer, Tensors, cut
@@ -28,9 +29,19 @@ class RankerStep:
         self._rank = lru_cache(maxsize=cached)(self._rank_encoded)
 
     @classmethod
-    def load(cls, folder: Path, cached: int = 0) -> "RankerStep":
-        """Open the merged model with its verbalizer, fusion weight, runtime and probe prompts."""
-        return cls(Ranker.load(folder), cached)
+    def load(cls, folder: Path, cached: int = 0, device: str | None = None) -> "RankerStep":
+        """Open the merged model with its verbalizer, fusion weight, runtime and probe prompts.
+
+        Args:
+            folder: what `llamarec export` wrote.
+            cached: see :class:`RankerStep`.
+            device: PyTorch's name of the device; by default the one in the folder's runtime.
+
+        Raises:
+            InputError: a file is missing, or the model does not reproduce the scores of its probe prompts.
+        """
+        runtime = read_runtime(folder)
+        return cls(Ranker.load(folder, replace(runtime, device=device) if device else runtime), cached)
 
     def answer(self, request: Tensors) -> Answer:
         """Return the candidates, best first, cut to LIMIT."""

@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from export.config import (
     CONFIG,
@@ -147,11 +147,11 @@ def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
         (Serving(pass_seconds=2, instances=2), 14),
         (Serving(pass_seconds=0.01), 499),
         (Serving(pass_seconds=2, queue_seconds=1), 1),
-        (Serving(pass_seconds=0.125, queue_seconds=1, device="gpu", max_batch_size=16), 112),
+        (Serving(pass_seconds=0.125, queue_seconds=1, device="gpu", max_batch_size=16), 7),
     ],
 )
 def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
-    """The longest wait over the pass, less the one under way; for every instance and place of a batch. By hand."""
+    """The longest wait over the pass, less the one under way; for every instance. By hand."""
     assert int(model_configs(serving)["prompt_builder"].parameters[SIZE_PARAMETER].string_value) == size
 
 
@@ -181,3 +181,25 @@ def test_an_option_out_of_range_is_named(options):
     """One sentence that names the option, before anything is written."""
     with pytest.raises(InputError, match=next(iter(options)).split("_")[0]):
         Serving(**options)
+
+
+def test_the_queue_of_a_gpu_holds_what_is_ranked_in_time():
+    """A pass of 16 ms and the shortest queue of 5 s: 311 prompts besides the one under way, for each instance, although
+    Triton hands over up to 64 together, as they are ranked one by one.
+    """
+    assert Serving(device="gpu", pass_seconds=0.016).queue_size == 311
+    assert Serving(device="gpu", pass_seconds=0.016, instances=2).queue_size == 622
+
+
+def test_the_retriever_stays_on_the_processor():
+    """The offline evaluation runs its graph there: on a GPU, served scores would no longer equal offline ones."""
+    configs = model_configs(Serving(device="gpu", retriever_runtime="onnxruntime"))
+    assert [group.kind for group in configs["retriever_scores"].instance_group] == [ModelInstanceGroup.KIND_CPU]
+    assert [group.kind for group in configs["ranker"].instance_group] == [ModelInstanceGroup.KIND_GPU]
+
+
+def test_one_gpu_of_several_can_be_chosen():
+    """``gpu`` leaves the choice to Triton, which takes every GPU; ``gpu:1`` names one."""
+    (every,) = model_configs(Serving(device="gpu"))["ranker"].instance_group
+    (one,) = model_configs(Serving(device="gpu:1", instances=2))["ranker"].instance_group
+    assert (list(every.gpus), list(one.gpus), one.count) == ([], [1], 2)

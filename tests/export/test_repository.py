@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -96,4 +97,22 @@ def test_options_that_no_runtime_has_are_refused(artifacts, tmp_path, options):
     """A precision or thread count that does not exist is found before anything is written."""
     with pytest.raises(InputError):
         export(Export(**options), artifacts, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
+    """It runs on the processor: asked for with a GPU it is an error before any work, and by itself it takes the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="use --device cpu, or --runtime torch"):
+        export(Export(backend="openvino", device="gpu"), artifacts, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+    assert Export(backend="openvino").runtime().device == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu:3", "tpu"])
+def test_a_device_that_is_not_there_is_refused_before_any_work(artifacts, tmp_path, device):
+    """Nothing is written; training checks the same way."""
+    with pytest.raises(InputError, match=device):
+        export(Export(device=device), artifacts, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

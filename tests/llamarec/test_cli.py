@@ -83,6 +83,8 @@ def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
         (("--model", "gru"), "lrurec"),
         (("--dropout", "1"), "dropout"),
         (("--epochs", "0"), "epochs"),
+        (("--device", "tpu"), "choose auto, cpu, gpu or gpu:N"),
+        (("--device", "gpu:99"), "gpu:99 cannot be used"),
     ],
 )
 def test_options_out_of_range_are_refused(run, tmp_path, options, part):
@@ -126,6 +128,8 @@ def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
         (("--candidates", "60"), "2 to 52"),
         (("--negatives", "random", "--order", "retriever"), "set negatives to retriever"),
         (("--layers", "0"), "layers must be at least 1"),
+        (("--device", "tpu"), "choose auto, cpu, gpu or gpu:N"),
+        (("--device", "gpu:99"), "gpu:99 cannot be used"),
     ],
 )
 def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, part):

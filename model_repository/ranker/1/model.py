@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.contract import CACHE_PARAMETER
-from serving.layout import parameter
+from serving.layout import instance_device, parameter
 from serving.steps.ranker import RankerStep
 from serving.steps.worker import Worker
 
@@ -13,7 +13,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         cached = int(parameter(args, CACHE_PARAMETER) or 0)
-        self.worker = Worker.open("ranker", args, lambda folder: RankerStep.load(folder, cached))
+        device = instance_device(args)
+        self.worker = Worker.open("ranker", args, lambda folder: RankerStep.load(folder, cached, device))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
+from models.device import random_state, restore_random_state, torch_device
 from models.metrics import ndcg
 from models.ranker.examples.sampling import Example
 from models.ranker.fitting.curves import CURVES_FILE, plot_curves
@@ -237,8 +238,7 @@ class _Training:
                 "progress": {entry.name: getattr(self.progress, entry.name) for entry in fields(self.progress)},
                 "adapters": [adapter.detach() for adapter in self.trained],
                 "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "random": random_state(self.model.device),
             }
         )
 
@@ -251,9 +251,7 @@ class _Training:
             for adapter, value in zip(self.trained, state["adapters"], strict=True):
                 adapter.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        restore_random_state(state["random"], self.model.device)
         return TrainingProgress(**state["progress"])
 
     def result(self) -> FittedRanker:
@@ -285,11 +283,10 @@ def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids:
     Raises:
         InputError: the base's context is too short for a prompt and its letter, or its architecture is not supported.
     """
-    native = has_native_bf16(options.device)
+    device = torch_device(options.device)
+    native = has_native_bf16(device)
     dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
-    model = load_base(
-        base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=options.device, depth=options.depth
-    )
+    model = load_base(base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=device, depth=options.depth)
     if prompt_tokens + 1 > (context := model.config.max_position_embeddings):
         raise InputError(
             f"max_tokens {prompt_tokens} and the letter exceed the base's context of {context}: lower --max-tokens to"

@@ -37,7 +37,7 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         folder: the base's Hugging Face folder.
         quantisation: ``nf4`` or ``none``.
         dtype: precision of the arithmetic and of the weights that are not quantised.
-        device: ``cpu`` or ``cuda``.
+        device: PyTorch's name of the device.
         depth: number of lower layers that are kept; all if absent.
 
     Raises:

@@ -32,6 +32,15 @@ def write_runtime(folder: Path, runtime: Runtime) -> None:
     (folder / RUNTIME_FILE).write_text(json.dumps(asdict(runtime), indent=1) + "\n", encoding="utf-8")
 
 
+def read_runtime(folder: Path) -> Runtime:
+    """Return the runtime that :func:`write_runtime` wrote.
+
+    Raises:
+        InputError: the file is missing, or the runtime is not one of this version.
+    """
+    return Runtime(**_read(folder / RUNTIME_FILE))
+
+
 class Ranker:
     """A merged model with everything that turns its logits into a ranking.
 
@@ -71,7 +80,7 @@ class Ranker:
         Raises:
             InputError: a file is missing, or the model does not reproduce the scores stored with the probes.
         """
-        runtime = runtime or Runtime(**_read(folder / RUNTIME_FILE))
+        runtime = runtime or read_runtime(folder)
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
         scorer = load_scorer(folder / MODEL_FOLDER, runtime)
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))

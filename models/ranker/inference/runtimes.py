@@ -4,31 +4,36 @@ import importlib.util
 import os
 from pathlib import Path
 
+from models.device import torch_device
 from models.ranker.inference.scorer import Runtime, Scorer
 from preprocessing.errors import InputError
 
 
-def choose_runtime(device: str | None = None) -> Runtime:
-    """Return the fastest accurate runtime of this machine.
+def choose_runtime(device: str = "auto") -> Runtime:
+    """Return the fastest accurate runtime of a device.
 
-    It computes in bf16 where the hardware multiplies bf16 natively, on a processor with OpenVINO if that is installed,
-    and elsewhere in fp32 with PyTorch.
+    A GPU computes in fp16, the precision in which merged models are stored. A processor computes in bf16 with OpenVINO
+    where it multiplies bf16 natively and OpenVINO is installed, and elsewhere in fp32 with PyTorch.
 
     Args:
-        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        device: see :func:`models.device.torch_device`.
+
+    Raises:
+        InputError: this machine has no such device.
     """
-    import torch  # not at module level: OpenVINO serves without torch
+    from models.ranker.precision import has_native_bf16  # not at module level: OpenVINO serves without torch
 
-    from models.ranker.precision import has_native_bf16
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    native = has_native_bf16(device)
+    place, threads = torch_device(device), len(os.sched_getaffinity(0))
+    if place != "cpu":
+        # Without the number of the GPU: Triton tells each instance its own.
+        return Runtime(runtime="torch", dtype="float16", threads=threads, device="cuda")
+    native = has_native_bf16("cpu")
     installed = importlib.util.find_spec("openvino") is not None
     return Runtime(
-        runtime="openvino" if native and installed and device == "cpu" else "torch",
+        runtime="openvino" if native and installed else "torch",
         dtype="bfloat16" if native else "float32",
-        threads=len(os.sched_getaffinity(0)),
-        device=device,
+        threads=threads,
+        device="cpu",
     )
 
 

@@ -30,6 +30,7 @@ class Runtime:
     threads: int = 1
     """Number of processor threads in one forward pass."""
     device: str = "cpu"
+    """PyTorch's name of the device. ``cuda`` is the GPU of the Triton instance, and elsewhere the first one."""
 
     def __post_init__(self) -> None:
         on_cpu = self.device == "cpu"

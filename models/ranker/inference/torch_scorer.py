@@ -25,7 +25,12 @@ class TorchScorer(Scorer):
         self._device = torch.device(runtime.device)
         # Kept as stored, before the layers, to which the head may be tied, are converted to the runtime's precision.
         self._head = model.get_output_embeddings().weight.detach()  # [vocabulary, hidden]
-        self._layers = model.get_decoder().to(self._device, DTYPES[runtime.dtype])
+        self._layers = model.get_decoder()
+        for parameter in self._layers.parameters():
+            # Parameters only: the frequencies of the rotary embedding are a buffer, and rounded to bf16 they would turn
+            # position 600 by a quarter of a radian.
+            parameter.data = parameter.data.to(DTYPES[runtime.dtype])
+        self._layers.to(self._device)
 
     def rows(self, label_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the head's rows for these tokens [labels, hidden]; see :class:`Scorer`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from models.checkpoint import Checkpoint
+from models.device import random_state, restore_random_state, torch_device
 from models.metrics import recall
 from models.retriever.architectures.build import build_model
 from models.retriever.architectures.retriever import Retriever
@@ -124,8 +125,11 @@ class _Training:
 
     def __init__(self, options: RetrieverTraining, data: Data, checkpoint: Checkpoint) -> None:
         self.options, self.data, self.checkpoint = options, data, checkpoint
-        self.processes = PartialState(cpu=options.device == "cpu")
-        self.device = torch.device("cpu") if options.device == "cpu" else self.processes.device
+        device = torch_device(options.device)
+        self.processes = PartialState(cpu=device == "cpu")
+        # Under `accelerate launch` each process has a GPU of its own.
+        alone = device == "cpu" or self.processes.num_processes == 1
+        self.device = torch.device(device) if alone else self.processes.device
         torch.manual_seed(options.seed)
         self.model = build_model(options, data.catalogue.trained).to(self.device)
         self.optimizer = make_optimizer(self.model, options)
@@ -140,7 +144,7 @@ class _Training:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_state, self.progress = state["best"], TrainingProgress(**json.loads(state["progress"]))
-            torch.set_rng_state(state["random"][self.processes.process_index])
+            restore_random_state(state["random"][self.processes.process_index], self.device)
         self._began = time.perf_counter() - self.progress.seconds
         self._losses: list[float] = []
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -156,7 +160,7 @@ class _Training:
             progress.best, progress.best_step, progress.waited = reached, progress.step, 0
             self.best_state = _copy(self.model)
         progress.seconds = time.perf_counter() - self._began
-        random = [torch.get_rng_state()]
+        random = [random_state(self.device)]
         if self.processes.num_processes > 1:
             random = gather_object(random)
         if self.processes.is_main_process:

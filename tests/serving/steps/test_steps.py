@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, ITEM_ID, RETRIEVER_RANK, SCORE, TOP_K
+from models.ranker.inference.ranker import Ranker, write_runtime
+from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import Prompt
 from models.retriever.candidates import Candidates
 from preprocessing.artifacts import new_artifact
@@ -31,7 +33,7 @@ from serving.contract import (
     STEP_SPECS,
     TOKEN,
 )
-from serving.layout import KIND, loaded_artifact
+from serving.layout import KIND, instance_device, loaded_artifact
 from serving.steps.features import FeaturesStep
 from serving.steps.prompt_builder import PromptBuilderStep
 from serving.steps.ranker import RankerStep
@@ -364,3 +366,26 @@ def test_features_tell_absent_from_empty():
     step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
     assert encoder.asked == ([], [b"c"], [], 3)
     assert set(answer) == set(STEP_SPECS["features"].outputs)
+
+
+@pytest.mark.parametrize(
+    ("given", "device"),
+    [
+        ({"model_instance_kind": "CPU", "model_instance_device_id": "0"}, None),
+        ({"model_instance_kind": "GPU", "model_instance_device_id": "1"}, "cuda:1"),
+        ({}, None),
+    ],
+)
+def test_an_instance_runs_on_the_gpu_that_triton_gave_it(given, device):
+    """With several GPUs each instance has its own; the arguments are those of Triton's ``initialize``."""
+    assert instance_device(given) == device
+
+
+def test_the_rankers_device_replaces_that_of_the_export(tmp_path, monkeypatch):
+    """The exported runtime says ``cuda``; the second instance loads onto the second GPU."""
+    loaded = []
+    monkeypatch.setattr(Ranker, "load", lambda folder, runtime: loaded.append(runtime.device))
+    write_runtime(tmp_path, Runtime(dtype="float16", device="cuda"))
+    RankerStep.load(tmp_path, device="cuda:1")
+    RankerStep.load(tmp_path)
+    assert loaded == ["cuda:1", "cuda"]

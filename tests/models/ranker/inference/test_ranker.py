@@ -282,3 +282,37 @@ def test_the_temperature_changes_probabilities_and_no_order(exported: Path):
     places, probabilities = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     assert places.tolist() == before.tolist()
     assert probabilities == pytest.approx((logits / 2).softmax(0).sort(descending=True).values.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotary_frequencies_keep_their_precision(tmp_path: Path, dtype: str):
+    """Only parameters are rounded to bf16. The frequencies are theta^(-2i / width) of Su et al. 2021, to fp32; in bf16
+    they would be off by up to 1 part in 256.
+    """
+    merged = tiny_base(tmp_path)
+    scorer = load_scorer(merged, Runtime(dtype=dtype))
+    layers = scorer._layers
+    assert {parameter.dtype for parameter in layers.parameters()} == {getattr(torch, dtype)}
+    expected = 10_000.0 ** (-torch.arange(0, 16, 2) / 16)
+    torch.testing.assert_close(layers.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
+
+
+def test_a_gpu_that_emulates_bf16_does_not_count_as_having_it(monkeypatch: pytest.MonkeyPatch):
+    """PyTorch answers yes for a T4 or V100 unless emulation is left out of the question."""
+    asked = []
+
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert not precision.has_native_bf16("cuda:0")
+    assert asked == [False]
+
+
+def test_a_gpu_serves_in_fp16(monkeypatch: pytest.MonkeyPatch):
+    """Merged models are stored in fp16; the number of the GPU is Triton's to give to each instance."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = choose_runtime("gpu:1")
+    assert (chosen.runtime, chosen.dtype, chosen.device) == ("torch", "float16", "cuda")
