@@ -191,12 +191,14 @@ class Sequences(BaseOperator):  # type: ignore[misc]  # NVTabular has no types
         code = df["item"] - FIRST_CATEGORY
         df = _sorted(df.assign(item=code + 1, place=series(self.places).take(code).values))
         user, item = df["user"], df["item"].astype("int32")
-        last = user != user.shift(-1)
-        before_last = ~last & (user != user.shift(-2))
+        # With a fill value: a shifted column of cudf ends with a null, and a comparison with null gives null.
+        last = (user != user.shift(-1, fill_value=-1)).astype(bool)
+        before_last = ~last & (user != user.shift(-2, fill_value=-1)).astype(bool)
         held_out = last | before_last
         # Offsets at which the training parts end when they are concatenated.
         ends = np.cumsum(np.diff(np.flatnonzero(last.values), prepend=-1) - 2)
-        frame = type(df)({"user": series(self.users).take(user[last] - FIRST_CATEGORY).values})
+        # Not by .values, which a column of text does not have in cudf.
+        frame = type(df)({"user": series(self.users).take(user[last] - FIRST_CATEGORY).reset_index(drop=True)})
         frame["training"] = create_multihot_col(np.append(0, ends), item[~held_out])
         frame["validation"] = item[before_last].values
         frame["test"] = item[last].values
