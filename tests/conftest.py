@@ -1,4 +1,4 @@
-"""The development data sets; what becomes of their tests where the folder is absent; the fixtures of support/."""
+"""Fixture for the development data sets, whose tests are deselected if the folder is absent; plugins of support/."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with ``ml-latest-small`` and ``amazon-2014-beauty``; its tests carry ``@pytest.mark.shared_data``."""
+    """Return the folder with ``ml-latest-small`` and ``amazon-2014-beauty``.
+
+    Tests that use it carry ``@pytest.mark.shared_data``.
+    """
     return SHARED_DATA
 
 

@@ -1,4 +1,4 @@
-"""What deploys the service, as far as it can be checked without a container engine and a cluster."""
+"""The deployment files, as far as they can be checked without a container engine and a cluster."""
 
 import json
 import re
@@ -27,7 +27,7 @@ EVERYTHING_ON = {
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_accepts_the_dockerfiles(path):
-    """Its default rules, at every severity."""
+    """Both Dockerfiles pass hadolint's default rules at every severity."""
     program = Path(sys.executable).parent / "hadolint"
     run = subprocess.run([program, path], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -35,7 +35,7 @@ def test_hadolint_accepts_the_dockerfiles(path):
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_an_image_holds_what_it_runs(path):
-    """Each COPY finds its sources in the build's context, and the probe asks the port that the program opens."""
+    """Every COPY finds its sources in the build context, and the health check uses the port that the program opens."""
     text = path.read_text()
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
@@ -52,13 +52,13 @@ def test_an_image_holds_what_it_runs(path):
 
 
 def test_the_image_for_production_is_newer_than_the_fixes_of_http():
-    """25.07 is the first tag with NVIDIA's fixes of August 2025."""
+    """The base image is at least 25.07, the first tag with NVIDIA's fixes of August 2025."""
     (tag,) = re.findall(r"tritonserver:([\d.]+)-py3$", DOCKERFILES[0].read_text(), re.MULTILINE)
     assert tuple(map(int, tag.split("."))) >= (25, 7)
 
 
 def test_compose_binds_to_loopback_and_mounts_what_exists():
-    """Pinned images, files that are there, and Prometheus asks the ports that the service opens."""
+    """Ports bind to loopback, images are pinned, mounted files exist, and Prometheus scrapes the service's ports."""
     services = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]
     assert set(services) == {"llamarec", "prometheus", "grafana"}
     for name, service in services.items():
@@ -75,8 +75,10 @@ def test_compose_binds_to_loopback_and_mounts_what_exists():
 
 
 def render(values: dict) -> list[dict]:
-    """The chart's manifests. Its templates use few of Go's constructs, and each of those has one in Jinja; one that
-    has none here is an error. Helm's own linter was run by hand: docs/serving.md.
+    """Return the chart's manifests, rendered with Jinja.
+
+    The templates use only a few constructs of Go, which are translated to Jinja; any other construct is an error.
+    Helm's own linter was run by hand, see docs/serving.md.
     """
     chart = yaml.safe_load((CHART / "values.yaml").read_text()) | values
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
@@ -108,7 +110,7 @@ def render(values: dict) -> list[dict]:
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING_ON], ids=["defaults", "everything on"])
 def test_kubernetes_accepts_the_chart(values):
-    """Each manifest against the strict schemas of Kubernetes' latest version."""
+    """Every manifest is valid under the strict schemas of the latest Kubernetes version."""
     manifests = render(values)
     kinds = [manifest["kind"] for manifest in manifests]
     assert sorted(kinds) == ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
@@ -117,7 +119,7 @@ def test_kubernetes_accepts_the_chart(values):
 
 
 def test_the_charts_probes_ask_the_supervisor():
-    """Ready while every step answers; alive while the supervisor, which heals the steps, is."""
+    """The pod is ready while every step answers, and live while the supervisor, which restarts steps, runs."""
     (deployment,) = (manifest for manifest in render({}) if manifest["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -133,7 +135,7 @@ def test_the_charts_probes_ask_the_supervisor():
 
 @pytest.mark.skipif(not shutil.which("helm"), reason="helm is not on PATH")
 def test_helm_renders_the_same():
-    """Where Helm is installed: its own rendering of the defaults."""
+    """If Helm is installed, its rendering of the default values equals that of :func:`render`."""
     run = subprocess.run(["helm", "template", "shop", CHART], capture_output=True, text=True, check=True)
     rendered = [manifest for manifest in yaml.safe_load_all(run.stdout) if manifest]
     key = json.JSONEncoder(sort_keys=True).encode

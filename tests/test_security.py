@@ -1,4 +1,4 @@
-"""What holds without a server: nothing is unpickled or handed to a shell, and text stays text."""
+"""Security checks that need no server: no code unpickles data or calls a shell, and titles cannot change a prompt."""
 
 import ast
 from pathlib import Path
@@ -13,11 +13,11 @@ from serving.layout import step_artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKED = ("client", "export", "llamarec", "model_repository", "models", "preprocessing", "serving")
-"""Every folder that a server, a service or a user's command runs code from."""
+"""Every folder with code that a server, a service or a user's command runs."""
 FORBIDDEN_IMPORTS = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "subprocess.getoutput"}
 SAFE_LOADS = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
-"""Calls that may unpickle unless this argument is given, literally."""
+"""Calls that may unpickle data unless this argument is given literally."""
 
 
 def sources():
@@ -47,12 +47,12 @@ def test_nothing_served_unpickles_or_calls_a_shell(path):
 
 @pytest.mark.parametrize("folder", CHECKED)
 def test_every_checked_folder_holds_sources(folder):
-    """A folder that was renamed would be checked vacuously."""
+    """Every checked folder contains sources; the check of a renamed folder would pass without reading any file."""
     assert [path for path in sources() if path.is_relative_to(ROOT / folder)]
 
 
 def test_no_package_of_the_project_is_left_out():
-    """Every top-level folder with Python packages is checked, but for those that only developers run."""
+    """Every top-level Python package is checked, except those that only developers run."""
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages - set(CHECKED) <= {"benchmarks", "experiments"}
 
@@ -98,7 +98,7 @@ def prompts(repository):
     )
 )
 def test_a_title_never_changes_the_prompts_structure(prompts, title):
-    """Whatever an item is called: as many lines as with a harmless title, one ending, and no control token in it."""
+    """A hostile title leaves the prompt with the lines and the ending of a harmless one, and adds no control token."""
     tokenizer = prompts._tokenizer
 
     def text(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The choice of a canary's users."""
+"""How the users of a canary release are chosen."""
 
 import pytest
 from hypothesis import given
@@ -12,14 +12,14 @@ USERS = [f"user {number}" for number in range(20_000)]
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_the_share_of_the_users_is_the_one_asked_for(share):
-    """20,000 users: four standard deviations of a binomial are 0.6 and 1.4 percent."""
+    """The tolerance is four standard deviations of a binomial: 0.6 and 1.4 percentage points for 20,000 users."""
     chosen = sum(canary_model("llamarec", user, share) == "llamarec_canary" for user in USERS) / len(USERS)
     assert chosen == pytest.approx(share, abs=4 * (share * (1 - share) / len(USERS)) ** 0.5)
 
 
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_user_stays_while_the_share_grows(user, one, other):
-    """Whoever is in a smaller share is in every larger one; nobody at 0, everybody at 1."""
+    """A user chosen for a smaller share is chosen for every larger one; share 0 chooses no user and 1 chooses all."""
     small, large = sorted((one, other))
     if canary_model("llamarec", user, small) != "llamarec":
         assert canary_model("llamarec", user, large) == "llamarec_canary"
@@ -28,7 +28,7 @@ def test_a_user_stays_while_the_share_grows(user, one, other):
 
 
 def test_another_salt_draws_other_users():
-    """Two trials of half the users share about half of them: 5,000 of 10,000."""
+    """Two independent draws of 10,000 of the 20,000 users have about 5,000 users in common."""
     first, second = ({user for user in USERS if canary_model("m", user, 0.5, salt) != "m"} for salt in ("a", "b"))
     assert 4_700 < len(first & second) < 5_300
 
@@ -38,7 +38,7 @@ def test_a_request_without_a_user_is_never_part_of_a_trial():
 
 
 def test_a_share_is_a_percentage():
-    """And nothing else: `5` would be five times everybody."""
+    """A share is given as a percentage or as a number from 0 to 1; `5` is refused because it would mean 500 %."""
     assert (parse_share("5%"), parse_share("0.05"), parse_share("100%")) == (0.05, 0.05, 1.0)
     for text in ("5", "-1%", "101%", "many", ""):
         with pytest.raises(InvalidRequest, match="percentage"):

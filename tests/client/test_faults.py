@@ -1,4 +1,4 @@
-"""The clients against a real server under real faults: a killed step, a full queue, TLS, a connection gone silent."""
+"""The clients against a real server with real faults: a killed step, a full queue, TLS and a silent connection."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from serving.server.local import LocalServer
 
 
 def step_process(server: LocalServer, step: str) -> int:
-    """The process id of a step's stub; its command line names the model instance."""
+    """Return the process id of a step's stub, whose command line contains the name of the model instance."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
@@ -33,7 +33,7 @@ def step_process(server: LocalServer, step: str) -> int:
 
 
 def test_a_killed_ranker_is_named_and_the_retriever_answers_instead(echo_repository):
-    """Kill -9: the plain call says which step died, the one with a fallback gets a marked answer."""
+    """After SIGKILL, a plain call raises an error that names the step; one with a fallback gets a degraded answer."""
     with LocalServer(echo_repository) as server, RecommenderClient(server.url) as client:
         assert not client.recommend(["a", "b"], fallback="retriever").degraded
         os.kill(step_process(server, "ranker"), signal.SIGKILL)
@@ -46,7 +46,7 @@ def test_a_killed_ranker_is_named_and_the_retriever_answers_instead(echo_reposit
 
 @pytest.fixture(scope="module")
 def narrow(echo_repository, tmp_path_factory) -> Iterator[LocalServer]:
-    """A ranker that takes half a second for each request, and lets none wait longer than 1.2 s."""
+    """Start a server whose ranker takes 0.5 s for each request and whose queue limits the wait to 1.2 s."""
     repository = tmp_path_factory.mktemp("narrow") / "repository"
     shutil.copytree(echo_repository, repository)
     config = repository / "ranker" / "config.pbtxt"
@@ -58,7 +58,7 @@ def narrow(echo_repository, tmp_path_factory) -> Iterator[LocalServer]:
 
 
 def test_a_full_queue_refuses_some_and_degrades_them(narrow):
-    """Ten at once for fewer places: some are refused without a fallback, with one all ten get an answer."""
+    """Ten concurrent requests exceed the queue: some are refused, but with a fallback all ten are answered."""
 
     async def ask(fallback):
         async with AsyncRecommenderClient(narrow.url) as client:
@@ -74,7 +74,7 @@ def test_a_full_queue_refuses_some_and_degrades_them(narrow):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
-    """An authority, and a server's and a client's certificate signed by it."""
+    """Create a certificate authority, and certificates for a server and a client that it signed."""
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*arguments: str) -> None:
@@ -91,14 +91,14 @@ def certificates(tmp_path_factory) -> Path:
 
 
 class EncryptedServer(LocalServer):
-    """Its readiness is read from its log, since the plain probe can't speak to it."""
+    """A server whose readiness is read from its log, because the plain-text probe cannot connect to it."""
 
     def _is_ready(self) -> bool:
         return "Started GRPCInferenceService" in self.log()
 
 
 def test_mutual_tls(echo_repository, certificates):
-    """With a certificate of the right authority it answers; without one, and in plain text, it does not."""
+    """The server answers a client whose certificate its authority signed; no certificate and plain text are refused."""
     files = {"cert": "server.pem", "key": "server.key"}
     flags = ["--grpc-use-ssl=1", "--grpc-use-ssl-mutual=1", f"--grpc-root-cert={certificates / 'ca.pem'}"]
     flags += [f"--grpc-server-{name}={certificates / file}" for name, file in files.items()]
@@ -119,7 +119,7 @@ def test_mutual_tls(echo_repository, certificates):
 
 
 class SilentProxy:
-    """Passes bytes to a server until it is told to fall silent: a peer that vanished without closing anything."""
+    """A proxy that stops forwarding once ``silent`` is set, like a peer that vanished without closing a connection."""
 
     def __init__(self, url: str) -> None:
         host, port = url.split(":")
@@ -152,7 +152,7 @@ class SilentProxy:
 
 
 def test_keep_alive_finds_a_silent_peer_long_before_the_deadline(echo_server):
-    """The call fails about two seconds after the silence began, not after its minute."""
+    """With ``keep_alive=1`` a call fails about two seconds after the peer falls silent, not at its deadline of 60 s."""
     proxy = SilentProxy(echo_server.url)
     try:
         with RecommenderClient(proxy.url, keep_alive=1) as client:
@@ -167,7 +167,7 @@ def test_keep_alive_finds_a_silent_peer_long_before_the_deadline(echo_server):
 
 
 def test_a_restarted_server_is_found_at_once(echo_repository):
-    """A client that lived through a restart is answered within seconds of it, over the same channel."""
+    """A client that outlives a restart is answered over the same channel within 5 s of the new server's start."""
     with LocalServer(echo_repository) as first, RecommenderClient(first.url) as client:
         client.recommend(["a"])
         port = int(first.url.split(":")[1])

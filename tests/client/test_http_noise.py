@@ -1,4 +1,4 @@
-"""Noise on the HTTP port, and the setting that closes it."""
+"""Malformed requests on the HTTP port, and the flag that closes the port."""
 
 import json
 import socket
@@ -15,10 +15,10 @@ GOOD = json.dumps({"inputs": [{"name": "HISTORY", "shape": [1, 1], "datatype": "
 
 
 def send(url: str, noise: bytes, *, read: bool = True) -> bytes:
-    """What the port answers; empty where it closes the connection."""
+    """Send raw bytes and return the start of the response; empty if the server closes the connection."""
     host, port = url.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        try:  # a server that has seen enough closes while the rest is still being sent
+        try:  # the server may close the connection before the rest is sent
             connection.sendall(noise)
             connection.shutdown(socket.SHUT_WR)
             return connection.recv(4096) if read else b""
@@ -58,7 +58,7 @@ tensor = st.fixed_dictionaries(
 @example(b"POST " + PATH + b" HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n")
 @example(b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n")
 def test_noise_on_the_http_port_leaves_the_server_alive(echo_server, noise):
-    """Each answer is an HTTP status or a closed connection, and gRPC goes on answering."""
+    """The server returns an HTTP status or closes the connection, and continues to answer gRPC requests."""
     answer = send(echo_server.http_url, noise)
     assert not answer or answer.startswith(b"HTTP/1.")
     with RecommenderClient(echo_server.url) as client:
@@ -68,9 +68,10 @@ def test_noise_on_the_http_port_leaves_the_server_alive(echo_server, noise):
 @pytest.mark.xfail(strict=True, reason="24.10, the newest wheel, dies of it: CVE-2025-23310, mended in 25.07")
 @pytest.mark.thorough
 def test_a_body_of_many_chunks_leaves_the_server_alive(echo_repository):
-    """4 MB in 700,000 chunks: the bare server keeps a vector of them on its stack. docs/robustness.md has the way out.
+    """A body of 4 MB in 700,000 chunks ends the server, which keeps a vector of the chunks on its stack.
 
-    When this passes the server has been mended: then the finding and the advice can go from the docs.
+    docs/robustness.md describes the workaround. Once this test passes, the server has been fixed, and the finding and
+    the advice can be removed from the documentation.
     """
     with LocalServer(echo_repository) as server:
         chunked = b"POST " + PATH + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -80,7 +81,7 @@ def test_a_body_of_many_chunks_leaves_the_server_alive(echo_repository):
 
 
 def test_the_port_can_be_closed(echo_repository):
-    """``--allow-http=false``: nothing listens there, and gRPC answers as before."""
+    """With ``--allow-http=false`` no process listens on the HTTP port, and gRPC answers as before."""
     with LocalServer(echo_repository, arguments=["--allow-http=false"]) as server:
         with pytest.raises(ConnectionRefusedError):
             send(server.http_url, post(GOOD))

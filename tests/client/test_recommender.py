@@ -1,4 +1,4 @@
-"""The gRPC clients against a real server whose steps echo: what arrives, what comes back, which error is raised."""
+"""The gRPC clients against a real server with echo steps: the inputs sent, the answers returned, the errors raised."""
 
 import asyncio
 import time
@@ -19,8 +19,8 @@ from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, 
 from serving.server.programs import free_ports
 
 IDS = st.lists(st.characters(exclude_characters="~?", exclude_categories=["Cs"]), max_size=50)
-"""Ids of one character each, of any script; a surrogate is no text, the echo takes a second for ``~`` and does not know
-``?``."""
+"""Ids of one character each, in any script. Excluded are surrogates, which cannot be encoded, ``~``, for which the echo
+takes a second, and ``?``, which the echo treats as an unknown item."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def recommender(echo_server):
 @settings(max_examples=60, deadline=None)
 @given(history=IDS, exclude=st.none() | IDS, candidates=st.none() | IDS, top_k=st.none() | st.integers(1, 20))
 def test_every_input_arrives_and_the_answer_comes_back(recommender, history, exclude, candidates, top_k):
-    """The echo's retriever returns the history (or the candidates) less the excluded, cut to TOP_K, ranks from 1."""
+    """The echo's retriever returns the history or the candidates without EXCLUDE, cut to TOP_K, with ranks from 1."""
     answer = recommender.recommend(
         history, exclude=exclude, candidates=candidates, top_k=top_k, user_id="7", model=RETRIEVAL_ENSEMBLE
     )
@@ -41,7 +41,7 @@ def test_every_input_arrives_and_the_answer_comes_back(recommender, history, exc
 
 
 def test_the_ranker_answers_by_default(recommender):
-    """The echo's ranker turns the candidates round; without candidates the answer is empty, through all four steps."""
+    """The echo's ranker reverses the candidates; without candidates, all four steps run and the answer is empty."""
     assert [row.item_id for row in recommender.recommend(["a", "b", "c"], top_k=2)] == ["c", "b"]
     assert recommender.recommend([]) == []
     assert recommender.recommend(["a"], exclude=["a"]) == []
@@ -49,25 +49,25 @@ def test_the_ranker_answers_by_default(recommender):
 
 @pytest.mark.parametrize("length", [1_000, 10_000])
 def test_long_histories_pass(recommender, length):
-    """The contract's longest HISTORY goes through every step."""
+    """A HISTORY of up to 10,000 ids, the contract's limit, passes through every step."""
     assert len(recommender.recommend(["x"] * length)) == length
 
 
 @pytest.mark.parametrize("model", ["llamarec", RETRIEVAL_ENSEMBLE])
 def test_bad_input_names_step_and_tensor(recommender, model):
-    """INVALID_ARGUMENT of a step comes through the ensemble as it was raised, the step's name first."""
+    """The ensemble passes a step's INVALID_ARGUMENT on unchanged; the message starts with the name of the step."""
     with pytest.raises(InvalidRequest, match=r"^features: HISTORY holds 'bad'$"):
         recommender.recommend(["bad"], model=model)
 
 
 def test_a_fault_of_a_step_is_a_server_error(recommender):
-    """Anything else that a step raises is INTERNAL and names step and exception."""
+    """Any other exception of a step becomes INTERNAL, and the message names the step and the exception."""
     with pytest.raises(ServerError, match=r"INTERNAL: features: TypeError"):
         recommender.recommend(["two characters"])
 
 
 def test_several_users_in_one_request_are_refused(echo_server):
-    """The contract: one user a request. The batch dimension would allow more, so features says no, naming HISTORY."""
+    """The contract allows one user per request. The batch dimension permits more, so features refuses it by name."""
     tensor = grpc.InferInput("HISTORY", [2, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"a"], [b"b"]], dtype=object))
     with grpc.InferenceServerClient(echo_server.url) as client, pytest.raises(InferenceServerException) as raised:
@@ -77,7 +77,7 @@ def test_several_users_in_one_request_are_refused(echo_server):
 
 
 def test_a_subset_of_the_outputs_can_be_asked_for(echo_server):
-    """An intermediate tensor exposed as an ensemble's output would deadlock such a request."""
+    """A request for one output is answered; it would deadlock if an ensemble exposed an intermediate tensor."""
     tensor = grpc.InferInput("HISTORY", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"a"]], dtype=object))
     with grpc.InferenceServerClient(echo_server.url) as client:
@@ -88,7 +88,7 @@ def test_a_subset_of_the_outputs_can_be_asked_for(echo_server):
 
 
 def test_unknown_items_are_counted_on_the_metrics_endpoint(echo_server, recommender):
-    """The contract: unknown ids of a history are skipped and counted. The echo takes ``?`` for one."""
+    """The contract says that unknown ids of a history are skipped and counted; the echo treats ``?`` as unknown."""
 
     def counted() -> float:
         with urllib.request.urlopen(f"http://{echo_server.metrics_url}/metrics") as response:
@@ -97,14 +97,14 @@ def test_unknown_items_are_counted_on_the_metrics_endpoint(echo_server, recommen
 
     before = counted()
     recommender.recommend(["a", "?", "?"])
-    end = time.monotonic() + 10  # a step hands its counts over twice a second
+    end = time.monotonic() + 10  # a step reports its counts twice a second
     while counted() == before and time.monotonic() < end:
         time.sleep(0.1)
     assert counted() == before + 2
 
 
 def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
-    """200 requests of 25 lengths under way together, every tenth bad: each gets its own answer or its own error."""
+    """Of 200 concurrent requests with 25 lengths, every tenth is bad; each gets its own answer or its own error."""
 
     async def ask() -> list[list[Recommendation] | BaseException]:
         async with AsyncRecommenderClient(echo_server.url) as client:
@@ -119,14 +119,14 @@ def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
 
 
 def test_requests_of_different_lengths_are_batched(echo_server):
-    """``allow_ragged_batch``: 32 different lengths reach the retriever in fewer executions than requests."""
+    """With ``allow_ragged_batch``, histories of 32 lengths reach the retriever in fewer executions than requests."""
 
     def executions(client: grpc.InferenceServerClient) -> int:
         return client.get_inference_statistics("retriever").model_stats[0].execution_count
 
     async def ask() -> None:
         async with AsyncRecommenderClient(echo_server.url) as client:
-            # The first holds the step for a second, while the others queue.
+            # The first request occupies the step for a second while the others queue.
             slow = asyncio.create_task(client.recommend(["~"]))
             await asyncio.sleep(0.3)
             await asyncio.gather(*(client.recommend(["x"] * n) for n in range(32)))
@@ -139,7 +139,7 @@ def test_requests_of_different_lengths_are_batched(echo_server):
 
 
 def test_the_deadline_is_kept(recommender):
-    """A request that takes a second is given up after a fifth of it, and the error says what to do."""
+    """A request that takes 1 s is abandoned at its deadline of 0.2 s, and the error suggests a longer one."""
     start = time.monotonic()
     with pytest.raises(RequestTimeout, match=r"within 0.2 s: allow more time"):
         recommender.recommend(["~"], timeout=0.2)
@@ -147,7 +147,7 @@ def test_the_deadline_is_kept(recommender):
 
 
 def test_no_server_names_the_address_and_the_command():
-    """Issue: no server listening is a clear sentence; at once, not after the deadline."""
+    """Without a server, the error names the address and the command; it is raised at once, not after the deadline."""
     url = f"127.0.0.1:{free_ports(1)[0]}"
     start = time.monotonic()
     with (
@@ -159,7 +159,7 @@ def test_no_server_names_the_address_and_the_command():
 
 
 def test_asyncio_raises_the_same_errors(echo_server):
-    """One table of errors for both clients."""
+    """The asyncio client raises the same error types as the synchronous client."""
 
     async def ask(url: str, history: list[str], **options: float) -> None:
         async with AsyncRecommenderClient(url) as client:
@@ -175,7 +175,7 @@ def test_asyncio_raises_the_same_errors(echo_server):
 
 
 def test_an_unknown_model_is_named(recommender):
-    """The server runs, but what it should serve was never exported."""
+    """The error names a model that the running server does not serve because it was never exported."""
     with pytest.raises(ServerUnavailable, match="does not serve nothing"):
         recommender.recommend(["a"], model="nothing")
 
@@ -193,13 +193,13 @@ def test_an_unknown_model_is_named(recommender):
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_sending(recommender, request_, named):
-    """The limits are the server's to check; what no tensor can hold is refused here, naming the tensor."""
+    """The client refuses values that no tensor can hold and names the tensor; the server checks the limits."""
     with pytest.raises(InvalidRequest, match=named):
         recommender.recommend(**request_)
 
 
 def test_every_error_is_a_client_error():
-    """One ``except ClientError`` is enough for a service: of whatever the module defines, and all of it is public."""
+    """Every error of the module is public and a ClientError, so ``except ClientError`` is enough for a service."""
     defined = {
         name
         for name, kind in vars(errors).items()

@@ -1,4 +1,4 @@
-"""Retries, fallback and deadlines against a gRPC server whose every answer is laid down, so attempts can be counted."""
+"""Retries, fallback and deadlines against a gRPC server with scripted answers, so that attempts can be counted."""
 
 import asyncio
 import threading
@@ -31,18 +31,18 @@ DEAD = (
     "in ensemble 'llamarec', Failed to process the request(s) for model instance 'ranker_0_0', message: "
     "Stub process 'ranker_0_0' is not healthy.",
 )
-"""As tritonserver 2.51 says them."""
+"""Status and message as tritonserver 2.51 returns them."""
 GOOD = None
 
 
 class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers each request with the next line of a script, for ever with the last one; records who was asked."""
+    """Answers each request with the next line of a script, and repeats the last line; records the requested models."""
 
     def __init__(self) -> None:
         self.script: Callable[[str, int], object] = lambda model, place: GOOD
         self.asked: list[str] = []
         self.reasons: list[str] = []
-        """The parameter of each request that says why a fallback is asked."""
+        """For each request, the parameter that gives the reason of a fallback."""
         self.lock = threading.Lock()
 
     def says(self, **lines: list) -> None:
@@ -77,7 +77,7 @@ def running() -> Iterator[tuple[Scripted, str]]:
 
 @pytest.fixture(params=["plain", "asyncio"])
 def ask(request, running):
-    """``ask(history, ...)`` through a new client of either kind, and so with a full retry budget."""
+    """Return ``ask(history, ...)``, which uses a new client of either kind and therefore a full retry budget."""
     _, url = running
 
     async def in_loop(history, **options):
@@ -92,7 +92,7 @@ def ask(request, running):
 
 
 def test_an_unavailable_server_is_asked_again(running, ask):
-    """Refused twice, answered the third time: one answer, three requests."""
+    """A call that is refused twice and answered the third time returns one answer after three requests."""
     scripted, _ = running
     scripted.says(llamarec=[UNAVAILABLE, UNAVAILABLE, GOOD])
     answer = ask(["a"])
@@ -102,7 +102,7 @@ def test_an_unavailable_server_is_asked_again(running, ask):
 
 
 def test_attempts_end(running, ask):
-    """A server that stays unavailable is asked three times, then the error says so."""
+    """A server that stays unavailable gets three requests; then the call raises its error."""
     scripted, _ = running
     scripted.says(llamarec=[UNAVAILABLE])
     with pytest.raises(ServerUnavailable, match="starting"):
@@ -111,7 +111,7 @@ def test_attempts_end(running, ask):
 
 
 def test_a_dead_step_is_asked_once_more(running, ask):
-    """Another instance may be alive; after the second time the error names the step."""
+    """A dead step is retried once, because another instance may be alive; then the error names the step."""
     scripted, _ = running
     scripted.says(llamarec=[DEAD])
     with pytest.raises(StepDied, match="step ranker is dead"):
@@ -145,7 +145,9 @@ def test_what_would_fail_again_is_not_sent_again(running, ask, status, raised):
     ],
 )
 def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ranker_asked, reason):
-    """``fallback``: a marked answer of the retrieval ensemble, which is told why; a full queue is not asked again."""
+    """With ``fallback`` the retrieval ensemble gives an answer that is marked degraded, and its request carries the
+    reason. A full queue is not retried before the fallback.
+    """
     scripted, _ = running
     scripted.says(llamarec=[status], llamarec_retrieval=[GOOD])
     answer = ask(["a"], fallback="retriever")
@@ -157,7 +159,7 @@ def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ra
 
 
 def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):
-    """The deadline is one for both: the ranker is given up a tenth of it earlier."""
+    """One deadline covers both models: the ranker is abandoned when a tenth of it is left for the retriever."""
     scripted, _ = running
     scripted.says(llamarec=[3.0], llamarec_retrieval=[GOOD])
     start = time.monotonic()
@@ -166,7 +168,7 @@ def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):
 
 
 def test_bad_input_has_no_fallback(running, ask):
-    """The retriever would refuse the same request."""
+    """An invalid request has no fallback, because the retriever would refuse it too."""
     scripted, _ = running
     scripted.says(llamarec=[(grpc.StatusCode.INVALID_ARGUMENT, "features: TOP_K is 0")])
     with pytest.raises(InvalidRequest):
@@ -175,7 +177,7 @@ def test_bad_input_has_no_fallback(running, ask):
 
 
 def test_a_full_queue_without_fallback_is_overloaded(running, ask):
-    """The error is a ServerUnavailable of its own kind, and carries the id that the server logged."""
+    """The error is Overloaded, a kind of ServerUnavailable, and carries the request id that the server logged."""
     scripted, _ = running
     scripted.says(llamarec=[FULL])
     with pytest.raises(Overloaded, match="retry later") as raised:
@@ -184,7 +186,7 @@ def test_a_full_queue_without_fallback_is_overloaded(running, ask):
 
 
 def test_retries_never_amplify_an_outage(running):
-    """200 calls at a server that refuses all: at most a tenth more requests, beside what was saved up."""
+    """200 calls to a server that refuses all of them add at most 10 % more requests, plus the burst of the budget."""
     scripted, url = running
     scripted.says(llamarec=[UNAVAILABLE])
     with RecommenderClient(url) as client:
@@ -195,7 +197,7 @@ def test_retries_never_amplify_an_outage(running):
 
 
 def test_the_budget_earns_a_tenth_a_request():
-    """Ten saved up at first; then one retry for each ten requests."""
+    """The budget starts with ten retries, and then grants one retry for every ten requests."""
     budget = RetryBudget()
     assert sum(budget.spend() for _ in range(50)) == RETRY_BURST
     granted = 0
@@ -206,7 +208,7 @@ def test_the_budget_earns_a_tenth_a_request():
 
 
 def test_the_deadline_covers_the_retries(running, ask):
-    """Each attempt takes 0.4 s and fails: after one second the call is over, not after three attempts."""
+    """Each attempt takes 0.4 s and fails: with a deadline of 0.6 s the call ends before a third attempt."""
     scripted, _ = running
     scripted.says(llamarec=[0.4])
     scripted.script = lambda model, place: time.sleep(0.4) or UNAVAILABLE
@@ -218,7 +220,7 @@ def test_the_deadline_covers_the_retries(running, ask):
 
 
 def test_many_users_in_order_with_errors_of_their_own(running):
-    """Every user's answer stands in its place; one bad request spoils no other; both clients alike."""
+    """Both clients return the answers in the order of the requests, and a bad request does not affect the others."""
     scripted, url = running
     scripted.says(llamarec=[GOOD])
     requests = [Request([chr(97 + n % 26)]) if n % 7 else Request("no list") for n in range(100)]
@@ -239,7 +241,7 @@ def test_many_users_in_order_with_errors_of_their_own(running):
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": -1}, {"fallback": "none"}])
 def test_options_that_mean_nothing_are_refused(running, ask, options):
-    """One sentence, before anything is sent."""
+    """Invalid options raise an error that names the option, before any request is sent."""
     scripted, _ = running
     scripted.says(llamarec=[GOOD])
     with pytest.raises(InvalidRequest, match=next(iter(options))):
@@ -248,7 +250,7 @@ def test_options_that_mean_nothing_are_refused(running, ask, options):
 
 
 def test_a_deadline_that_passes_is_a_timeout(running, ask):
-    """Without a fallback."""
+    """Without a fallback, a call whose deadline passes raises RequestTimeout."""
     scripted, _ = running
     scripted.says(llamarec=[1.0])
     with pytest.raises(RequestTimeout, match=r"within 0.3 s"):

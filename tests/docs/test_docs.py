@@ -1,4 +1,4 @@
-"""The documentation's code blocks run, or say what they need; its reference equals the code."""
+"""The documentation's code blocks run or state what they need, and the command reference equals the code."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from supervised import serving
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
-"""Pages of `results/` stand under the commands that made them, which take minutes to hours."""
+"""Pages with code blocks to run. Those of `results/` are left out, since their commands take minutes to hours."""
 NOT_RUN = re.compile(r"^# not run here: needs .+")
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a page that are code; output and drawings (`text`, `console`, none) are not."""
+    """Return the fenced blocks of a page that contain code, without output and drawings (`text`, `console`, none)."""
     text = path.read_text(encoding="utf-8")
     found = re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [
@@ -51,8 +51,9 @@ def name(block: Block) -> str:
 
 
 def test_what_is_not_run_is_known():
-    """The list of blocks that no test runs; whoever adds one meets this test. TLS, benchmarks and soak have tests of
-    their own.
+    """The list below names every block that is not run, so that a new one has to be added on purpose.
+
+    TLS, benchmarks and the soak run have separate tests.
     """
     assert [(block.page, block.language) for block in ALL if not block.runs] == [
         ("benchmarking.md", "bash"),
@@ -70,7 +71,7 @@ def test_what_is_not_run_is_known():
 
 @pytest.mark.parametrize("block", SINGLE, ids=name)
 def test_a_block_runs(block, server):
-    """Python blocks run by themselves against the real server."""
+    """Each Python block outside the tutorial runs on its own against the real server."""
     assert block.language == "python", "a shell block outside the tutorial must say what it needs"
     code = block.text.replace("127.0.0.1:8001", server.url)
     exec(compile(code, name(block), "exec"), {"__name__": "__main__"})
@@ -91,8 +92,10 @@ def shell(text: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_tutorial_ends_with_a_recommendation(tmp_path):
-    """Its blocks run one after another in one folder; the server's alone runs beside the rest. The shop's articles
-    follow one another, so the next ones lie just behind the history.
+    """The tutorial's blocks run in order in one folder; only the block of the server runs in the background.
+
+    In its data, shoppers buy articles in numerical order, so the expected recommendations are those that follow the
+    history.
     """
     *before, serve, ask = TUTORIAL
     for block in before:
@@ -109,7 +112,7 @@ def test_the_tutorial_ends_with_a_recommendation(tmp_path):
 
 
 def test_the_command_reference_is_the_codes():
-    """`docs/commands.md` is what typer writes: run the command again after changing an option."""
+    """`docs/commands.md` equals typer's output; run the command again after changing an option."""
     command = [str(BIN / "typer"), "llamarec.cli", "utils", "docs", "--name", "llamarec", "--title", "Commands"]
     written = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=ENVIRONMENT).stdout
     assert (DOCS / "commands.md").read_text(encoding="utf-8").strip() == written.strip()

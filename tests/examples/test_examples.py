@@ -1,4 +1,4 @@
-"""Every file of `examples/` against the real server, as its first lines say."""
+"""Every file of `examples/`, run against the real server with the command in its first lines."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}
 
 @pytest.fixture(scope="module")
 def expected(server):
-    """The items of the project's own client."""
+    """Return the items that the project's client receives."""
     with RecommenderClient(server.url) as client:
         return [row.item_id for row in client.recommend(["50", "181"])]
 
@@ -36,7 +36,7 @@ def run(*command: object) -> str:
 
 
 def test_plain_tritonclient(server, expected):
-    """It prints the same items in the same order."""
+    """The example prints the items of the project's client in the same order."""
     printed = run(sys.executable, EXAMPLES / "plain_tritonclient.py", server.url, "50", "181")
     assert [line.split()[0] for line in printed.splitlines()] == expected
 
@@ -45,7 +45,7 @@ def test_plain_tritonclient(server, expected):
     not shutil.which("grpcurl", path=ENVIRONMENT["PATH"]), reason="grpcurl is not installed (`make setup` does)"
 )
 def test_grpcurl(server, expected):
-    """Its raw answer holds the same items: each behind its length in four bytes, all in base64."""
+    """The raw answer holds the items of the project's client in base64, each preceded by its length in four bytes."""
     answer = json.loads(run("bash", EXAMPLES / "grpcurl.sh", server.url, "50", "181"))
     place = [output["name"] for output in answer["outputs"]].index("ITEM_ID")
     content, items = base64.b64decode(answer["raw_output_contents"][place]), []
@@ -57,7 +57,7 @@ def test_grpcurl(server, expected):
 
 
 def test_fastapi_service(server, expected):
-    """The ten best as JSON; a bad request is a 400 with the server's sentence."""
+    """The service returns the ten best items as JSON; a bad request returns status 400 with the server's message."""
     port = free_ports(1)[0]
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", str(port), "fastapi_service:app"]
     service = subprocess.Popen(command, env={**ENVIRONMENT, "LLAMAREC": server.url}, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The command line: bad input ends with one sentence and exit code 2, results print as tables and as JSON."""
+"""The command line: bad input ends with one sentence and exit code 2; results are printed as tables and as JSON."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from serving.server.programs import free_ports
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs `llamarec ARGUMENTS` in this process: exit code, standard output, standard error."""
+    """Run `llamarec ARGUMENTS` in this process and return exit code, standard output and standard error."""
 
     def call(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["llamarec", *map(str, arguments)])
@@ -41,7 +41,7 @@ COMMANDS = [
 
 
 def test_help_names_every_command(run):
-    """A newcomer's first call lists all commands of the design."""
+    """`llamarec --help` lists every command."""
     code, out, _ = run("--help")
     assert code == 0
     for command in COMMANDS:
@@ -50,7 +50,7 @@ def test_help_names_every_command(run):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(run, command):
-    """`--help` of each command ends well and explains its options."""
+    """`--help` of each command exits with code 0 and explains its options."""
     code, out, _ = run(command, "--help")
     assert code == 0
     assert "Options" in out
@@ -67,7 +67,7 @@ def refused(result, *parts):
 
 
 def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
-    """Nothing is there yet: each stage names the command that makes what it needs."""
+    """In an empty folder, each stage names the command that makes its input, and writes nothing."""
     refused(run("train-retriever", "--artifacts", tmp_path), "llamarec preprocess")
     refused(run("tune", "--artifacts", tmp_path), "llamarec preprocess")
     refused(run("train-ranker", "--artifacts", tmp_path), "llamarec preprocess")
@@ -88,7 +88,7 @@ def test_stages_out_of_order_name_the_one_to_run_first(run, tmp_path):
     ],
 )
 def test_options_out_of_range_are_refused(run, tmp_path, options, part):
-    """The error names the option and what may stand there."""
+    """The error names the option or its valid values."""
     refused(run("train-retriever", "--artifacts", tmp_path, *options), part)
 
 
@@ -102,14 +102,14 @@ def test_options_out_of_range_are_refused(run, tmp_path, options, part):
     ],
 )
 def test_a_search_out_of_range_is_refused(run, tmp_path, options, part):
-    """The error names the option and what may stand there, and no folder is made."""
+    """The error names the option or its valid values, and no folder is created."""
     refused(run("tune", "--artifacts", tmp_path / "a", *options), part)
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.thorough
 def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
-    """One training of the search; asked again it prints the same as JSON, without training, and how to use the best."""
+    """`tune` prints the best training and the command that uses it; run again, it prints the same result as JSON."""
     (tmp_path / "data").symlink_to(artifacts / "data")
     ask = ("tune", "--artifacts", tmp_path, "--space", "dropout", "--budget", 1, "--epochs", 1)
     code, out, _ = run(*ask)
@@ -133,13 +133,13 @@ def test_tune_prints_a_table_and_json(run, artifacts, tmp_path):
     ],
 )
 def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, part):
-    """Random negatives have not the retriever's order; the error says what goes together."""
+    """The error names the valid values or a valid combination: random negatives cannot be in the retriever's order."""
     refused(run("train-ranker", "--artifacts", tmp_path, *options), part)
 
 
 @pytest.mark.parametrize(("fused", "warned"), [(0.39, True), (0.4, True), (0.41, False)])
 def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, fused, warned):
-    """By the NDCG@10 of its own validation, as served, beside the retriever's .4."""
+    """The command warns unless the served list's validation NDCG@10 exceeds the retriever's, which is 0.4 here."""
     found = {"retriever": {"NDCG@10": 0.4}, "alone": {"NDCG@10": 0.3}, "fused": {"NDCG@10": fused}, "users": 9}
     sample = {"users": 9, "untuned": {"NDCG@10": 0.2}}
     metrics = {"validation": found, "sample": sample, "best_step": 0, "weight": 0.95}
@@ -150,12 +150,12 @@ def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, 
 
 
 def test_an_unknown_data_set_is_refused(run, tmp_path):
-    """The error lists the data sets there are."""
+    """The error names the unknown data set and lists the supported ones."""
     refused(run("preprocess", "--dataset", "netflix", "--artifacts", tmp_path), "netflix", "movielens-100k")
 
 
 def test_a_missing_base_is_refused_before_anything_is_written(run, artifacts, tmp_path):
-    """A base that is neither a folder nor on the hub: the error names it, no ranker folder appears."""
+    """A base that is neither a folder nor on the hub is named in the error, and no ranker folder is created."""
     for stage in ("data", "retriever"):
         shutil.copytree(artifacts / stage, tmp_path / stage)
     refused(run("train-ranker", "--artifacts", tmp_path, "--base", tmp_path / "no-llama"), "no-llama")
@@ -169,7 +169,7 @@ def test_no_server_listening(run):
 
 
 def test_a_port_in_use(tmp_path):
-    """`llamarec serve` beside something that holds its port: exit code 2, the port and the flag in the text."""
+    """If another process holds its port, `llamarec serve` exits with code 2 and names the port and the flag."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -188,7 +188,7 @@ def test_a_port_in_use(tmp_path):
 
 @pytest.mark.thorough
 def test_the_page_beside_something_on_its_port(run, artifacts, repository):
-    """`demo --ui` names the port and the option; the server that it started is gone again."""
+    """If its port is taken, `demo --ui` names the port and the option, and stops the server that it started."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -201,7 +201,7 @@ def test_the_page_beside_something_on_its_port(run, artifacts, repository):
 
 
 def test_the_page_refuses_a_repository_of_other_data(run, artifacts, repository, tmp_path):
-    """Titles of one data set beside answers of another would be lies."""
+    """A repository exported from other data is refused, because its answers would be shown with the wrong titles."""
     shutil.copytree(artifacts / "data", tmp_path / "data")
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "another"}))
@@ -209,12 +209,15 @@ def test_the_page_refuses_a_repository_of_other_data(run, artifacts, repository,
 
 
 def test_comparing_what_is_no_measurement(run, tmp_path):
-    """The error names the file."""
+    """`bench --compare` names a file that cannot be read, and the command that writes one."""
     refused(run("bench", "--compare", tmp_path / "a.csv", tmp_path / "b.csv"), "a.csv", "llamarec bench")
 
 
 def test_recommend_prints_json_and_a_table(run, server, artifacts):
-    """The same three items as JSON and, with the artifacts at hand, with titles (item 50 is Star Wars)."""
+    """The two candidates are printed as JSON, and as a table with titles if the artifacts are given.
+
+    Item 50 of MovieLens-100K is Star Wars.
+    """
     ask = ("recommend", "--history", "181", "--candidates", "50", "--candidates", "100", "--server", server.url)
     code, out, _ = run(*ask, "--json")
     assert code == 0
@@ -226,12 +229,15 @@ def test_recommend_prints_json_and_a_table(run, server, artifacts):
 
 
 def test_top_k_out_of_range_is_refused_by_the_server(run, server):
-    """INVALID_ARGUMENT comes back as exit code 2 with the tensor's name."""
+    """The server's INVALID_ARGUMENT becomes exit code 2 and a message with the name of the tensor."""
     refused(run("recommend", "--top-k", "21", "--server", server.url), "TOP_K")
 
 
 def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
-    """The documented shape, and two identities: nobody outside the subset counts, and ranking keeps Recall@20's set."""
+    """The JSON has the documented shape, and users outside the subset count as misses.
+
+    Therefore each overall Recall@10 is that of the subset times the subset's share of the users.
+    """
     code, out, _ = run("evaluate", "--artifacts", artifacts, "--repository", repository, "--json")
     assert code == 0
     result = json.loads(out)
@@ -242,7 +248,7 @@ def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
 
 
 def test_preprocess_prints_the_papers_table_2_row(run, artifacts):
-    """A finished stage answers from its manifest: 943 users are MovieLens-100K's own count."""
+    """A finished stage prints the figures of its manifest; MovieLens-100K has 943 users."""
     code, out, _ = run("preprocess", "--artifacts", artifacts, "--json")
     assert code == 0
     assert json.loads(out)["users"] == 943

@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it."""
+"""`llamarec demo` from start to end, as a new user runs it."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 
 def processes() -> set[str]:
-    """Command lines of all tritonservers and their Python steps."""
+    """Return process id and command line of every running tritonserver and its Python steps."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -22,7 +22,10 @@ def processes() -> set[str]:
 
 @pytest.mark.slow
 def test_the_demo_ends_with_a_served_recommendation(tmp_path):
-    """Seven minutes the first time; run again, the finished stages are recognised and the answer is the same."""
+    """The demo takes seven minutes at first; a second run skips the finished stages and prints the same answer.
+
+    No process and no shared memory remain.
+    """
     command = [sys.executable, "-m", "llamarec.cli", "demo"]
     command += ["--artifacts", str(tmp_path / "artifacts"), "--repository", str(tmp_path / "repository")]
     processes_before, memory_before = processes(), set(Path("/dev/shm").iterdir())

@@ -1,6 +1,6 @@
-"""Generated requests and raw bytes on the gRPC port: no crash, no hang, every answer a proper code.
+"""Generated requests and raw bytes on the gRPC port cause no crash and no hang, and every answer has a proper code.
 
-`make fuzz` sends 10,000 requests, `make test` a thousand. What once failed stands as an example beside the strategy.
+`make fuzz` sends 10,000 requests, `make test` 1,000. Requests that once failed are kept as explicit examples.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
 from llamarec_client.recommender import RecommenderClient
 
 TOGETHER = 25
-"""Requests under way at a time, so that bad ones share batches with good ones."""
+"""Number of concurrent requests, so that bad ones share batches with good ones."""
 EXAMPLES = int(os.environ.get("FUZZ_REQUESTS", "1000")) // TOGETHER
 PROPER = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.UNAVAILABLE}
-"""UNAVAILABLE is what tritonserver says of an unknown version."""
+"""tritonserver answers UNAVAILABLE to a request for an unknown model version."""
 DEADLINE = 60
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SIZES = {"BOOL": 1, "INT32": 4, "INT64": 8, "FP32": 4, "FP64": 8}
@@ -34,13 +34,13 @@ raw_ids = ids.map(str.encode) | st.binary(max_size=40) | st.just(b"x" * (MAX_ID_
 
 
 def strings(values: list[bytes]) -> bytes:
-    """KServe's raw form of a BYTES tensor: each value behind its length."""
+    """Encode a BYTES tensor in KServe's raw form, in which each value is preceded by its length."""
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
 
 @st.composite
 def text_tensor(draw, name: str, most: int = 30):
-    """A tensor as the contract wants it, or nearly."""
+    """Draw a tensor that obeys the contract, or almost does."""
     values = draw(st.lists(raw_ids, max_size=most))
     if draw(st.integers(0, 99)) == 0:
         values *= MAX_HISTORY // max(len(values), 1) + 1
@@ -50,7 +50,7 @@ def text_tensor(draw, name: str, most: int = 30):
 
 @st.composite
 def any_tensor(draw):
-    """A tensor of any name and type, whose bytes need not fit its shape."""
+    """Draw a tensor of any name and type, whose bytes need not match its shape."""
     name = draw(st.sampled_from(["HISTORY", "TOP_K", "CANDIDATES", "USER_ID", "EXCLUDE", "TOKEN", "", "x"]))
     datatype = draw(st.sampled_from([*SIZES, "BYTES", "FP16", "nothing"]))
     shape = draw(st.lists(st.integers(-2, 5), max_size=4))
@@ -59,7 +59,7 @@ def any_tensor(draw):
 
 @st.composite
 def requests(draw):
-    """Mostly near the contract, so that every step is reached; sometimes far from it."""
+    """Draw a request that mostly is close to the contract, so that it reaches every step, and sometimes far from it."""
     tensors = [draw(text_tensor("HISTORY"))]
     if draw(st.booleans()):
         tensors.append(draw(text_tensor("EXCLUDE")))
@@ -90,7 +90,7 @@ def message(model, version, tensors, outputs) -> service_pb2.ModelInferRequest:
 
 
 def ask(url: str, messages) -> list[tuple[StatusCode, str]]:
-    """Sends all together; the code and text of each answer."""
+    """Send all messages concurrently, and return the code and text of each answer."""
 
     async def one(stub, sent):
         try:
@@ -109,7 +109,7 @@ def ask(url: str, messages) -> list[tuple[StatusCode, str]]:
 
 @pytest.fixture(scope="module")
 def alive(server):
-    """Whether the server still answers as it did before the fuzzing, through all four steps."""
+    """Yield a function that returns whether all four steps still give the answer from before the fuzzing."""
     with RecommenderClient(server.url) as client:
         before = client.recommend(["50", "181"])
 
@@ -128,14 +128,17 @@ def alive(server):
 @example([("llamarec", "", [("HISTORY", "BYTES", [1, 1], b"\xff\xff\xff\xff")], None)])
 @example([("llamarec", "", [("HISTORY", "BYTES", [1, 0], b"")], [])])
 def test_every_generated_request_gets_a_proper_code(server, alive, sent):
-    """OK or an error that blames the request; never INTERNAL, UNKNOWN or a deadline; good answers stay the same."""
+    """Each request gets OK or an error about the request, never INTERNAL, UNKNOWN or DEADLINE_EXCEEDED.
+
+    A good request gets the same answer as before.
+    """
     for request, (code, text) in zip(sent, ask(server.url, [message(*request) for request in sent]), strict=True):
         assert code in PROPER, f"{code}: {text}\n{request!r:.600}"
     assert alive()
 
 
 def test_raw_bytes_on_the_port(server, alive):
-    """Noise, half a connection preface, frames that lie about their length, then silence: the port stays open."""
+    """Random bytes, with or without HTTP/2's connection preface, and frames of wrong length leave the server alive."""
 
     @settings(max_examples=150, deadline=None)
     @given(st.booleans(), st.binary(max_size=400))
@@ -152,8 +155,9 @@ def test_raw_bytes_on_the_port(server, alive):
 
 
 def test_protobuf_noise_in_a_good_call(server, alive):
-    """A call of the right method whose message is no message: INTERNAL is gRPC's own word for that, and nothing else
-    happens (gRPC, "Status codes and their use in gRPC": parsing errors are INTERNAL).
+    """A message that cannot be parsed gets a proper code or INTERNAL, and leaves the server alive.
+
+    gRPC itself answers INTERNAL to parsing errors (gRPC, "Status codes and their use in gRPC").
     """
 
     @settings(max_examples=150, deadline=None)

@@ -1,4 +1,4 @@
-"""The ensemble on the real tritonserver: what it answers, what it refuses, and that it equals offline evaluation."""
+"""The ensembles on the real tritonserver: their answers, which equal the offline ones, and their refusals."""
 
 import asyncio
 import shutil
@@ -42,7 +42,7 @@ def recommender(server):
 
 
 def offline(steps: ExportedSteps, history, **options) -> list[Recommendation]:
-    """What the exported functions answer when they are called in this process, one after another."""
+    """Return the answer of the exported functions, called one after another in this process."""
     return [Recommendation(*row) for row in steps.recommend(history, **options)]
 
 
@@ -61,7 +61,7 @@ def known_ids(steps) -> list[str]:
     ],
 )
 def test_served_equals_offline(steps, recommender, history):
-    """The offline functions of the same exported files are the reference: ids, ranks and scores bit for bit."""
+    """Ids, ranks and scores equal, bit for bit, those of the offline functions on the same exported files."""
     answer = recommender.recommend(history)
     assert answer == offline(steps, history)
     assert len(answer) == MAX_CANDIDATES
@@ -70,7 +70,7 @@ def test_served_equals_offline(steps, recommender, history):
 
 
 def test_a_history_of_a_thousand_items(steps, recommender):
-    """1,000 of the 1,349 items are masked; 20 distinct others come back, as offline."""
+    """With 1,000 of the 1,349 items masked, the answer has 20 distinct other items, the same as offline."""
     history = known_ids(steps)[:1000]
     answer = recommender.recommend(history)
     assert answer == offline(steps, history)
@@ -78,7 +78,7 @@ def test_a_history_of_a_thousand_items(steps, recommender):
 
 
 def test_the_catalogue_runs_short(steps, recommender):
-    """All but three items are in the history: the three that are left come back (no more exist)."""
+    """If all but three items are in the history, the answer has those three only."""
     ids = known_ids(steps)
     answer = recommender.recommend(ids[3:])
     assert {r.item_id for r in answer} == set(ids[:3])
@@ -86,12 +86,12 @@ def test_the_catalogue_runs_short(steps, recommender):
 
 
 def test_nothing_left_to_recommend(steps, recommender):
-    """Every item is in the history: an empty answer, not an error."""
+    """If every item is in the history, the answer is empty and not an error."""
     assert recommender.recommend(known_ids(steps)) == []
 
 
 def test_the_retrieval_ensemble_keeps_the_retrievers_order(recommender):
-    """The fallback has the same contract: ranks 1..20 in order and scores that fall and sum to 1."""
+    """The retrieval ensemble has the same contract: the ranks are 1 to 20, and the scores decrease and sum to 1."""
     answer = recommender.recommend(["50", "181"], model=RETRIEVAL_ENSEMBLE)
     assert [r.retriever_rank for r in answer] == list(range(1, MAX_CANDIDATES + 1))
     assert [r.score for r in answer] == sorted((r.score for r in answer), reverse=True)
@@ -100,23 +100,23 @@ def test_the_retrieval_ensemble_keeps_the_retrievers_order(recommender):
 
 
 def test_top_k_cuts_the_same_list(recommender):
-    """TOP_K 3 is the head of the full answer, scores unchanged (they sum to 1 before the cut)."""
+    """TOP_K 3 returns the head of the full answer with unchanged scores, since they sum to 1 before the cut."""
     assert recommender.recommend(["50"], top_k=3) == recommender.recommend(["50"])[:3]
 
 
 def test_top_k_beyond_what_is_left_returns_what_is_left(recommender):
-    """Two candidates and TOP_K 20: both, and no error."""
+    """A TOP_K of 20 with two candidates returns both and is not an error."""
     answer = recommender.recommend(["50"], candidates=["181", "121"], top_k=MAX_CANDIDATES)
     assert {r.item_id for r in answer} == {"181", "121"}
 
 
 def test_no_model_sees_the_user_id(recommender):
-    """USER_ID is for logs: any id, or none, gets the same answer bit for bit."""
+    """USER_ID only serves logs: a request with it gets the same answer, bit for bit, as one without it."""
     assert recommender.recommend(["50"], user_id="ünknown 17") == recommender.recommend(["50"])
 
 
 def test_excluded_items_make_room_for_others(recommender):
-    """EXCLUDE acts before the top 20, so 20 others remain."""
+    """EXCLUDE applies before the top 20 are chosen, so the answer still has 20 items."""
     excluded = [r.item_id for r in recommender.recommend(["50"])][:5]
     answer = recommender.recommend(["50"], exclude=excluded)
     assert len(answer) == MAX_CANDIDATES
@@ -124,7 +124,7 @@ def test_excluded_items_make_room_for_others(recommender):
 
 
 def test_given_candidates_are_ranked_and_the_history_does_not_mask_them(steps, recommender):
-    """The caller's candidates come back, each once, though one stands in the history; EXCLUDE applies."""
+    """Each of the caller's candidates is returned once, even if it is in the history, unless EXCLUDE contains it."""
     options = {"candidates": ["181", "50", "181", "100", "121"], "exclude": ["100"]}
     answer = recommender.recommend(["50"], **options)
     assert answer == offline(steps, ["50"], **options)
@@ -133,7 +133,7 @@ def test_given_candidates_are_ranked_and_the_history_does_not_mask_them(steps, r
 
 
 def test_a_candidate_without_an_embedding_is_ranked_by_its_title(steps, recommender):
-    """An item that has a title but fell to 5-core: the retriever gives it rank 0, the ranker a score."""
+    """An item that has a title but failed the 5-core filter has retriever rank 0, and gets a score from the ranker."""
     unknown = steps.catalogue.raw(steps.catalogue.trained + 1).decode()
     answer = recommender.recommend(["50"], candidates=[unknown, "181"])
     assert answer == offline(steps, ["50"], candidates=[unknown, "181"])
@@ -155,13 +155,13 @@ def test_a_candidate_without_an_embedding_is_ranked_by_its_title(steps, recommen
     ],
 )
 def test_a_request_beyond_a_limit_is_refused_by_name(recommender, request_, named):
-    """design.md's contract: INVALID_ARGUMENT whose text starts with the step and names the tensor."""
+    """The error is INVALID_ARGUMENT, and its text starts with the step and names the tensor (docs/contract.md)."""
     with pytest.raises(InvalidRequest, match=rf"features: .*{named}"):
         recommender.recommend(**request_)
 
 
 def test_concurrent_requests_answer_as_single_ones(server, steps):
-    """32 histories of different lengths at once share batches; each answer equals the offline one."""
+    """32 concurrent histories of different lengths share batches, and each answer equals the offline one."""
     ids = known_ids(steps)
     histories = [ids[start : start + 3 * start] for start in range(32)]
 
@@ -173,7 +173,7 @@ def test_concurrent_requests_answer_as_single_ones(server, steps):
 
 
 def test_an_exported_prompt_builder_encodes_no_title(steps, monkeypatch):
-    """The export stores the tokens of every title: the last item's prompt, not built before, needs no tokenizer."""
+    """The export stores the tokens of every title, so a prompt with a title not used before needs no tokenizer."""
     monkeypatch.setattr(steps.prompts, "_short_title", None)
     last = len(steps.catalogue)
     assert steps.prompts.build([last], [last - 1, last])
@@ -182,7 +182,7 @@ def test_an_exported_prompt_builder_encodes_no_title(steps, monkeypatch):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_request_within_the_limits_equals_offline(steps, recommender, data):
-    """Random histories, exclusions, candidates and TOP_K: served equals offline, whatever they are."""
+    """The served answer equals the offline one for random histories, exclusions, candidates and TOP_K."""
     some_ids = st.lists(st.sampled_from(known_ids(steps)) | st.text(max_size=8), max_size=30)
     options = {"exclude": data.draw(some_ids)}
     if data.draw(st.booleans()):
@@ -195,7 +195,7 @@ def test_any_request_within_the_limits_equals_offline(steps, recommender, data):
 
 @pytest.fixture(scope="module")
 def other_architectures(artifacts, tmp_path_factory):
-    """A repository with the baselines as retrievers, each under its name as the models' suffix, and LRURec's index."""
+    """Export the baselines, and LRURec with its index, into one repository, with the name as the models' suffix."""
     repository = tmp_path_factory.mktemp("architectures")
     for name in OTHERS:
         folder = tmp_path_factory.mktemp(name) / "movielens-100k"
@@ -210,7 +210,7 @@ def other_architectures(artifacts, tmp_path_factory):
 
 @pytest.mark.thorough
 def test_every_architecture_is_served(other_architectures):
-    """SASRec, BERT4Rec, NARM and LRURec by its index behind one server: each answers what its exported files do."""
+    """SASRec, BERT4Rec, NARM and LRURec with its index, all on one server, each answer as their exported files do."""
     with LocalServer(other_architectures) as server, RecommenderClient(server.url) as recommender:
         for name in OTHERS:
             steps = ExportedSteps.load(other_architectures, f"_{name}")
@@ -221,7 +221,7 @@ def test_every_architecture_is_served(other_architectures):
 
 
 def test_evaluation_finds_every_served_list_identical(artifacts, repository, server):
-    """The command's proof on all 943 users: identical == users. Offline recomputation is the reference."""
+    """`llamarec evaluate` finds the served list of each of the 943 users identical to the offline recomputation."""
     result = evaluate(artifacts, repository, ask_server(server.url), oracle_users=20)
     assert result["served"]["identical"] == result["served"]["users"] == 943
     assert result["served"]["oracle_users"] == 20
@@ -238,8 +238,9 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
     ],
 )
 def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read, depth, users):
-    """SmolLM2, tuned on four prompts and merged, ranks alone on the real server: each list equals the offline one and
-    is no longer the retriever's.
+    """SmolLM2, tuned on four prompts and merged, ranks with fusion weight 0 on the real server.
+
+    Each list equals the offline one and differs from the retriever's.
     """
     folder = tmp_path / "movielens-100k"
     for stage in ("data", "retriever"):
@@ -247,7 +248,7 @@ def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, rea
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
     )
-    # After one step the best direction may still be that of zeros, which moves nothing: any other does.
+    # After one step the best direction may still be zero, which changes no order; any other direction does.
     direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
     monkeypatch.setattr(LineObjective, "verbalizer", lambda objective: LineVerbalizer(direction))
     with weighed(0.0):

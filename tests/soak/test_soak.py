@@ -1,5 +1,7 @@
-"""Minutes of mixed traffic at 80 % of capacity, while steps are killed, releases promoted and taken back, connections
-cut and answers not read. `make soak MINUTES=20`; the table at its end is the result.
+"""Mixed traffic at 80 % of capacity for minutes, under faults.
+
+Steps are killed, releases are promoted and rolled back, connections are cut, and some clients do not read their
+answers. `make soak MINUTES=20` runs it and prints a table with the result.
 """
 
 import itertools
@@ -29,20 +31,20 @@ pytestmark = pytest.mark.soak
 SECONDS = 60 * float(os.environ.get("MINUTES", "20"))
 CLIENTS = 3
 SHARE = 0.8
-"""Of the capacity that is measured first."""
+"""Request rate as a share of the capacity, which is measured first."""
 GAP = 12.0 if SECONDS < 300 else 30.0
 """Seconds between two disturbances."""
 PATIENCE = 90.0
-"""Seconds for the service to be whole again after one; how fast it heals is a matter of the serving tests."""
+"""Maximum time in seconds for the service to recover from a disturbance; the serving tests have tighter limits."""
 NOTICED = 2.0
-"""Seconds after which the health port surely says that something is broken, and clients that all is well again."""
+"""Time in seconds after which the health port has reported a fault, and clients have noticed a recovery."""
 GROWTH = 0.05
-"""Most that memory may grow."""
+"""Maximum growth of memory, as a share of its size at the start."""
 
 
 @pytest.fixture(scope="module")
 def repository(artifacts, tmp_path_factory) -> Path:
-    """Two releases of the same models, so that the right answers are one set while releases come and go."""
+    """Build two releases of the same models, so that promotions and rollbacks do not change the correct answers."""
     folder = tmp_path_factory.mktemp("soak") / "releases"
     for _ in range(2):
         build_release(Export(threads=1), artifacts, folder)
@@ -50,8 +52,10 @@ def repository(artifacts, tmp_path_factory) -> Path:
 
 
 def questions(steps: ExportedSteps) -> list[tuple[dict, dict]]:
-    """Mixed traffic with the offline answers: histories of 0 to 500, exclusions, candidates, cuts, unknown ids, and
-    some that no server may answer.
+    """Return mixed requests with their offline answers.
+
+    Histories have 0 to 500 items; there are exclusions, candidates, TOP_K, unknown ids, and invalid requests, which
+    have no answer.
     """
     chance = random.Random(0)
     known = [steps.catalogue.raw(item).decode() for item in range(1, steps.catalogue.trained + 1)]
@@ -72,7 +76,7 @@ def questions(steps: ExportedSteps) -> list[tuple[dict, dict]]:
 
 
 def retrieved(steps: ExportedSteps, history, exclude=(), candidates=None, top_k=None) -> list[tuple[str, float, int]]:
-    """What ``llamarec_retrieval`` answers."""
+    """Return the answer of ``llamarec_retrieval``, computed offline."""
     given = None if candidates is None else [raw.encode() for raw in candidates]
     request = steps.features.encode([raw.encode() for raw in history], [raw.encode() for raw in exclude], given, top_k)
     found = steps.candidates(request)
@@ -81,7 +85,7 @@ def retrieved(steps: ExportedSteps, history, exclude=(), candidates=None, top_k=
 
 
 def memory(pids: list[int]) -> int:
-    """Proportional share of memory, in bytes."""
+    """Return the processes' proportional set size (PSS) in bytes."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -91,7 +95,7 @@ def memory(pids: list[int]) -> int:
 
 
 def family(served: Served) -> list[int]:
-    """The supervisor, the server and the steps."""
+    """Return the process ids of the supervisor, the server and the steps."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -111,7 +115,7 @@ def handles(pids: list[int]) -> int:
 
 
 def segments(pids: list[int]) -> str:
-    """The prefix of the server's shared memory."""
+    """Return the prefix of the server's shared memory segments."""
     for pid in pids:
         command = Path(f"/proc/{pid}/cmdline").read_text()
         if "shm-region-prefix-name=" in command:
@@ -120,7 +124,7 @@ def segments(pids: list[int]) -> str:
 
 
 def patiently(change, *arguments):
-    """A promotion or its return: a step that is just coming back may refuse it for a while."""
+    """Promote or roll back, and retry while a step that is being reloaded makes it fail."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -132,12 +136,12 @@ def patiently(change, *arguments):
 
 
 def whole(served: Served) -> None:
-    """Waits until the service says that every step answers."""
+    """Wait until the health port reports that every step answers."""
     assert wait_for(lambda: served.health()[0] == 200, PATIENCE), served.log_path.read_text()[-3000:]
 
 
 def capacity(url: str, asked: list[tuple[dict, dict]]) -> float:
-    """Answers a second with eight requests in flight."""
+    """Measure the answers per second with eight requests in flight."""
     good = [Request(**question) for question, right in asked if right["ranker"]]
     with RecommenderClient(url) as client:
         client.recommend_many(good[:10])
@@ -150,10 +154,10 @@ def capacity(url: str, asked: list[tuple[dict, dict]]) -> float:
 def disturb(
     served: Served, repository: Path, proxy: CuttingProxy, end: float
 ) -> tuple[Counter, list[tuple[float, float]]]:
-    """One disturbance after another until the end; before the next, the service is whole again.
+    """Cause one disturbance after another until the end; each starts only after the service has recovered.
 
     Returns:
-        how many there were of each kind, and from when to when each was felt.
+        number of disturbances of each kind, and for each disturbance the times at which its effects began and ended.
     """
     done: Counter = Counter()
     felt: list[tuple[float, float]] = []
@@ -199,7 +203,7 @@ def disturb(
 
 
 def test_soak(repository, tmp_path):
-    """Nothing is answered wrongly, nothing fails but during a disturbance, nothing grows and nothing is left behind.
+    """No answer is wrong, no request fails outside a disturbance, memory does not grow, and no shared memory is left.
 
     Offline answers are the reference.
     """
@@ -254,7 +258,7 @@ def test_soak(repository, tmp_path):
 
 
 def report(counts, disturbances, sustainable, start, end, left) -> None:
-    """The table of the issue: what was sent, what became of it, and what is left."""
+    """Print a table of the requests by outcome, the growth of memory and handles, and the shared memory left."""
     console.print(
         f"\n{SECONDS / 60:g} minutes, {CLIENTS} client processes, {SHARE:.0%} of {sustainable:.1f} answers/s;"
         f" {', '.join(f'{what}: {times}' for what, times in disturbances.items())}"

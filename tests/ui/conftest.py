@@ -1,4 +1,4 @@
-"""The page over the real server, and a headless Chromium to look at it."""
+"""Fixtures: the demo's page on the real server, and a headless Chromium."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from preprocessing.data import load_data
 
 @pytest.fixture(scope="session")
 def page(server, repository, artifacts) -> Iterator[str]:
-    """The address of the page over the tiny ranker's server."""
+    """Yield the address of the page, which uses the server with the tiny ranker."""
     with screenshots.showing(DemoPage.open(server.url, repository, load_data(artifacts))) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A browser with a new, empty profile."""
+    """Yield a browser with a new, empty profile."""
     with screenshots.chromium() as browser:
         yield browser

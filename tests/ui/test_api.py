@@ -1,4 +1,4 @@
-"""What the page asks its server for: the same answers as the gRPC client's, titles, users and the prompt."""
+"""The HTTP API of the demo's page: the same answers as the gRPC client's, titles, users and the prompt."""
 
 import json
 import urllib.error
@@ -19,7 +19,7 @@ def get(url: str, body: object = None):
 
 
 def test_lists_are_the_servers_own(page, server):
-    """Ids, scores and order equal two direct gRPC calls; the ranks say where each item was."""
+    """Ids, scores, retriever ranks and order equal those of two direct gRPC calls."""
     answer = get(f"{page}/api/recommend", {"history": ["50", "181"]})
     with RecommenderClient(server.url) as client:
         for name, model in (("retrieved", "llamarec_retrieval"), ("ranked", "llamarec")):
@@ -34,7 +34,7 @@ def test_lists_are_the_servers_own(page, server):
 
 
 def test_the_prompt_is_the_one_that_was_ranked(page, repository):
-    """Its tokens, scored offline by the exported ranker, give the page's ranked list."""
+    """The displayed prompt, scored offline by the exported ranker, gives the page's ranked list."""
     answer = get(f"{page}/api/recommend", {"history": ["50", "no such item", "181"]})
     steps = ExportedSteps.load(repository)
     request = steps.features.encode([b"50", b"no such item", b"181"])
@@ -48,7 +48,7 @@ def test_the_prompt_is_the_one_that_was_ranked(page, repository):
 
 
 def test_titles_are_found_by_words_and_by_id(page):
-    """Star Wars is item 50 of MovieLens-100K; upper and lower case are one, and every word must occur."""
+    """A title matches if every word occurs in it, regardless of case; item 50 of MovieLens-100K is Star Wars."""
     assert get(f"{page}/api/items?q=WARS+star")[0] == {"id": "50", "title": "Star Wars (1977)"}
     assert get(f"{page}/api/items?q=50")[0]["id"] == "50"
     assert get(f"{page}/api/items?q=no+such+film+at+all") == []
@@ -59,7 +59,7 @@ def test_titles_are_found_by_words_and_by_id(page):
 
 
 def test_users(page):
-    """943 users; the history ends before the item that the test asks for."""
+    """MovieLens-100K has 943 users; a user's history does not contain the held-out next item."""
     assert get(f"{page}/api/facts")["users"] == 943
     user = get(f"{page}/api/users/10")
     assert user["next"] not in user["history"]
@@ -69,7 +69,7 @@ def test_users(page):
 
 
 def test_bad_requests_are_refused_with_a_sentence(page):
-    """An id of 513 bytes is beyond the contract: the server's own sentence comes through."""
+    """An id of 513 bytes exceeds the contract's limit of 512; the server's message is passed on with status 400."""
     with pytest.raises(urllib.error.HTTPError) as raised:
         get(f"{page}/api/recommend", {"history": ["x" * 513]})
     assert raised.value.code == 400
@@ -77,7 +77,7 @@ def test_bad_requests_are_refused_with_a_sentence(page):
 
 
 def test_nothing_is_fetched_from_elsewhere(page):
-    """The policy allows the page's own files only."""
+    """The Content-Security-Policy allows the page's own files only, and the page contains no external address."""
     with urllib.request.urlopen(page) as response:
         assert "default-src 'self'" in response.headers["Content-Security-Policy"]
         assert b"http" not in response.read().replace(b"http://www.w3.org/2000/svg", b"")

@@ -1,4 +1,4 @@
-"""The page as a person uses it, in headless Chromium."""
+"""The demo's page in headless Chromium: mouse, keyboard, addresses and screen sizes."""
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.ui
 
 
 def ready(browser):
-    """Waits until an answer stands."""
+    """Wait until an answer is displayed, and return the browser."""
     WebDriverWait(browser, 60).until(
         lambda b: (
             b.find_element(By.ID, "result").get_attribute("aria-busy") == "false"
@@ -28,14 +28,14 @@ def browser(chromium):
 
 
 def texts(browser, selector: str) -> list[str]:
-    """What stands in the elements, read at one moment."""
+    """Return the text of all matching elements, read in one script call."""
     return browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map((found) => found.innerText)", selector
     )
 
 
 def test_a_user_is_picked_and_both_lists_stand_side_by_side(browser, page):
-    """20 and 20, the same items; every arrow is the difference of the two places."""
+    """Both lists have the same 20 items, and every arrow shows the difference of an item's two places."""
     browser.get(page)
     ready(browser).find_element(By.ID, "user").send_keys("10")
     WebDriverWait(browser, 20).until(lambda b: texts(b, "#user-list span")[:1] == ["user 10"])
@@ -57,7 +57,10 @@ def test_a_user_is_picked_and_both_lists_stand_side_by_side(browser, page):
 
 
 def test_a_history_is_built_from_searched_titles(browser, page):
-    """Typed, chosen with the keyboard, shown, in the address, in the prompt; and removed again."""
+    """A title that is searched and chosen with the keyboard joins the history, the address and the prompt.
+
+    It is no longer recommended, and its button removes it again.
+    """
     browser.get(page)
     search = ready(browser).find_element(By.ID, "search")
     for words in ("star wars", "godfather"):
@@ -78,7 +81,7 @@ def test_a_history_is_built_from_searched_titles(browser, page):
 
 
 def test_an_address_can_be_shared(browser, page):
-    """The history of the address is shown; an unknown id is said to be skipped."""
+    """The page shows the history given in its address, and reports an unknown id."""
     browser.get(f"{page}/?item=50&item=nothing")
     ready(browser)
     assert "nothing (unknown)" in texts(browser, "#history li > span")
@@ -86,7 +89,7 @@ def test_an_address_can_be_shared(browser, page):
 
 
 def test_titles_are_text_and_never_markup(browser, page):
-    """An id from the address that looks like HTML stays text."""
+    """An id in the address that looks like HTML is shown as text."""
     browser.get(f"{page}/?item=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     ready(browser)
     assert "<img src=x onerror=alert(1)> (unknown)" in texts(browser, "#history li > span")
@@ -95,7 +98,7 @@ def test_titles_are_text_and_never_markup(browser, page):
 
 @pytest.mark.parametrize("width", [360, 390, 768])
 def test_it_fits_a_phone(browser, page, width):
-    """Nothing sticks out to the side, and both lists still stand side by side."""
+    """The page does not scroll sideways, and both lists are displayed side by side at every width."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     )

@@ -1,4 +1,4 @@
-"""perf_analyzer against a real server whose steps echo."""
+"""perf_analyzer against a real server with echo steps."""
 
 import csv
 
@@ -19,13 +19,16 @@ PASSES = """
 
 @pytest.fixture(scope="module")
 def rows(echo_server):
-    """Histories of four lengths, one of them 0, at concurrency 1 and 2."""
+    """Measure histories of lengths 0, 1, 7 and 40 at concurrency 1 and 2."""
     histories = [["a"] * length for length in (0, 1, 7, 40)]
     return benchmark(echo_server.url, histories, (1, 2), requests=10)
 
 
 def test_figures_can_be_true(rows):
-    """Little's law: what is in flight is throughput times mean latency, and the median lies below twice the mean."""
+    """The figures are consistent: percentiles increase, and throughput obeys Little's law.
+
+    The requests in flight are throughput times mean latency, and the median is less than twice the mean.
+    """
     assert [row.load for row in rows] == [1, 2]
     for row in rows:
         assert 0 < row.p50_ms <= row.p90_ms <= row.p95_ms <= row.p99_ms
@@ -36,7 +39,7 @@ def test_figures_can_be_true(rows):
 
 
 def test_the_table_reads_back(rows, tmp_path):
-    """Six digits of every figure survive; `--compare` reads what was written."""
+    """The table is read back with a relative error of at most 1e-4; a table of another kind is refused."""
     write_csv(rows, tmp_path / "bench" / "benchmark.csv")
     with (tmp_path / "bench" / "benchmark.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
@@ -51,14 +54,14 @@ def test_the_table_reads_back(rows, tmp_path):
 
 @pytest.mark.thorough
 def test_requests_at_a_rate(echo_server):
-    """Open loop: 20 requests a second are sent whether or not answers came, so about as many come back."""
+    """In an open loop, 20 requests per second are sent without waiting for answers; throughput is close to 20."""
     (row,) = benchmark(echo_server.url, [["a"]], [20], RETRIEVAL_ENSEMBLE, mode="rate", requests=20)
     assert row.mode == "rate"
     assert 8 < row.throughput < 40
 
 
 def test_the_split_counts_the_requests_of_the_measurement_only(echo_server):
-    """A step that sleeps for a second shows that second; earlier, fast requests to the same server don't dilute it."""
+    """A step that sleeps for 1 s shows 1 s; earlier, faster requests to the same server do not lower the mean."""
     (row,) = benchmark(echo_server.url, [["~"]], [1], RETRIEVAL_ENSEMBLE, requests=1, warm_up=1)
     assert tuple(row.steps) == STEPS[:2]
     assert 1000 < row.steps["retriever"].compute_ms < 1100
@@ -66,20 +69,23 @@ def test_the_split_counts_the_requests_of_the_measurement_only(echo_server):
 
 
 def test_unstable_windows_are_seen():
-    """Throughput 90 and 110: apart by a fifth of their mean. One window alone proves nothing."""
+    """Windows with throughput 90 and 110 differ by 20 % of their mean; the spread of one window is infinite."""
     assert spread(PASSES) == pytest.approx(0.2)
     assert spread("Pass [1] throughput: 90 infer/sec. Avg latency: 1000 usec") == float("inf")
 
 
 def test_input_data_keeps_each_length():
-    """Values with their shape, without the batch dimension (perf_analyzer's documentation, "Input Data")."""
+    """Each history has its values and its shape without the batch dimension.
+
+    The format is that of perf_analyzer's documentation, "Input Data".
+    """
     assert input_data([["1", "2"], []]) == {
         "data": [{"HISTORY": {"content": ["1", "2"], "shape": [2]}}, {"HISTORY": {"content": [], "shape": [0]}}]
     }
 
 
 def test_a_refused_request_says_why(echo_server):
-    """The warm-up meets it as the client does; without one, perf_analyzer's complaint carries the same sentence."""
+    """The warm-up raises the client's error; without a warm-up, the error of perf_analyzer has the same message."""
     with pytest.raises(InvalidRequest, match="HISTORY holds 'bad'"):
         benchmark(echo_server.url, [["bad"]], [1])
     with pytest.raises(BenchmarkError, match=r"(?s)measured nothing at concurrency 1.*HISTORY holds 'bad'"):
@@ -87,7 +93,7 @@ def test_a_refused_request_says_why(echo_server):
 
 
 def test_no_histories_and_no_server():
-    """Each is one clear sentence before perf_analyzer starts."""
+    """Missing histories and a missing server are reported in one sentence, before perf_analyzer starts."""
     with pytest.raises(BenchmarkError, match="no histories"):
         benchmark("127.0.0.1:1", [])
     with pytest.raises(ServerUnavailable, match="llamarec serve"):

@@ -1,4 +1,4 @@
-"""Ranges, the comparison of two measurements, and the report."""
+"""Ranges of load, the comparison of two measurements, and the report of a load test."""
 
 from dataclasses import replace
 
@@ -27,19 +27,22 @@ ROWS = [
     ],
 )
 def test_ranges(options, loads):
-    """FIRST:LAST, FIRST:LAST:STEP or one number, both ends in."""
+    """A range is FIRST:LAST, FIRST:LAST:STEP or one number, and includes both ends."""
     assert Bench(**options).loads() == loads
 
 
 @pytest.mark.parametrize("text", ["", "0:4", "4:1", "a:b", "1:2:0", "1:2:3:4", "1.5", "-1"])
 def test_no_ranges(text):
-    """The error names the option and the notation."""
+    """The error for an invalid range names the option and the notation."""
     with pytest.raises(InputError, match=r"--concurrency .* FIRST:LAST"):
         Bench(concurrency=text).loads()
 
 
 def test_a_difference_counts_only_beyond_the_noise(tmp_path):
-    """At load 1 latency fell by a fifth with windows 2 % apart; at load 2 by a tenth, within 30 % of noise."""
+    """A difference is reported only if it exceeds the spread of the windows.
+
+    At load 1 latency fell by 20 % with a spread of 2 %; at load 2 it fell by 10 % with a spread of 30 %.
+    """
     write_csv(ROWS, tmp_path / "a.csv")
     faster = [replace(ROWS[0], p50_ms=400, throughput=2.5), replace(ROWS[1], p50_ms=810)]
     write_csv([*faster, replace(ROWS[0], load=9)], tmp_path / "b.csv")
@@ -53,7 +56,7 @@ def test_a_difference_counts_only_beyond_the_noise(tmp_path):
 
 
 def test_the_report_stands_alone_and_says_what_is_unstable(tmp_path):
-    """No address outside the file is loaded; the shaky load is named; markup in a name stays text."""
+    """The report loads nothing from outside the file, names the unstable load, and escapes markup in a name."""
     write_report(Measured("a<b", "llamarec", ROWS, [3, 10, 200]), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert text.count("<svg") == 4

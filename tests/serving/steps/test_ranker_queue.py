@@ -1,4 +1,4 @@
-"""Both ends of the queue before the ranker, without a server; tests/serving/under_load has the server's side."""
+"""Both ends of the queue before the ranker, without a server; tests/serving/under_load tests it in the server."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ time.sleep(600)
 
 
 def asking(request_id="", cancelled=False, timeout=0):
-    """A request of Triton's; the timeout is in microseconds."""
+    """Return a stand-in for Triton's request; the timeout is in microseconds."""
     return SimpleNamespace(request_id=lambda: request_id, is_cancelled=lambda: cancelled, timeout=lambda: timeout)
 
 
@@ -34,7 +34,7 @@ def queued(stamp):
 
 
 def crowd(admission, tries=10):
-    """How many of so many requests, one after another, are let in."""
+    """Return how many of ``tries`` consecutive requests are admitted."""
     admitted = 0
     for _ in range(tries):
         try:
@@ -46,7 +46,9 @@ def crowd(admission, tries=10):
 
 
 def test_as_many_as_may_wait_are_let_in_until_one_is_taken(tmp_path):
-    """Three places: the fourth is refused; whoever is taken frees its place and those of all before it."""
+    """With three places the fourth request is refused; a request that the ranker takes frees its own place and those
+    of all earlier ones.
+    """
     turn, admission = RankerTurn(tmp_path, 60), Admission(tmp_path, 3, 60)
     admission.admit(asking(), {})
     admission.admit(asking(), {})
@@ -59,7 +61,7 @@ def test_as_many_as_may_wait_are_let_in_until_one_is_taken(tmp_path):
 
 
 def test_a_place_is_free_again_when_the_wait_is_over(tmp_path):
-    """Whoever never came to the ranker holds no place for longer than one may wait."""
+    """A request that never reaches the ranker occupies its place no longer than the maximum wait."""
     _turn, admission = RankerTurn(tmp_path, 0.2), Admission(tmp_path, 2, 0.2)
     assert crowd(admission) == 2
     time.sleep(0.25)
@@ -67,7 +69,7 @@ def test_a_place_is_free_again_when_the_wait_is_over(tmp_path):
 
 
 def test_a_probe_takes_no_place(tmp_path):
-    """The watch asks often, and a busy step must not look dead: probes are let in, and count for nobody."""
+    """Health probes are always admitted and take no place, because a busy step must not look dead."""
     _turn, admission = RankerTurn(tmp_path, 60), Admission(tmp_path, 1, 60)
     for _ in range(3):
         admission.admit(asking(PROBE), {})
@@ -76,7 +78,10 @@ def test_a_probe_takes_no_place(tmp_path):
 
 
 def test_nobody_is_refused_while_a_ranker_is_dead(tmp_path):
-    """The request should be told of the dead step, not of a full line; and what waited for it holds no place."""
+    """While a ranker is dead every request is admitted, so that its error reports the dead step and not a full queue.
+
+    The requests that waited for the dead process occupy no place.
+    """
     admission = Admission(tmp_path, 2, 60)
     assert crowd(admission) == 10, "none has loaded"
     with subprocess.Popen([sys.executable, "-c", OTHER_RANKER, str(tmp_path)], stdout=subprocess.PIPE) as ranker:
@@ -92,7 +97,7 @@ def test_nobody_is_refused_while_a_ranker_is_dead(tmp_path):
 
 
 def test_the_last_that_any_ranker_took_counts(tmp_path):
-    """Two processes take in turn: who came before the later of the two does not wait."""
+    """With two ranker processes, the latest request that either of them took frees the places up to it."""
     with subprocess.Popen([sys.executable, "-c", OTHER_RANKER, str(tmp_path)], stdout=subprocess.PIPE) as ranker:
         assert ranker.stdout.readline() == b"ready\n"
         turn, admission = RankerTurn(tmp_path, 60), Admission(tmp_path, 4, 60)
@@ -113,7 +118,7 @@ def test_the_last_that_any_ranker_took_counts(tmp_path):
     ],
 )
 def test_no_pass_for_whom_nobody_waits(tmp_path, request_, waited, error):
-    """A line of two seconds, and the caller's own half second where it is shorter."""
+    """A request is refused after the queue's 2 s, after the caller's timeout of 0.5 s, or if it was cancelled."""
     turn = RankerTurn(tmp_path, 2)
     stamp = queued(now() - int(waited * 1e6))
     if error is None:
@@ -124,12 +129,12 @@ def test_no_pass_for_whom_nobody_waits(tmp_path, request_, waited, error):
 
 
 def test_a_request_without_a_stamp_has_not_waited(tmp_path):
-    """The supervisor's probe goes to the ranker alone: 0."""
+    """A probe that the supervisor sends to the ranker alone has the time stamp 0, and is not refused as late."""
     RankerTurn(tmp_path, 2).admit(asking(PROBE), queued(0))
 
 
 def test_what_a_killed_server_left_is_removed(tmp_path, monkeypatch):
-    """The next server's steps remove the folder of a process that is gone, and leave that of one that lives."""
+    """A step of the next server removes the folder of a server that no longer runs, and keeps that of a running one."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
@@ -142,7 +147,7 @@ def test_what_a_killed_server_left_is_removed(tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_when_both_end(tmp_path):
-    """Not even the file of a ranker's process that died before."""
+    """The folder is removed when both ends close, even with the file of a ranker process that died earlier."""
     folder = tmp_path / "line"
     folder.mkdir()
     (folder / "1234567").write_bytes(bytes(8))

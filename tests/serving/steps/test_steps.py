@@ -1,4 +1,4 @@
-"""The Triton steps without a server: what they load, answer and refuse."""
+"""The Triton steps without a server: loading, answers and refusals."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def exported(repository: Path, **releases: str) -> None:
-    """The artifact folder of each named step, as an export of that release leaves it."""
+    """Write the artifact folder of each named step, as an export of that release does."""
     for step, release in releases.items():
         with new_artifact(
             repository / step / "1" / "artifact", KIND, options={}, inputs={}, facts={"release": release}
@@ -62,7 +62,7 @@ def exported(repository: Path, **releases: str) -> None:
 
 
 def arguments(repository: Path, step: str) -> dict[str, str]:
-    """What Triton hands to ``initialize``, as seen with the wheel's server."""
+    """Return the arguments that Triton passes to ``initialize``, as observed with the wheel's server."""
     return {"model_name": step, "model_repository": str(repository / step), "model_version": "1"}
 
 
@@ -72,7 +72,7 @@ def test_a_step_of_a_complete_export_finds_its_folder(tmp_path):
 
 
 def test_a_step_may_stand_alone(tmp_path):
-    """A repository that serves retrieval only has no ranker: nothing to compare with."""
+    """A repository that serves retrieval only has no ranker, so the steps that are there load without it."""
     exported(tmp_path, features="r1", retriever="r1")
     assert loaded_artifact("retriever", arguments(tmp_path, "retriever")).is_dir()
 
@@ -83,7 +83,7 @@ def test_a_step_without_export_says_what_to_run(tmp_path):
 
 
 def test_a_half_finished_export_is_refused(tmp_path):
-    """An export that was cut short after two steps: old and new files would answer together."""
+    """An export that was interrupted after two steps is refused, because old and new files would answer together."""
     exported(tmp_path, features="r2", retriever="r2", prompt_builder="r1", ranker="r1")
     with pytest.raises(InputError, match="features and prompt_builder are from different exports: half exported"):
         loaded_artifact("features", arguments(tmp_path, "features"))
@@ -101,7 +101,7 @@ def test_a_changed_file_is_refused(tmp_path):
     [("features", "FeaturesStep"), ("retriever", "RetrieverStep"), ("prompt_builder", "PromptBuilderStep")],
 )
 def test_torch_is_imported_in_the_ranker_only(module, step):
-    """Each process that imports torch costs 144 MB: not these three, once all that a step imports is there."""
+    """These three steps load without torch, which takes 144 MB of memory in each process that imports it."""
     program = f"""
 import sys
 from pathlib import Path
@@ -145,7 +145,7 @@ class Response:
 
 @pytest.fixture
 def logged(monkeypatch) -> list[str]:
-    """Stands in for ``triton_python_backend_utils``, which exists only inside the server; gives what was logged."""
+    """Replace ``triton_python_backend_utils``, which exists only inside the server, and return the logged lines."""
     lines: list[str] = []
     utils = types.ModuleType("triton_python_backend_utils")
     utils.Tensor, utils.TritonError, utils.InferenceResponse = Tensor, TritonError, Response
@@ -156,7 +156,7 @@ def logged(monkeypatch) -> list[str]:
 
 
 class AskedFor(dict[str, Tensor]):
-    """A request's tensors by name; without names of its own it asks for every output there is."""
+    """A request's tensors by name; it requests the given outputs, or by default every output."""
 
     def __init__(self, tensors: dict[str, Tensor], *outputs: str) -> None:
         super().__init__(tensors)
@@ -169,12 +169,12 @@ def request(*outputs: str, **arrays: np.ndarray) -> AskedFor:
 
 
 def answer_each(name: str, answer: Callable, requests: list[AskedFor]) -> list[Response]:
-    """What the glue makes of a step that answers so."""
+    """Return the responses of a :class:`Worker` whose step answers with ``answer``."""
     return Worker(name, types.SimpleNamespace(answer=answer)).execute(requests)
 
 
 def test_each_request_gets_its_own_answer_or_error(logged):
-    """Good, bad and failing requests in one batch, in order; only the unforeseen failure goes to the log."""
+    """Good, bad and failing requests of one batch are answered in order; only the unexpected failure is logged."""
 
     def answer(tensors):
         (item,) = tensors[HISTORY_ITEM]
@@ -197,14 +197,17 @@ def test_each_request_gets_its_own_answer_or_error(logged):
 
 
 def test_only_what_was_asked_for_is_made_a_tensor(logged):
-    """The ensemble takes four of the retriever's seven outputs; each one costs a copy between processes."""
+    """Only the requested outputs become tensors, because each one costs a copy between processes.
+
+    The ensemble requests four of the retriever's seven outputs.
+    """
     asked = request("TOKEN", HISTORY_ITEM=np.array([[1]]), CANDIDATE_ITEM=np.array([[1]]))
     (response,) = answer_each("prompt_builder", lambda tensors: {TOKEN: [1], LINE_END: [0], QUEUED: [0]}, [asked])
     assert set(response.tensors) == {"TOKEN"}
 
 
 def test_absent_optional_tensors_are_absent(logged):
-    """Length 0 and absent differ for CANDIDATES: no candidates to rank, or retrieve them."""
+    """An absent CANDIDATES (retrieve candidates) is distinguished from one of length 0 (there are none to rank)."""
     seen = []
 
     def answer(tensors):
@@ -217,7 +220,7 @@ def test_absent_optional_tensors_are_absent(logged):
 
 
 def test_two_users_in_one_request_are_refused(logged):
-    """The contract: the leading batch dimension is 1."""
+    """A request for two users is refused, because the contract fixes the leading batch dimension at 1."""
     (response,) = answer_each("features", lambda tensors: {}, [request(HISTORY=np.full((2, 1), b"a", dtype=object))])
     assert response.error.code == "INVALID_ARG"
     assert response.error.message.startswith("features: HISTORY holds 2 users")
@@ -232,7 +235,7 @@ class Catalogue:
 
 
 class Retriever:
-    """Returns 7, 5, 9 for every history, or the caller's items, the last of them unknown."""
+    """Returns 7, 5 and 9 for every history, or the caller's items, of which the last has no embedding."""
 
     def candidates(self, history, excluded) -> Candidates:
         self.asked = (history.tolist(), excluded.tolist())
@@ -255,7 +258,10 @@ def retrieval_request(retrieve: int, limit: int, items: tuple[int, ...] = ()) ->
 
 
 def test_retrieval_answers_with_probabilities_and_passes_logits_on():
-    """Softmax of (2, 1, 0) = (.66524, .24473, .09003), computed by hand; LIMIT cuts the answer, not the candidates."""
+    """The answer has probabilities and is cut at LIMIT; the candidates for the next step keep their logits and number.
+
+    The softmax of (2, 1, 0) is (.66524, .24473, .09003), computed by hand.
+    """
     retriever = Retriever()
     answer = RetrieverStep(retriever, Catalogue()).answer(retrieval_request(1, 2))
     assert retriever.asked == ([3, 4], [8])
@@ -269,7 +275,7 @@ def test_retrieval_answers_with_probabilities_and_passes_logits_on():
 
 
 def test_retrieval_ranks_the_callers_candidates():
-    """The one that the retriever does not know has probability 0 and rank 0."""
+    """A candidate that the retriever cannot score has probability 0 and rank 0."""
     answer = RetrieverStep(Retriever(), Catalogue()).answer(retrieval_request(0, 0, (6, 2)))
     assert answer[ITEM_ID].tolist() == [b"raw6", b"raw2"]
     assert answer[SCORE].tolist() == [1, 0]
@@ -283,7 +289,7 @@ class Prompts:
 
 
 def test_no_candidates_make_no_prompt():
-    """Everything excluded: an empty answer, without a pass of the language model."""
+    """Without candidates the prompt is empty, so that the language model does not run."""
     step = PromptBuilderStep(Prompts())
     answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints(7, 5)})
     assert (answer[TOKEN], answer[LINE_END]) == ([3, -1, 7, 5], [1, 1])
@@ -300,7 +306,7 @@ class BackwardsRanker:
 
 @given(count=st.integers(0, 20), limit=st.integers(0, 20))
 def test_ranking_keeps_each_candidates_columns_together(count, limit):
-    """Whatever the order, id and retriever rank of a place belong to the same candidate; LIMIT 0 returns all."""
+    """In any order, the id and the retriever rank of a place belong to the same candidate; LIMIT 0 returns all."""
     items = list(range(count))
     tensors = {
         TOKEN: ints(1, 2),
@@ -318,7 +324,7 @@ def test_ranking_keeps_each_candidates_columns_together(count, limit):
 
 
 def test_a_remembered_prompt_is_ranked_once():
-    """The same prompt and candidates, cut otherwise: one pass. Another prompt, or other scores: a pass each."""
+    """The same prompt and scores with another LIMIT are ranked once; another prompt or other scores are ranked anew."""
     asked = []
 
     class CountingRanker(BackwardsRanker):
@@ -357,7 +363,7 @@ class Encoder:
 
 
 def test_features_tell_absent_from_empty():
-    """Every output is always there: later steps have no optional inputs."""
+    """Absent and empty inputs are distinguished, and every output is always present, as later steps require."""
     encoder = Encoder()
     step = FeaturesStep(encoder)
     answer = step.answer({HISTORY: texts(b"a", b"b")})
@@ -377,12 +383,12 @@ def test_features_tell_absent_from_empty():
     ],
 )
 def test_an_instance_runs_on_the_gpu_that_triton_gave_it(given, device):
-    """With several GPUs each instance has its own; the arguments are those of Triton's ``initialize``."""
+    """With several GPUs each instance runs on the GPU named in the arguments of Triton's ``initialize``."""
     assert instance_device(given) == device
 
 
 def test_the_rankers_device_replaces_that_of_the_export(tmp_path, monkeypatch):
-    """The exported runtime says ``cuda``; the second instance loads onto the second GPU."""
+    """The device of an instance, here ``cuda:1``, replaces the exported runtime's ``cuda``."""
     loaded = []
     monkeypatch.setattr(Ranker, "load", lambda folder, runtime: loaded.append(runtime.device))
     write_runtime(tmp_path, Runtime(dtype="float16", device="cuda"))

@@ -1,4 +1,7 @@
-"""These tests start servers under load and kill parts of them: `make test-serving` runs them, `make test` does not."""
+"""Marks the tests that start servers under load and kill parts of them; `make test-serving` runs them.
+
+`make test` does not.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""kill -9 of any step under load: no wrong answer, errors that name the step, and service back by itself."""
+"""Recovery from a killed step under load: no answer is wrong, errors name the step, and the step is reloaded."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from serving.offline import ExportedSteps
 
 HISTORIES = [[], ["50"], ["181", "50", "172"], [str(item) for item in range(1, 60)]]
 BACK_SECONDS = {"features": 3, "retriever": 3, "prompt_builder": 3, "ranker": 15}
-"""The limits, from the kill to the last failure, on a machine that has nothing else to do."""
+"""Maximum time in seconds from the kill to the last failure, on an otherwise idle machine."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,9 @@ def served(repository, tmp_path_factory):
     "step", [pytest.param(step, marks=[pytest.mark.smoke] if step == "ranker" else []) for step in STEPS]
 )
 def test_a_killed_step_comes_back(served, expected, step):
-    """Offline answers are the reference; Triton's message names the instance and so the
-    step.
+    """After a step is killed, the service recovers within the limit, and no answer differs from the offline one.
+
+    Failed requests carry Triton's message, which names the instance and therefore the step.
     """
     served.wait_until_ready()
     with Load(served.url, HISTORIES) as load:
@@ -61,7 +62,7 @@ def test_a_killed_step_comes_back(served, expected, step):
 
 
 def test_the_retrieval_answers_while_the_ranker_is_dead(served):
-    """The fallback needs neither prompt builder nor ranker."""
+    """The retrieval ensemble uses neither prompt builder nor ranker, so it answers while the ranker is dead."""
     served.wait_until_ready()
     served.kill("ranker")
     assert len(ask(served.url, ["50"], RETRIEVAL_ENSEMBLE, timeout=2)) == 20
@@ -70,7 +71,7 @@ def test_the_retrieval_answers_while_the_ranker_is_dead(served):
 
 
 def test_a_step_that_hangs_is_replaced(repository, tmp_path):
-    """SIGSTOP: the process lives and answers nothing. The watch, here after at most 2 s, kills and reloads it."""
+    """After SIGSTOP a process lives but does not answer; the watch, here after 2 s, kills it and reloads the step."""
     program = (
         "import sys, serving.server.supervisor as s; from pathlib import Path\n"
         "sys.exit(s.Supervisor(Path(sys.argv[1]), sys.argv[3:], health_port=int(sys.argv[2]), hang_seconds=2).run())"
@@ -85,7 +86,7 @@ def test_a_step_that_hangs_is_replaced(repository, tmp_path):
 
 
 def test_a_server_that_dies_is_started_again(served):
-    """SIGKILL for tritonserver itself."""
+    """After SIGKILL of tritonserver itself, the supervisor starts it again."""
     served.wait_until_ready()
     stat = Path(f"/proc/{served.stubs('features')[0]}/stat").read_text()
     server = int(stat.rpartition(")")[2].split()[1])
@@ -96,7 +97,7 @@ def test_a_server_that_dies_is_started_again(served):
 
 
 def test_with_two_rankers_one_goes_on_answering(artifacts, tmp_path, expected):
-    """One of two instances dies: a request that is asked again at once is answered within 3 s of its first failure."""
+    """If one of two instances dies, a failed request that is sent again at once is answered within 3 s of its start."""
     repository = tmp_path / "repository"
     export(Export(threads=1, serving=Serving(instances=2)), artifacts, repository)
     with serving(repository, tmp_path / "log") as served:

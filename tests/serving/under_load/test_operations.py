@@ -1,4 +1,4 @@
-"""What the server tells operators: metrics, log lines and traces, and that dashboard and alerts read what is there."""
+"""Metrics, log lines and traces for operators, and the metrics that the dashboard and the alerts use."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
 @pytest.fixture(scope="module")
 def collector():
-    """Receives OpenTelemetry's OTLP over HTTP, as JSON, the way Triton sends it."""
+    """Receive OpenTelemetry's OTLP over HTTP as JSON, the form that Triton sends; yield port and messages."""
     received = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -70,12 +70,15 @@ def served(repository, collector, tmp_path_factory):
     ],
 )
 def test_metrics_count_what_was_asked(served, name, labels, value):
-    """Three requests: one ranked with one unknown item, one degraded, one refused; the watch's probes don't count."""
+    """The values follow from the three requests of the fixture; the watch's probes are not counted.
+
+    One request is ranked and has one unknown item, one is degraded, and one is refused.
+    """
     assert wait_for(lambda: served.metric(name, **labels) == value, 10), served.metric(name, **labels)
 
 
 def test_every_request_leaves_a_line_of_each_step(served):
-    """Joined by the request's id; a refused one says why."""
+    """Every step logs one line with the request's id; the line of a refused request gives the kind of error."""
 
     def lines(request):
         return [event for event in served.events() if event.get("request") == request]
@@ -87,7 +90,7 @@ def test_every_request_leaves_a_line_of_each_step(served):
 
 
 def test_a_request_leaves_a_trace(served, collector):
-    """One trace: the ensemble's span, and below it one of each step; told by Triton's request id."""
+    """A request, found by Triton's request id, leaves one trace with spans of the ensemble and of each step."""
 
     def spans():
         return [
@@ -117,7 +120,7 @@ def expressions() -> list[str]:
 
 
 def test_dashboard_and_alerts_read_metrics_that_exist(served):
-    """Every name in them is on one of the two endpoints, or one that the steps declare and have not used yet."""
+    """Every metric they use is on one of the two endpoints, or is declared by a step that has not used it yet."""
     told = ""
     for url in (f"http://{served.metrics_url}/metrics", f"http://{served.health_url}/metrics"):
         with urllib.request.urlopen(url, timeout=10) as response:

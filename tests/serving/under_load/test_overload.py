@@ -1,4 +1,4 @@
-"""More requests than the ranker can answer: what is accepted is answered in time, the rest is refused at once."""
+"""Overload of the ranker: accepted requests are answered in time, and the others are refused at once."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from serving.server.local import LocalServer
 PASS_SECONDS = 0.1
 QUEUE_SECONDS = 1.0
 SUSTAINABLE = 1 / PASS_SECONDS
-"""Requests a second that one ranker of this speed answers."""
+"""Requests per second that one ranker of this speed can answer."""
 SLOW_RANKER = """
     def answer(self, request):
         time.sleep({seconds})
@@ -36,7 +36,7 @@ SLOW_RANKER = """
 
 @pytest.fixture(scope="module")
 def passes(tmp_path_factory) -> Path:
-    """A file with a line for each ranking pass."""
+    """Return a file to which the ranker adds a line for each pass."""
     path = tmp_path_factory.mktemp("passes") / "passes"
     path.touch()
     return path
@@ -44,7 +44,7 @@ def passes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_server(passes, tmp_path_factory):
-    """The echoing steps behind a ranker that takes exactly 0.1 s, with the queue that the generator derives from it."""
+    """Start the echo steps with a ranker that takes 0.1 s, and the queue that ``write_configs`` derives from that."""
     repository = tmp_path_factory.mktemp("slow")
     write_configs(repository, Serving(pass_seconds=PASS_SECONDS, queue_seconds=QUEUE_SECONDS))
     write_echo(repository, ranker=SLOW_RANKER.format(seconds=PASS_SECONDS, counted=str(passes)))
@@ -53,7 +53,7 @@ def slow_server(passes, tmp_path_factory):
 
 
 async def asked(client, results, model=ENSEMBLE):
-    """Appends (seconds, error) of one request."""
+    """Send one request and append (seconds, error) to ``results``; the error is empty if it was answered."""
     began = time.monotonic()
     try:
         await client.infer(model, inputs_of(["a", "b"]), client_timeout=30)
@@ -63,7 +63,7 @@ async def asked(client, results, model=ENSEMBLE):
 
 
 async def storm(url, rate, seconds, retrieval_rate):
-    """An open loop: requests begin at their times, whatever became of those before."""
+    """Send requests in an open loop, in which each request starts on schedule, without waiting for earlier ones."""
     ranked, retrieved, began = [], [], time.monotonic()
     async with aio.InferenceServerClient(url) as client:
         tasks = []
@@ -85,8 +85,10 @@ def p99(seconds):
 
 @pytest.mark.smoke
 def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
-    """Accepted requests within the queue timeout and two passes, the others UNAVAILABLE in less than one pass,
-    retrieval within 50 ms, and 5 s after the storm a single request takes what it took before.
+    """Ten times the sustainable rate for 8 s delays no accepted request beyond the queue timeout plus two passes.
+
+    The other requests get UNAVAILABLE in less than the time of one pass, and retrieval answers within 50 ms. 5 s after
+    the storm a single request takes as long as before it, up to one pass.
     """
 
     def single():
@@ -111,7 +113,7 @@ def test_a_storm_of_ten_times_what_can_be_ranked(slow_server):
         "after": after,
         "contention": contention(),
     }
-    print(json.dumps(figures))  # `pytest -s` shows it: docs/results/serving.md
+    print(json.dumps(figures))  # shown by `pytest -s`, for docs/results/serving.md
     bound = QUEUE_SECONDS + 2 * PASS_SECONDS * contention()
     assert len(ranked) > 300
     assert 0.7 * 8 * SUSTAINABLE / contention() < len(accepted) <= lasted * SUSTAINABLE + 1
@@ -128,7 +130,7 @@ def count(path):
 
 
 def test_requests_given_up_cost_no_pass(slow_server, passes):
-    """Eight requests wait when their callers' 0.35 s are over: those that had not begun are never ranked."""
+    """Of eight requests with a deadline of 0.35 s, those whose pass has not started by then are never ranked."""
     before = count(passes)
 
     async def give_up():
@@ -136,14 +138,15 @@ def test_requests_given_up_cost_no_pass(slow_server, passes):
             return await client.recommend_many([Request(["a"])] * 8, timeout=0.35)
 
     late = sum(isinstance(result, ClientError) for result in asyncio.run(give_up()))
-    ask(slow_server.url, ["a"])  # behind whatever is left in the queue
+    ask(slow_server.url, ["a"])  # answered after everything that is left in the queue
     assert late >= 4, "four passes take longer than the deadline"
     assert count(passes) - before <= 8 - late + 2, "the answered, one under way at the deadline, and the last one"
 
 
 def test_no_pause_between_passes(slow_server):
-    """Eight at once are ranked one right after another: the last has its answer after eight passes of 0.1 s, and not
-    after the half seconds that Triton's batcher sleeps under a queue policy.
+    """Eight concurrent requests are ranked without pauses, so the last one is answered after eight passes of 0.1 s.
+
+    Under one of Triton's queue policies, its batcher would sleep up to half a second before each pass.
     """
 
     async def burst():
@@ -158,7 +161,7 @@ def test_no_pause_between_passes(slow_server):
 
 
 def test_a_caller_may_shorten_the_wait(slow_server):
-    """The request's own timeout of 0.2 s counts in the queue: UNAVAILABLE, not an answer after 0.6 s."""
+    """A request with a timeout of 0.2 s gets UNAVAILABLE from the queue, instead of an answer after 0.6 s."""
     tensor = grpc.InferInput("HISTORY", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"a"]], dtype=object))
     errors = []

@@ -1,4 +1,4 @@
-"""Releases under load: no failed request, no answer of two releases, and a bad release changes nothing."""
+"""Releases under load: no request fails, no answer mixes two releases, and a bad release changes nothing."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ OPTIONS = Export(threads=1)
 
 @pytest.fixture(scope="module")
 def other_artifacts(artifacts, tmp_path_factory):
-    """The same data and base with another retriever, and so another list for every user."""
+    """Train another retriever on the same data and base, so that every user gets a different list."""
     from pipeline import BRIEF_RANKER, weighed
     from tiny import tiny_base
 
@@ -42,7 +42,7 @@ def other_artifacts(artifacts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(artifacts, other_artifacts, tmp_path_factory):
-    """A repository with two releases, nothing promoted."""
+    """Build a repository with two releases, none of them promoted."""
     repository = tmp_path_factory.mktemp("releases")
     assert build_release(OPTIONS, artifacts, repository)["name"] == "r1"
     assert build_release(OPTIONS, other_artifacts, repository)["name"] == "r2"
@@ -51,13 +51,13 @@ def built(artifacts, other_artifacts, tmp_path_factory):
 
 @pytest.fixture
 def repository(built, tmp_path):
-    """A copy of it for one test."""
+    """Copy the repository for one test."""
     return shutil.copytree(built, tmp_path / "releases")
 
 
 @pytest.fixture(scope="module")
 def expected(built):
-    """Offline answers of both releases."""
+    """Return the offline answers of both releases."""
     answers = {}
     for name in ("r1", "r2"):
         steps = ExportedSteps.load(built, f"_{name}")
@@ -68,13 +68,13 @@ def expected(built):
 
 
 def answering(url, expected, model=ENSEMBLE):
-    """The release whose offline answer a server gives."""
+    """Return the release whose offline answer the server gives."""
     answer = ask(url, HISTORIES[0], model)
     return next(name for name, answers in expected.items() if answer == answers[0])
 
 
 def promote_when_up(repository, name):
-    """The first promotion of a server that has just been started."""
+    """Promote the first release, and retry while the server is starting."""
     end = time.monotonic() + 60
     while True:
         try:
@@ -88,8 +88,9 @@ def promote_when_up(repository, name):
 
 @pytest.mark.smoke
 def test_promote_and_roll_back_under_load(repository, expected, tmp_path):
-    """Back and forth while four clients ask: every request is answered, and wholly by one of the two releases; after
-    a restart the promoted one is served. Offline answers of both are the reference.
+    """Promotions and a rollback while four clients send requests fail none of them.
+
+    Every answer equals the offline answer of one of the two releases. After a restart the promoted one is served.
     """
     with serving(repository, tmp_path / "log", ready=False) as served:
         promote_when_up(repository, "r1")
@@ -114,7 +115,7 @@ def test_promote_and_roll_back_under_load(repository, expected, tmp_path):
 
 
 def test_a_canary_answers_its_share_of_the_users(repository, expected, tmp_path):
-    """`promote --canary` moves nobody by itself; a client's choice does, and `rollback` ends it."""
+    """`promote --canary` changes no user's answers until a client selects the canary; `rollback` ends the canary."""
     with serving(repository, tmp_path / "log", ready=False) as served:
         promote_when_up(repository, "r1")
         promote(repository, "r2", canary=True)
@@ -128,7 +129,11 @@ def test_a_canary_answers_its_share_of_the_users(repository, expected, tmp_path)
 
 @pytest.mark.parametrize("fault", ["probes", "parts", "file", "does not load"])
 def test_a_bad_release_is_refused_and_the_old_one_goes_on(repository, expected, tmp_path, fault):
-    """Answers that differ from those at building, a step of another export, a changed file, files that do not load."""
+    """A release is refused, and the old one keeps answering, for each of four faults.
+
+    They are answers that differ from those at build time (``probes``), a step of another export (``parts``), a changed
+    file, and files that do not load.
+    """
     manifest = repository / RELEASES / "r2.json"
     content = json.loads(manifest.read_text())
     if fault == "probes":
@@ -155,7 +160,7 @@ def test_a_bad_release_is_refused_and_the_old_one_goes_on(repository, expected, 
 
 
 def test_a_release_never_changes(built, artifacts):
-    """Its name is taken for good, and no file of it can be written by accident."""
+    """The name of a release cannot be reused, and its files are read-only."""
     with pytest.raises(InputError, match="never changes"):
         build_release(OPTIONS, artifacts, built, "r1")
     files = [built / file for file in json.loads((built / RELEASES / "r1.json").read_text())["files"]]
@@ -164,7 +169,7 @@ def test_a_release_never_changes(built, artifacts):
 
 
 def test_the_command_line_lists_and_explains(built):
-    """One row a release; an unknown name and a server that does not run are one sentence and exit code 2."""
+    """`release list` prints one row per release; `promote` without a running server ends with exit code 2."""
 
     def run(*words):
         command = [sys.executable, "-m", "llamarec.cli", "release", *words, "--repository", str(built)]

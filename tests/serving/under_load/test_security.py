@@ -1,4 +1,4 @@
-"""Who may talk to the server, and who may change it."""
+"""Access to the server: TLS, listening addresses, the operators' key, and requests beyond the limits."""
 
 import json
 import stat
@@ -34,7 +34,7 @@ def served(echo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A certificate authority, and a server's and a client's certificate that it signed."""
+    """Create a certificate authority, and certificates for a server and a client that it signed."""
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*words):
@@ -60,7 +60,7 @@ def tls_flags(folder):
 
 
 def answers(url, **tls):
-    """Whether a request over these credentials is answered."""
+    """Return whether a request with these credentials is answered."""
     with grpc.InferenceServerClient(url, ssl=bool(tls), **tls) as client:
         try:
             client.infer("llamarec", inputs_of(["a"]), client_timeout=5)
@@ -71,8 +71,9 @@ def answers(url, **tls):
 
 @pytest.mark.parametrize("mutual", [False, pytest.param(True, marks=pytest.mark.smoke)])
 def test_tls(echo, certificates, tmp_path, mutual):
-    """Plain text is refused; TLS needs the authority's root; mutual TLS a certificate that it signed. Watching and
-    readiness go on.
+    """Plain text is refused, and mutual TLS also requires a client certificate that the authority signed.
+
+    The supervisor's probes still work, so the service stays ready.
     """
     flags = [*tls_flags(certificates), *(["--grpc-use-ssl-mutual=1"] if mutual else [])]
     root = {"root_certificates": str(certificates / "ca.crt")}
@@ -85,14 +86,14 @@ def test_tls(echo, certificates, tmp_path, mutual):
 
 
 def listening(port: int) -> set[str]:
-    """The local addresses, in the kernel's hexadecimal, on which something listens on a port."""
+    """Return the local addresses, in the kernel's hexadecimal form, that have a listener on the port."""
     lines = [line.split() for line in open("/proc/net/tcp").read().splitlines()[1:]]  # noqa: SIM115
     pairs = [line[1].split(":") for line in lines if line[3] == "0A"]
     return {address for address, number in pairs if int(number, 16) == port}
 
 
 def test_http_is_reachable_from_this_machine_only(served):
-    """GRPC listens everywhere (or on IPv6's wildcard), HTTP on 127.0.0.1 alone."""
+    """HTTP listens on 127.0.0.1 only, whereas gRPC listens on all addresses or on IPv6's wildcard."""
     assert listening(int(served.http_url.split(":")[1])) == {"0100007F"}
 
 
@@ -107,7 +108,7 @@ RESTRICTED_CALLS = {
 
 @pytest.mark.parametrize("call", RESTRICTED_CALLS)
 def test_operators_calls_want_the_key(served, call):
-    """Without it nobody loads models, maps memory, or turns on traces; with it an operator does."""
+    """Calls for models, shared memory, traces and logging need the key; without it, or with a wrong one, they fail."""
     key = {f"triton-grpc-protocol-{KEY_HEADER}": Control.read(served.repository).key}
     with grpc.InferenceServerClient(served.url) as client:
         for headers in (None, {**key, next(iter(key)): "wrong"}):
@@ -125,7 +126,7 @@ def test_the_same_over_http(served, path):
 
 
 def test_the_key_is_for_this_user_only(served):
-    """The file beside the models is 0600; neither the steps' environment nor the log holds the key."""
+    """The key's file in the repository has mode 0600; neither the ranker's environment nor the log contains the key."""
     path = served.repository / CONTROL_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     key = json.loads(path.read_text())["key"]
@@ -136,7 +137,7 @@ def test_the_key_is_for_this_user_only(served):
 
 
 def test_an_enormous_request_is_refused_by_the_first_step(echo, artifacts, repository, tmp_path):
-    """Far beyond the limit, as a client of any other make may send it: named, refused, and the next one is answered."""
+    """Requests far beyond the limits, which another client may send, are refused by name; the next one is answered."""
     with serving(repository, tmp_path / "log") as served:
         with grpc.InferenceServerClient(served.url) as client:
             for history in (["x"] * (10 * MAX_HISTORY), ["x" * (8 << 20)]):
