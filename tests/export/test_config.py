@@ -1,4 +1,4 @@
-"""The generated ``config.pbtxt`` files and the committed repository."""
+"""Tests of the generated ``config.pbtxt`` files and of the committed model repository."""
 
 import pytest
 from google.protobuf import text_format
@@ -22,7 +22,10 @@ ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 
 
 def test_committed_files_are_the_generated_ones(tmp_path):
-    """After a change to the contract: run ``python -m export.config`` and commit what it writes."""
+    """The committed files equal the generated ones.
+
+    After a change to the contract, run ``python -m export.config`` and commit what it writes.
+    """
     write_configs(tmp_path)
     generated = {path.parent.name: path.read_text() for path in tmp_path.glob(f"*/{CONFIG}")}
     committed = {path.parent.name: path.read_text() for path in REPOSITORY.glob(f"*/{CONFIG}")}
@@ -32,13 +35,13 @@ def test_committed_files_are_the_generated_ones(tmp_path):
 
 @pytest.mark.parametrize("name", [*STEPS, *ENSEMBLES])
 def test_text_reads_back_as_the_same_message(name):
-    """Triton's own protobuf refuses unknown fields and wrong types, and nothing is lost in the text."""
+    """Triton's own protobuf parses each file, so no field is unknown or of a wrong type, and no value is lost."""
     text = (REPOSITORY / name / CONFIG).read_text()
     assert text_format.Parse(text, ModelConfig()) == model_configs()[name]
 
 
 def test_a_clone_holds_all_that_triton_wants_of_a_repository():
-    """A version folder for every model, an ensemble too: git keeps no empty folder."""
+    """Every model, even an ensemble, has a version folder with a file in it: git does not store empty folders."""
     for name in ENSEMBLES:
         assert any((REPOSITORY / name / "1").iterdir())
     for name in STEPS:
@@ -47,7 +50,7 @@ def test_a_clone_holds_all_that_triton_wants_of_a_repository():
 
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_every_tensor_of_an_ensemble_is_made_before_it_is_taken(name):
-    """What each step takes came in with the request or from an earlier step, with the type that step gives it."""
+    """Each input of a step comes from the request or from an earlier step, with the type that is declared there."""
     configs = model_configs()
     known = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in configs[name].input}
     for step in configs[name].ensemble_scheduling.step:
@@ -64,21 +67,25 @@ def test_every_tensor_of_an_ensemble_is_made_before_it_is_taken(name):
 
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_no_output_of_an_ensemble_is_taken_by_a_step(name):
-    """Such a tensor would deadlock requests that ask for a subset of the outputs."""
+    """An output that is also a step's input would deadlock requests that ask for a subset of the outputs."""
     steps = model_configs()[name].ensemble_scheduling.step
     taken = {tensor for step in steps for tensor in step.input_map.values()}
     assert taken.isdisjoint(spec.name for spec in RESPONSE)
 
 
 def test_both_ensembles_take_and_give_the_same():
-    """One is the other's fall-back: a client changes nothing but the name."""
+    """The retrieval ensemble is the fallback of the full one: a client only changes the model name."""
     full, retrieval = (model_configs()[name] for name in ENSEMBLES)
     assert list(full.input) == list(retrieval.input)
     assert list(full.output) == list(retrieval.output)
 
 
 def test_optional_inputs_enter_the_first_step_only():
-    """Requests with different sets of optional inputs share no batch where those enter; later steps batch all."""
+    """Only the first step has optional inputs.
+
+    Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs; later steps
+    can batch all requests.
+    """
     optional = {spec.name for spec in REQUEST if spec.optional}
     for step in STEPS:
         inputs = {tensor.name for tensor in model_configs()[step].input if tensor.optional}
@@ -87,8 +94,9 @@ def test_optional_inputs_enter_the_first_step_only():
 
 @pytest.mark.parametrize("step", STEPS)
 def test_requests_of_different_lengths_may_share_a_batch(step):
-    """Every input of variable length is ragged, and no request waits for company; CPU instances run anywhere. The
-    ranker gets one request at a time: it would answer all that it gets together after the last one's pass.
+    """Every input of variable length is ragged, no request waits for others, and the instances are CPU instances.
+
+    The ranker gets one request at a time: it would answer all requests of a batch only after the pass of the last one.
     """
     config = model_configs()[step]
     assert config.max_batch_size == DEFAULTS.max_batch_size == 64
@@ -112,7 +120,7 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
     ],
 )
 def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
-    """Triton's own protobuf reads every variant back, the GPU's and the ONNX backend's too, which are not run here."""
+    """Triton's own protobuf parses every variant, even for the GPU and the ONNX backend, which are not run here."""
     for name, config in model_configs(serving).items():
         written = config_text(config)
         assert text_format.Parse(written, ModelConfig()) == config
@@ -120,7 +128,7 @@ def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
 
 
 def test_triton_caches_nothing_and_queues_without_a_policy():
-    """Its cache's key ignores parameters and requested outputs, and its batcher stalls under any queue policy."""
+    """Triton's cache key ignores parameters and requested outputs, and its batcher stalls under any queue policy."""
     for config in model_configs(Serving(rank_cache=500)).values():
         assert not config.HasField("response_cache")
         assert not config.dynamic_batching.HasField("default_queue_policy")
@@ -135,7 +143,7 @@ def test_triton_caches_nothing_and_queues_without_a_policy():
     ],
 )
 def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
-    """Eight passes and at least 5 s, or what the option says; a caller may shorten it."""
+    """The limit is eight passes and at least 5 s, or the value of the option; a caller may shorten it."""
     for step in ("prompt_builder", "ranker"):
         assert float(model_configs(serving)[step].parameters[QUEUE_PARAMETER].string_value) == seconds
 
@@ -151,12 +159,12 @@ def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
     ],
 )
 def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
-    """The longest wait over the pass, less the one under way; for every instance. By hand."""
+    """By hand: the queue holds the longest wait divided by the pass, minus the running pass, for each instance."""
     assert int(model_configs(serving)["prompt_builder"].parameters[SIZE_PARAMETER].string_value) == size
 
 
 def test_a_suffix_names_every_model_of_a_release():
-    """Two releases share no model: the ensemble of one lists steps of that one only."""
+    """Two releases share no model: an ensemble lists only steps of its own release."""
     configs = model_configs(Serving(retriever_runtime="onnxruntime"), "_r3")
     assert set(configs) == {f"{name}_r3" for name in (*STEPS, *ENSEMBLES, RETRIEVER_SCORES)}
     assert all(name == config.name for name, config in configs.items())
@@ -178,28 +186,29 @@ def test_a_suffix_names_every_model_of_a_release():
     ],
 )
 def test_an_option_out_of_range_is_named(options):
-    """One sentence that names the option, before anything is written."""
+    """The error is one sentence that names the option, and it is raised before anything is written."""
     with pytest.raises(InputError, match=next(iter(options)).split("_")[0]):
         Serving(**options)
 
 
 def test_the_queue_of_a_gpu_holds_what_is_ranked_in_time():
-    """A pass of 16 ms and the shortest queue of 5 s: 311 prompts besides the one under way, for each instance, although
-    Triton hands over up to 64 together, as they are ranked one by one.
+    """A pass of 16 ms and the shortest queue of 5 s allow 311 prompts besides the running one, for each instance.
+
+    Triton hands over up to 64 prompts together, but they are ranked one by one, so the batch size has no effect.
     """
     assert Serving(device="gpu", pass_seconds=0.016).queue_size == 311
     assert Serving(device="gpu", pass_seconds=0.016, instances=2).queue_size == 622
 
 
 def test_the_retriever_stays_on_the_processor():
-    """The offline evaluation runs its graph there: on a GPU, served scores would no longer equal offline ones."""
+    """The offline evaluation runs this graph on the CPU; on a GPU, served scores would differ from offline ones."""
     configs = model_configs(Serving(device="gpu", retriever_runtime="onnxruntime"))
     assert [group.kind for group in configs["retriever_scores"].instance_group] == [ModelInstanceGroup.KIND_CPU]
     assert [group.kind for group in configs["ranker"].instance_group] == [ModelInstanceGroup.KIND_GPU]
 
 
 def test_one_gpu_of_several_can_be_chosen():
-    """``gpu`` leaves the choice to Triton, which takes every GPU; ``gpu:1`` names one."""
+    """``gpu`` leaves the choice to Triton, which uses every GPU; ``gpu:1`` selects one of them."""
     (every,) = model_configs(Serving(device="gpu"))["ranker"].instance_group
     (one,) = model_configs(Serving(device="gpu:1", instances=2))["ranker"].instance_group
     assert (list(every.gpus), list(one.gpus), one.count) == ([], [1], 2)

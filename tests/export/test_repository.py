@@ -1,4 +1,4 @@
-"""The export: whole or refused, made once, and only from artifacts that belong together."""
+"""The export is complete or refused, does not repeat finished work, and requires artifacts that belong together."""
 
 import json
 import shutil
@@ -26,19 +26,22 @@ def copied(folder, to, *stages):
 
 
 def test_every_step_carries_the_same_release(artifacts, repository):
-    """The hash that export returns is the one that all four steps' manifests hold."""
+    """The hash that export returns is stored in the manifests of all four steps."""
     assert exported_release(repository) == export(OPTIONS, artifacts, repository)
 
 
 def test_another_export_of_the_same_artifacts_touches_nothing(artifacts, repository):
-    """Finished steps are recognised by their manifests: the files keep their inodes."""
+    """Finished steps are recognised by their manifests and not rewritten: the files keep their inodes."""
     before = [(step_artifact(repository, step) / MANIFEST).stat().st_ino for step in STEPS]
     export(OPTIONS, artifacts, repository)
     assert [(step_artifact(repository, step) / MANIFEST).stat().st_ino for step in STEPS] == before
 
 
 def test_a_repository_elsewhere_has_the_committed_models(repository):
-    """The committed steps byte for byte, and their configurations but for the queue, which the measured pass sizes."""
+    """The committed steps are copied byte for byte, and only the queue of their configurations differs.
+
+    The time of the measured pass determines the queue.
+    """
     seconds = json.loads((step_artifact(repository, "ranker") / PASS_FILE).read_text())["seconds"]
     expected = model_configs(Serving(pass_seconds=seconds))
     for name, config in expected.items():
@@ -48,7 +51,10 @@ def test_a_repository_elsewhere_has_the_committed_models(repository):
 
 
 def test_a_half_done_export_is_refused(artifacts, repository, tmp_path):
-    """Killed between two steps: one step is of another release. Reading refuses it, exporting again mends it."""
+    """An export that is killed between two steps leaves steps of two releases.
+
+    Reading such a repository is refused, and another export repairs it.
+    """
     half = tmp_path / "repository"
     shutil.copytree(repository, half)
     manifest = step_artifact(half, "ranker") / MANIFEST
@@ -62,7 +68,7 @@ def test_a_half_done_export_is_refused(artifacts, repository, tmp_path):
 
 
 def test_a_missing_stage_is_named_with_its_command(artifacts, tmp_path):
-    """Without a ranker there is nothing to serve: the error says what to run."""
+    """Without a ranker there is nothing to serve, and the error names the command to run."""
     partial = copied(artifacts, tmp_path / "artifacts", "data", "retriever")
     with pytest.raises(InputError, match="run `llamarec train-ranker` first"):
         export(OPTIONS, partial, tmp_path / "repository")
@@ -70,7 +76,7 @@ def test_a_missing_stage_is_named_with_its_command(artifacts, tmp_path):
 
 
 def test_artifacts_of_another_data_set_are_refused(artifacts, tmp_path):
-    """A retriever whose manifest names other data than stands beside it was trained on something else."""
+    """A retriever is refused if its manifest names other data than the data folder of the same artifacts."""
     mixed = copied(artifacts, tmp_path / "artifacts", "data", "retriever", "ranker")
     manifest = mixed / "data" / MANIFEST
     content = json.loads(manifest.read_text())
@@ -81,7 +87,7 @@ def test_artifacts_of_another_data_set_are_refused(artifacts, tmp_path):
 
 
 def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):
-    """The probes: scores stored at training must come back, or the files are not what was trained."""
+    """The ranker must reproduce the probe scores that were stored at training; otherwise its files have changed."""
     spoilt = tmp_path / "repository"
     shutil.copytree(repository, spoilt)
     probes = step_artifact(spoilt, "ranker") / "probes.json"
@@ -94,14 +100,14 @@ def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):
 
 @pytest.mark.parametrize("options", [{"dtype": "int3"}, {"threads": 0}])
 def test_options_that_no_runtime_has_are_refused(artifacts, tmp_path, options):
-    """A precision or thread count that does not exist is found before anything is written."""
+    """A precision or thread count that does not exist is detected before anything is written."""
     with pytest.raises(InputError):
         export(Export(**options), artifacts, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
 
 def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
-    """It runs on the processor: asked for with a GPU it is an error before any work, and by itself it takes the CPU."""
+    """OpenVINO runs on the CPU: with a GPU the export fails before any work, and without a device it uses the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="use --device cpu, or --runtime torch"):
@@ -112,7 +118,7 @@ def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", ["gpu:3", "tpu"])
 def test_a_device_that_is_not_there_is_refused_before_any_work(artifacts, tmp_path, device):
-    """Nothing is written; training checks the same way."""
+    """Nothing is written for a device that does not exist; training makes the same check."""
     with pytest.raises(InputError, match=device):
         export(Export(device=device), artifacts, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

@@ -1,4 +1,4 @@
-"""The checkpoint of both trainings: tied to its training, and data rather than a program."""
+"""The checkpoint of both trainings: it belongs to one training, and it is data and not a program."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def checkpoint(folder: Path, options: dict[str, object] | None = None, data: str
 
 
 def test_the_state_comes_back(tmp_path: Path):
-    """Tensors and numbers as they were saved; tuples in the options compare equal although JSON makes them lists."""
+    """Tensors and numbers are loaded as saved; tuples in the options compare equal although JSON makes them lists."""
     assert checkpoint(tmp_path).load() is None
     checkpoint(tmp_path).save({"step": 2, "weights": torch.arange(3)})
     state = checkpoint(tmp_path).load()
@@ -32,14 +32,14 @@ def test_the_state_comes_back(tmp_path: Path):
     ],
 )
 def test_another_training_refuses_it(tmp_path: Path, other, message: str):
-    """Resuming it would mix two trainings: the sentence names the difference and the remedy."""
+    """Resuming it would mix two trainings, so the error names the difference and the remedy."""
     checkpoint(tmp_path).save({"step": 2})
     with pytest.raises(InputError, match=f"{message}.*finish that training with its own options, or delete"):
         checkpoint(tmp_path, **other).load()
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path):
-    """One that names no format, as those of earlier versions."""
+    """Checkpoints of earlier versions do not name a format."""
     torch.save({"made_by": '{"options": {}, "data": "these"}', "step": 2}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="was written by another version: delete it"):
         checkpoint(tmp_path, {"seed": 1}).load()

@@ -1,4 +1,4 @@
-"""Names of devices: what each stands for, and one sentence for a device that this machine does not have."""
+"""Device names: what each of them means, and the error for a device that this machine does not have."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from preprocessing.errors import InputError
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch):
-    """Makes PyTorch see this many GPUs."""
+    """Return a function that makes PyTorch report a number of GPUs."""
 
     def see(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -42,7 +42,7 @@ def test_each_name_is_one_of_pytorchs(gpus, name: str, count: int, found: str):
 
 @pytest.mark.parametrize("name", ["", "gpu:", "gpu:-1", "tpu", "cuda0", "GPU", "cpu:0"])
 def test_other_names_are_refused(gpus, name: str):
-    """The error lists the names there are."""
+    """The error lists the valid names."""
     gpus(1)
     with pytest.raises(InputError, match="choose auto, cpu, gpu or gpu:N"):
         torch_device(name)
@@ -58,7 +58,7 @@ def test_other_names_are_refused(gpus, name: str):
     ],
 )
 def test_a_gpu_that_cannot_be_used_says_why(gpus, monkeypatch, tmp_path: Path, count, cuda, driver, remedy):
-    """A number too high, a build without CUDA, a driver older than the build, and no driver are told apart."""
+    """The error distinguishes a number too high, a build without CUDA, a driver older than the build, and no driver."""
     gpus(count)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
@@ -69,7 +69,7 @@ def test_a_gpu_that_cannot_be_used_says_why(gpus, monkeypatch, tmp_path: Path, c
 
 
 def test_a_training_goes_on_with_its_own_random_numbers(monkeypatch):
-    """On the processor the same draws follow; on a GPU that GPU's state is taken and no other GPU is touched."""
+    """On the CPU the same numbers are drawn again; on a GPU, only the state of that GPU is saved and restored."""
     state = random_state(torch.device("cpu"))
     drawn = torch.rand(3)
     restore_random_state(state, torch.device("cpu"))

@@ -27,14 +27,15 @@ def test_metrics_of_three_users_by_hand():
 
 @pytest.mark.parametrize("measure", [mrr, ndcg, recall])
 def test_a_rank_beyond_the_cut_and_a_missing_one_count_nothing(measure):
-    """Rank 6 is outside @5, rank 0 means not ranked: both are misses by definition."""
+    """Rank 6 is outside @5, and rank 0 means not ranked: both are misses by definition."""
     assert measure([6, 0], 5) == 0.0
 
 
 def test_the_metrics_agree_with_trec_eval():
-    """NIST's trec_eval over the lists of 300 random users, on 60 items of which 10 are masked: all six within 1e-6.
+    """The reference is NIST's trec_eval: all six metrics agree within 1e-6.
 
-    The average precision of one relevant item is its reciprocal rank, and trec_eval cuts the former at k alone.
+    It gets the lists of 300 random users, on 60 items of which 10 are masked. The average precision of one relevant
+    item is its reciprocal rank, and of the two trec_eval cuts only the former at k.
     """
     rng = np.random.default_rng(5)
     ranks, lists, truths = [], {}, {}
@@ -45,7 +46,7 @@ def test_the_metrics_agree_with_trec_eval():
             scores, np.array([truth, *masked[:9]] if user % 10 == 0 else masked, np.int32), 20
         ).items
         ranks.append(place_of(scores, truth))
-        # trec_eval orders by score alone and breaks ties its own way: the list's order is all it is told.
+        # trec_eval sorts by score and has another rule for ties, so the scores given to it only encode the order.
         lists[str(user)] = {str(item): -float(place) for place, item in enumerate(listed)}
         truths[str(user)] = {str(truth): 1}
     found = summary(ranks)
@@ -66,6 +67,6 @@ def test_the_metrics_are_ordered(ranks, k):
 
 
 def test_no_users_is_an_error():
-    """A mean over nobody would be NaN; the caller must say what it measures."""
+    """A mean over no users would be NaN; the caller must pass at least one user."""
     with pytest.raises(ValueError, match="at least one user"):
         summary([])

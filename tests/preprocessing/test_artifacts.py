@@ -1,4 +1,4 @@
-"""Artifact folders: whole or absent, whatever happens while they are written, and recognised by what made them."""
+"""Artifact folders: complete or absent, whatever happens while they are written, and recognised by what made them."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def write(folder, text, **made):
 
 
 def test_what_is_written_reads_back(tmp_path):
-    """Options, inputs and files with size and hash; the SHA-256 of "abc" is that of FIPS 180-2, appendix B.1."""
+    """Options, inputs and files are read back with size and hash; FIPS 180-2, B.1 has the SHA-256 of "abc"."""
     manifest = read_manifest(write(tmp_path / "a", "abc"), "data", "")
     assert (dict(manifest.options), dict(manifest.inputs)) == (MADE["options"], MADE["inputs"])
     entry = manifest.files["deep/file.txt"]
@@ -30,7 +30,7 @@ def test_what_is_written_reads_back(tmp_path):
 
 
 def test_equal_content_has_an_equal_fingerprint(tmp_path):
-    """The fingerprint is of the content, not of the options, the time or the place."""
+    """The fingerprint depends on the content, not on the options, the time or the path."""
     prints = [
         read_manifest(write(tmp_path / name, text, options={"seed": name}), "data", "").fingerprint
         for name, text in (("a", "one"), ("b", "one"), ("c", "two"))
@@ -46,7 +46,7 @@ def write_half(folder):
 
 @pytest.mark.parametrize("before", [None, "old"])
 def test_an_error_leaves_what_was_there(tmp_path, before):
-    """Nothing where there was nothing, the old artifact where there was one, and no rest beside it."""
+    """An error leaves no artifact where there was none, the old one where there was one, and no temporary files."""
     folder = tmp_path / "a"
     if before:
         write(folder, before)
@@ -59,7 +59,7 @@ def test_an_error_leaves_what_was_there(tmp_path, before):
 
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(tmp_path, before):
-    """SIGKILL in the middle of writing: the machine is gone without a word."""
+    """SIGKILL in the middle of writing stands for a machine that stops without warning."""
     folder = tmp_path / "a"
     if before:
         write(folder, before)
@@ -80,7 +80,7 @@ def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(tmp_path, befor
 
 
 def test_finished_means_made_by_the_same(tmp_path):
-    """Other options or inputs, a changed file, or no manifest at all: not finished."""
+    """With other options or inputs, a changed file, or no manifest at all, the artifact is not finished."""
     folder = write(tmp_path / "a", "abc")
     assert is_finished(folder, "data", **MADE)
     assert not is_finished(folder, "data", **{**MADE, "options": {"seed": 2}})
@@ -92,7 +92,7 @@ def test_finished_means_made_by_the_same(tmp_path):
 
 
 def test_what_is_no_artifact_is_refused_with_the_command(tmp_path):
-    """Absent, of another kind, without one of its files, with a manifest that is none."""
+    """The folder is absent, is of another kind, lacks one of its files, or has a manifest that cannot be read."""
     with pytest.raises(InputError, match=r"does not exist or is not finished: run `llamarec preprocess` first"):
         read_manifest(tmp_path / "a", "data", "llamarec preprocess")
     folder = write(tmp_path / "a", "abc")

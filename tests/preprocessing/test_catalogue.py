@@ -1,4 +1,4 @@
-"""The catalogue: raw ids, numbers and titles, through its file."""
+"""The catalogue of raw ids, numbers and titles, read back from its file."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def catalogue(tmp_path):
 
 
 def test_what_is_written_reads_back(catalogue):
-    """Numbers from 1 in the order given; the last item has a title and no embedding."""
+    """Numbers start at 1 in the given order; the last item has a title and no embedding."""
     assert len(catalogue) == 3
     assert catalogue.trained == 2
     assert [catalogue.number(raw) for raw in (b"50", "café".encode(), b"7")] == [1, 2, 3]
@@ -28,7 +28,7 @@ def test_what_is_written_reads_back(catalogue):
 
 
 def test_ids_are_compared_exactly(catalogue):
-    """No trimming, no reading as numbers: an id is what stands in the raw file."""
+    """Ids are neither trimmed nor parsed as numbers: an id is exactly the text of the raw file."""
     assert catalogue.number(b"050") is None
     assert catalogue.number(b" 50") is None
     assert catalogue.number(b"\xff") is None
@@ -58,7 +58,7 @@ def test_number_and_raw_id_are_inverse(ids):
 
 
 def test_it_needs_no_pandas():
-    """The Triton steps load it: standard library and pyarrow only, by reading its imports."""
+    """The Triton steps load this module, so it may import only the standard library and pyarrow."""
     source = Path(__file__).resolve().parents[2] / "preprocessing" / "catalogue.py"
     imports = [line.split()[1] for line in source.read_text().splitlines() if line.startswith(("import ", "from "))]
     assert set(imports) == {"collections.abc", "pathlib", "pyarrow", "pyarrow.parquet"}

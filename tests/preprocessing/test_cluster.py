@@ -46,20 +46,20 @@ def cluster(monkeypatch):
 
 
 def contents(folder):
-    """What is written, bit for bit where the number of files is no matter."""
+    """Return what is written, bit for bit where it does not depend on the number of files."""
     tables = [table.to_pydict() for table in read_sequences(folder / "data")]
     return tables, (folder / "data" / "items.parquet").read_bytes()
 
 
 def test_two_workers_write_what_one_machine_writes(tmp_path, log, cluster):
-    """Eight partitions, six buckets: the same files."""
+    """With eight partitions and six buckets, the cluster writes the files of one machine."""
     preprocess(log, tmp_path / "here")
     preprocess(replace(log, scheduler_address=cluster.scheduler_address), tmp_path / "cluster")
     assert contents(tmp_path / "cluster") == contents(tmp_path / "here")
 
 
 def test_the_loss_of_a_worker_does_not_lose_the_job(tmp_path, log, cluster):
-    """One of the two is killed as the first bucket is written; its work is done again."""
+    """One of the two workers is killed while the first bucket is written, and its work is repeated."""
     preprocess(log, tmp_path / "here")
     victim, killed = next(iter(cluster.workers.values())).pid, threading.Event()
 

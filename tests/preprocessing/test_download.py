@@ -1,4 +1,4 @@
-"""Fetching public data sets, from a server here that breaks off, refuses and serves wrong files on demand."""
+"""Downloads of public data sets from a local server that breaks off, refuses and serves wrong files on demand."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ CONTENT = bytes(range(256)) * 20_000
 
 
 class Server:
-    """Serves ``files``; sends at most ``cut`` bytes of a body before the connection breaks."""
+    """Serves ``files`` and sends at most ``cut`` bytes of a body before the connection breaks."""
 
     def __init__(self):
         self.files, self.requests, self.cut, self.ranges = {}, [], None, True
@@ -63,7 +63,7 @@ def server(monkeypatch):
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["continues", "starts over"])
 def test_a_break_is_resumed(tmp_path, server, ranges):
-    """After 1,000,000 bytes the connection breaks; the next try asks for the rest, or takes all if it must."""
+    """The connection breaks after 1,000,000 bytes; the next attempt requests the rest, or starts over if it must."""
     server.files["data.bin"], server.cut = CONTENT, 1_000_000
     file = PublicFile(f"{server.url}/data.bin")
     with pytest.raises(InputError, match=r"broke after 1,000,000 of 5,120,000 bytes.*run the command again"):
@@ -76,7 +76,7 @@ def test_a_break_is_resumed(tmp_path, server, ranges):
 
 
 def test_a_complete_part_is_taken_as_it_is(tmp_path, server):
-    """The machine stopped between the last byte and the new name."""
+    """The machine stopped after the last byte was written and before the file was renamed."""
     server.files["data.bin"] = CONTENT
     (tmp_path / "data.bin.part").write_bytes(CONTENT)
     assert download.download(PublicFile(f"{server.url}/data.bin"), tmp_path).read_bytes() == CONTENT
@@ -84,7 +84,7 @@ def test_a_complete_part_is_taken_as_it_is(tmp_path, server):
 
 @pytest.mark.parametrize("right", [True, False])
 def test_the_published_checksum_is_checked(tmp_path, server, right):
-    """A file with another sum is thrown away, so that the next try does not build on it."""
+    """A file with another checksum is deleted, so that the next attempt does not resume it."""
     server.files["data.bin"] = CONTENT if right else CONTENT[:-1] + b"!"
     server.files["data.bin.md5"] = f"MD5 (data.bin) = {hashlib.md5(CONTENT).hexdigest()}\n".encode()
     file = PublicFile(f"{server.url}/data.bin", f"{server.url}/data.bin.md5")
@@ -97,7 +97,7 @@ def test_the_published_checksum_is_checked(tmp_path, server, right):
 
 
 def test_what_is_absent_or_unreachable_is_said(tmp_path, server, monkeypatch):
-    """A file that is not there, and a server that is not there."""
+    """The errors name a missing file, an unreachable server and an unknown edition."""
     with pytest.raises(InputError, match=r"404.*set --raw to its folder"):
         download_public("amazon", None, tmp_path)
     monkeypatch.setattr(download, "GROUPLENS", "http://127.0.0.1:9")
@@ -108,7 +108,7 @@ def test_what_is_absent_or_unreachable_is_said(tmp_path, server, monkeypatch):
 
 
 def test_checksums_are_asked_for_where_grouplens_publishes_them():
-    """Its page gives one for every numbered edition; ml-latest-small changes over time and has none."""
+    """GroupLens publishes one for every numbered edition; ml-latest-small changes over time and has none."""
     assert public_files("movielens", "ml-25m")[1][0].md5_url.endswith("/ml-25m.zip.md5")
     assert public_files("movielens", None) == (
         "ml-latest-small",
@@ -117,7 +117,7 @@ def test_checksums_are_asked_for_where_grouplens_publishes_them():
 
 
 def test_preprocess_fetches_what_it_is_not_given(tmp_path, server):
-    """`--dataset movielens` without `--raw`: fetched once, unpacked, and called by its edition in tables."""
+    """`--dataset movielens` without `--raw` downloads once, unpacks, and uses the edition as the name in tables."""
     ratings = "userId,movieId,rating,timestamp\n" + "".join(
         f"{user},{item},4,{user * item}\n" for user in range(1, 6) for item in range(1, 7)
     )

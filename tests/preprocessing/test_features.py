@@ -1,4 +1,4 @@
-"""A request's raw ids to item numbers: the limits of the serving contract, on a catalogue of 30 items, 25 trained."""
+"""Encoding a request's raw ids as item numbers: the limits of the contract, on 30 items of which 25 are trained."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TRAINED, TITLED = 25, 30
 
 
 def raw(item: int) -> bytes:
-    """The id of an item number: no digit string, so that a mix-up of the two shows."""
+    """Return the id of an item number, which is not a digit string, so that a mix-up of the two shows."""
     return f"tt{item:04}".encode()
 
 
@@ -23,7 +23,7 @@ ENCODER = FeatureEncoder(Catalogue([raw(item) for item in ITEMS], [f"Film {item}
 
 
 def test_history_keeps_order_and_repetitions_and_counts_the_rest():
-    """Neither an unknown id nor an item without embedding (26) is history; by hand."""
+    """By hand: neither an unknown id nor an item without an embedding (26) is part of the history."""
     encoded = ENCODER.encode([raw(3), b"never seen", raw(1), raw(26), raw(3)])
     assert encoded.history.tolist() == [3, 1, 3]
     assert encoded.history.dtype == np.int32
@@ -31,7 +31,7 @@ def test_history_keeps_order_and_repetitions_and_counts_the_rest():
 
 
 def test_only_history_is_needed():
-    """The other inputs are optional: retrieve, return all, exclude nothing."""
+    """The other inputs are optional; their defaults retrieve, return all candidates and exclude nothing."""
     encoded = ENCODER.encode([])
     assert (encoded.retrieve, encoded.limit, encoded.unknown) == (True, 0, 0)
     for array in (encoded.history, encoded.excluded, encoded.given):
@@ -40,12 +40,12 @@ def test_only_history_is_needed():
 
 
 def test_exclude_ignores_unknown_ids():
-    """EXCLUDE may name anything, also what the catalogue has dropped long ago; each item once."""
+    """EXCLUDE may name any id, even one that the catalogue dropped long ago; each item counts once."""
     assert ENCODER.encode([], exclude=[b"never seen", raw(9), raw(27), raw(9)]).excluded.tolist() == [9, 27]
 
 
 def test_candidates_are_taken_once_in_order_without_the_excluded():
-    """EXCLUDE applies to CANDIDATES, the history does not; an item with a title only (28) may be one; by hand."""
+    """By hand: EXCLUDE applies to CANDIDATES, the history does not; an item with only a title (28) is allowed."""
     encoded = ENCODER.encode([raw(2)], exclude=[raw(5)], candidates=[raw(28), raw(5), raw(2), raw(28), raw(1)], top_k=2)
     assert encoded.given.tolist() == [28, 2, 1]
     assert not encoded.retrieve
@@ -53,12 +53,12 @@ def test_candidates_are_taken_once_in_order_without_the_excluded():
 
 
 def test_no_candidates_differs_from_none_given():
-    """An empty CANDIDATES is a caller with nothing to rank, not a caller that leaves the choice to the retriever."""
+    """An empty CANDIDATES means that there is nothing to rank, not that the retriever chooses."""
     assert not ENCODER.encode([raw(1)], candidates=[]).retrieve
 
 
 def test_candidates_are_counted_after_repetitions_and_exclude():
-    """22 ids, one twice and one excluded, are 20 candidates: allowed."""
+    """22 ids, of which one is repeated and one excluded, are 20 candidates, which is allowed."""
     candidates = [raw(item) for item in range(1, 22)] + [raw(1)]
     assert len(ENCODER.encode([], exclude=[raw(21)], candidates=candidates).given) == MAX_CANDIDATES
 
@@ -81,7 +81,7 @@ def test_candidates_are_counted_after_repetitions_and_exclude():
     ],
 )
 def test_beyond_a_limit_the_error_names_the_tensor(request_, tensor, part):
-    """One sentence with the tensor's name and the limit of the contract."""
+    """The error is one sentence with the tensor's name and the limit of the contract."""
     with pytest.raises(InputError) as error:
         ENCODER.encode(**request_)
     assert str(error.value).startswith(tensor)
@@ -105,7 +105,7 @@ ids = st.one_of(st.integers(1, TITLED).map(raw), st.text(max_size=5).map(str.enc
     candidates=st.none() | st.lists(st.integers(1, TITLED).map(raw), max_size=MAX_CANDIDATES),
 )
 def test_nothing_appears_that_was_not_given(history, exclude, candidates):
-    """Every number stands for an id of its own input, each id of the history counts once, no excluded one stays."""
+    """Every number stands for an id of its own input, each history id counts once, and no excluded one remains."""
     encoded = ENCODER.encode(history, exclude, candidates)
     assert len(encoded.history) + encoded.unknown == len(history)
     assert {raw(item) for item in encoded.history} <= set(history)

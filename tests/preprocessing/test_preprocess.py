@@ -1,4 +1,4 @@
-"""The data stage from raw files to artifact: the published statistics, its order, and what it refuses."""
+"""The data stage from raw files to artifact: the published statistics, the order of its output, and what it refuses."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from preprocessing.preprocess import Preprocessing, preprocess, raw_order
 
 
 def write_log(path, rows):
-    """A `table` of (user, item, timestamp) rows with every item's title."""
+    """Write a `table` of (user, item, timestamp) rows with a title for every item, and return its options."""
     frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
     frame = frame.assign(title="Film " + frame["item"].astype(str))
     frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
@@ -31,7 +31,7 @@ def write_log(path, rows):
 
 
 def generated(seed, users=30, items=12):
-    """Each user sees 3 to 8 items at few distinct times, so that most orders are ties."""
+    """Return rows in which each user sees 3 to 8 items at few distinct times, so that most orders are ties."""
     random = np.random.default_rng(seed)
     return [
         (user, int(item), int(random.integers(0, 4)))
@@ -41,7 +41,7 @@ def generated(seed, users=30, items=12):
 
 
 def reference(rows, minimum):
-    """The same stage in plain pandas: users, items by number, sequences of item numbers."""
+    """Return the users, the items by number and the sequences of item numbers of the same stage in plain pandas."""
     frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
     size = -1
     while len(frame) != size:
@@ -57,7 +57,7 @@ def reference(rows, minimum):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_stage_equals_plain_pandas(tmp_path, seed):
-    """Users in order, items by falling frequency then id, sequences by (time, id): an independent reference agrees."""
+    """Users are in order, items by falling frequency then id, sequences by (time, id), as in a separate reference."""
     rows = generated(seed)
     statistics = preprocess(write_log(tmp_path / "log.csv", rows), tmp_path / "out")
     data = load_data(tmp_path / "out")
@@ -76,7 +76,7 @@ def test_the_stage_equals_plain_pandas(tmp_path, seed):
 
 
 def test_the_order_of_raw_rows_is_no_matter(tmp_path):
-    """The same log three times, shuffled: items and sequences are equal to the byte."""
+    """The same log, shuffled three times, gives items and sequences that are equal to the byte."""
     rows = generated(7)
     contents = []
     for seed in range(3):
@@ -91,7 +91,7 @@ def test_the_order_of_raw_rows_is_no_matter(tmp_path):
 
 
 def test_ties_follow_ids_as_numbers_only_if_all_are(tmp_path):
-    """Items 9 and 10 at one time: 9 before 10 as numbers, "10" before "9" when another item's id is a word."""
+    """Items 9 and 10 at one time: 9 precedes 10 as numbers, and "10" precedes "9" when another item's id is a word."""
     for other, last_two in (("11", ["9", "10"]), ("x", ["10", "9"])):
         folder = tmp_path / other
         folder.mkdir()
@@ -102,14 +102,14 @@ def test_ties_follow_ids_as_numbers_only_if_all_are(tmp_path):
 
 
 def test_raw_order_knows_numbers():
-    """By hand: signs and leading zeros are numbers, a fraction, a superscript or an empty id is not."""
+    """By hand: ids with signs or leading zeros are numbers; a fraction, a superscript or an empty id is not."""
     assert sorted(["10", "9", "-3", "010"], key=raw_order(["10", "9", "-3", "010"])) == ["-3", "9", "010", "10"]
     for odd in ("1.5", "²", "", "1e3"):
         assert sorted(["10", "9", odd], key=raw_order(["10", "9", odd])) == sorted(["10", "9", odd], key=str.encode)
 
 
 def test_repeated_interactions_stay(tmp_path):
-    """No de-duplication: one user with the same item three times has three interactions."""
+    """Interactions are not de-duplicated: a user with the same item three times has three interactions."""
     rows = [(user, item, stamp) for user in "abc" for item, stamp in ((1, 1), (1, 2), (1, 3))]
     statistics = preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
     assert statistics.row() == {
@@ -124,7 +124,7 @@ def test_repeated_interactions_stay(tmp_path):
 
 
 def test_items_outside_the_core_keep_their_titles(tmp_path):
-    """Item 8 is seen once: it has a number above the trained ones and its title, and no sequence holds it."""
+    """Item 8, seen once, has a title and a number above the trained ones, and no sequence contains it."""
     rows = [(user, item, item) for user in "abc" for item in (1, 2, 3)] + [("a", 8, 9)]
     preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
     data = load_data(tmp_path)
@@ -134,7 +134,7 @@ def test_items_outside_the_core_keep_their_titles(tmp_path):
 
 
 def test_untitled_items_go_before_the_core_is_taken(tmp_path):
-    """User d has three interactions, one with the untitled item: without it d falls out of the 3-core."""
+    """User d has three interactions, one with the untitled item; without it, d falls out of the 3-core."""
     rows = [(user, item, item) for user in "abcd" for item in (1, 2, 3)]
     frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
     frame.loc[(frame["user"] == "d") & (frame["item"] == 3), "item"] = 7
@@ -158,7 +158,7 @@ def test_columns_of_a_table_have_any_name(tmp_path):
 
 
 def test_manifest_and_statistics_say_what_was_made(tmp_path):
-    """Table 2's row stands in the manifest and in statistics.json; the workflows are saved beside it."""
+    """The row of Table 2 is in the manifest and in statistics.json, and the workflows are saved with them."""
     statistics = preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path)
     manifest = read_manifest(tmp_path / "data", KIND, "")
     assert dict(manifest.facts) == statistics.row()
@@ -168,7 +168,7 @@ def test_manifest_and_statistics_say_what_was_made(tmp_path):
 
 
 def test_a_finished_stage_is_left_alone_without_nvtabular(tmp_path):
-    """Run again in a fresh process: the same files, and NVTabular, which takes seconds to import, stays out."""
+    """A second run in a new process keeps the files and does not import NVTabular, which would take seconds."""
     options = write_log(tmp_path / "log.csv", generated(1))
     preprocess(options, tmp_path)
     before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
@@ -182,7 +182,7 @@ def test_a_finished_stage_is_left_alone_without_nvtabular(tmp_path):
 
 
 def test_other_raw_data_or_options_are_made_anew(tmp_path):
-    """A changed file or option is noticed."""
+    """A changed file or option is detected."""
     options = write_log(tmp_path / "log.csv", generated(1))
     first = preprocess(options, tmp_path)
     assert preprocess(Preprocessing(dataset="table", raw=options.raw, minimum=4), tmp_path) != first
@@ -190,7 +190,7 @@ def test_other_raw_data_or_options_are_made_anew(tmp_path):
 
 
 def test_partitions_are_no_matter(tmp_path, monkeypatch):
-    """Seven partitions and six buckets of users give what one of each gives."""
+    """Seven partitions and six buckets of users give the same result as one of each."""
     options = write_log(tmp_path / "log.csv", generated(3))
     preprocess(options, tmp_path / "one")
     monkeypatch.setattr(ingest, "PARTITION_ROWS", 25)
@@ -205,7 +205,7 @@ def test_partitions_are_no_matter(tmp_path, monkeypatch):
 
 
 def test_training_counts_are_of_training_alone(tmp_path):
-    """Three users with items 1, 2, 3, 1 in time: 1 and 2 train thrice; 3, validated thrice, trains never."""
+    """Three users have items 1, 2, 3, 1 in time: 1 and 2 are in training three times, 3 only in validation."""
     rows = [(user, item, stamp) for user in "abc" for stamp, item in enumerate((1, 2, 3, 1))]
     preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
     catalogue = load_data(tmp_path).catalogue
@@ -214,7 +214,7 @@ def test_training_counts_are_of_training_alone(tmp_path):
 
 
 def test_integer_ids_of_parquet_are_as_their_strings(tmp_path):
-    """The same log with integer and with string ids: equal users, items and sequences."""
+    """The same log with integer and with string ids gives equal users, items and sequences."""
     frame = pd.DataFrame(generated(5), columns=["user", "item", "timestamp"])
     frame["title"] = "Film " + frame["item"].astype(str)
     contents = []
@@ -229,7 +229,7 @@ def test_integer_ids_of_parquet_are_as_their_strings(tmp_path):
 
 
 def test_other_merlin_tools_understand_the_sequences(tmp_path):
-    """Opened as a Merlin data set, the columns carry their tags and the list is one."""
+    """Opened as a Merlin data set, the columns have their tags and the training column is a list."""
     preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path)
     schema = Dataset(str(tmp_path / "data" / "sequences"), engine="parquet").schema
     assert schema.select_by_tag(Tags.USER_ID).column_names == ["user"]
@@ -248,7 +248,7 @@ def test_other_merlin_tools_understand_the_sequences(tmp_path):
     ],
 )
 def test_refused_data_leaves_what_was_there(tmp_path, rows, message):
-    """An error writes nothing: no artifact where there was none, the old one where there was one."""
+    """An error writes nothing: no artifact where there was none, and the old one stays where there was one."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     options = write_log(tmp_path / "log.csv", generated(1))
     expected = preprocess(options, good)
@@ -262,7 +262,7 @@ def test_refused_data_leaves_what_was_there(tmp_path, rows, message):
 
 
 def test_titles_of_other_items_are_refused(tmp_path):
-    """Ratings and movies that name items differently share none."""
+    """Ratings and movies that name items differently have no item in common."""
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "1,10,4.0,100\n" * 9)
     (tmp_path / "movies.csv").write_text("movieId,title\ntt10,Film\n")
     with pytest.raises(InputError, match="no item of the interactions has a title"):
@@ -270,7 +270,7 @@ def test_titles_of_other_items_are_refused(tmp_path):
 
 
 def test_bad_lines_are_skipped_and_counted_on_request(tmp_path, caplog):
-    """A line of two fields stops the stage; with ``skip_bad_lines`` the log says how many were left out."""
+    """A line of two fields stops the stage; with ``skip_bad_lines`` the log reports how many lines were skipped."""
     options = write_log(tmp_path / "log.csv", generated(1))
     expected = preprocess(options, tmp_path / "whole")
     with options.raw.open("a") as file:
@@ -282,7 +282,7 @@ def test_bad_lines_are_skipped_and_counted_on_request(tmp_path, caplog):
 
 
 def described(folder):
-    """Everything by raw ids, so that the numbering is no matter."""
+    """Return all contents by raw id, so that the numbering does not matter."""
     data = load_data(folder)
     raw = data.catalogue.raw
     sequences = [
@@ -297,7 +297,7 @@ def described(folder):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_appended_batches_equal_a_full_run(tmp_path, seed, suffix):
-    """A log in three batches, with late events of old users: only the numbers of items may differ from one run."""
+    """A log in three batches, with late events of old users, differs from a full run only in the numbers of items."""
     rows = generated(seed, users=25, items=14)
     random = np.random.default_rng(seed)
     random.shuffle(rows)
@@ -316,7 +316,7 @@ def test_appended_batches_equal_a_full_run(tmp_path, seed, suffix):
 
 
 def test_a_batch_is_appended_once(tmp_path):
-    """Run again with the same file, for example after a break, nothing is counted twice."""
+    """Appending the same file again, for example after an interruption, counts nothing twice."""
     preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path / "out")
     batch = replace(write_log(tmp_path / "batch.csv", generated(2)), append=True)
     first = preprocess(batch, tmp_path / "out")
@@ -330,7 +330,7 @@ def test_nothing_to_append_to_is_said(tmp_path):
 
 
 def test_serving_encodes_as_the_saved_workflow(tmp_path):
-    """Every known id gives Categorify's id - 2; one outside the core and an unknown one give nothing, as null does."""
+    """A known id gives Categorify's id - 2; one outside the core and an unknown one give nothing, as null does."""
     rows = [*generated(4), (0, 99, 9)]
     preprocess(write_log(tmp_path / "log.csv", rows), tmp_path)
     catalogue = Catalogue.load(tmp_path / "data" / "items.parquet")
@@ -345,7 +345,7 @@ def test_serving_encodes_as_the_saved_workflow(tmp_path):
 
 
 def run_limited(folder, log, megabytes):
-    """`llamarec preprocess` in a process that may write files of so many megabytes: to it, the disk is full."""
+    """Run `llamarec preprocess` in a process whose files cannot exceed ``megabytes`` MiB, as if the disk were full."""
     code = (
         "import resource, signal, sys; from llamarec.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -370,7 +370,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 
 
 def test_a_folder_that_is_none_is_said(tmp_path):
-    """`--artifacts` below a file cannot be made."""
+    """`--artifacts` below a file cannot be created."""
     (tmp_path / "file").write_text("")
     options = write_log(tmp_path / "log.csv", generated(1))
     ended = run_limited(tmp_path / "file" / "out", options.raw, 100)
@@ -379,7 +379,7 @@ def test_a_folder_that_is_none_is_said(tmp_path):
 
 
 def test_a_minimum_below_three_is_refused():
-    """Training, validation and test take an item each."""
+    """Training, validation and test need one item each."""
     with pytest.raises(InputError, match="at least 3, not 2"):
         Preprocessing(minimum=2)
 
@@ -390,7 +390,7 @@ def test_without_data_the_error_names_the_command(tmp_path):
 
 
 def test_movielens_100k(tmp_path):
-    """The embedded default: 943 users keep their 20 or more ratings; its row is held against plain pandas elsewhere."""
+    """All 943 users of the embedded default have 20 or more ratings; another test compares it with plain pandas."""
     statistics = preprocess(Preprocessing(), tmp_path)
     assert statistics.row() == {
         "dataset": "movielens-100k",

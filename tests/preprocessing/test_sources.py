@@ -1,4 +1,4 @@
-"""Each kind of raw data on a few lines in its documented layout, and what is said of raw data that cannot be read."""
+"""Each kind of raw data on a few lines in its documented layout, and the errors for raw data that cannot be read."""
 
 import gzip
 import importlib.util
@@ -18,7 +18,7 @@ DEFAULT_COLUMNS = Columns()
 
 
 def read(dataset, folder, columns=DEFAULT_COLUMNS, bad=None):
-    """Interactions as (user, item, timestamp) and titles by item; ids as strings, whatever they are in Parquet."""
+    """Return interactions as (user, item, timestamp) and titles by item; ids are strings, whatever Parquet has."""
     files = raw_files(dataset, folder)
     tables = SOURCES[dataset].read(files, columns, bad or BadLines())
     with tempfile.TemporaryDirectory() as scratch:
@@ -31,7 +31,7 @@ def read(dataset, folder, columns=DEFAULT_COLUMNS, bad=None):
 
 
 def files(folder, **contents):
-    """Writes `name__csv` as `name.csv`; bytes as they are, text as UTF-8."""
+    """Write `name__csv` as `name.csv`, bytes unchanged and text as UTF-8, and return the folder."""
     for name, content in contents.items():
         path = folder / name.replace("__", ".")
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -45,25 +45,25 @@ TITLES = {"10": "The Matrix (1999)", "20": "Amélie (2001)"}
 
 
 def test_movielens_csv(tmp_path):
-    """The layout of ml-latest-small, 20M, 25M and 32M, in UTF-8; an item without a title has none."""
+    """The layout is that of ml-latest-small, 20M, 25M and 32M, in UTF-8; an item without a title has none."""
     assert read("movielens", files(tmp_path, ratings__csv=RATINGS, movies__csv=MOVIES)) == (EVENTS, TITLES)
 
 
 def test_a_gzipped_file_takes_the_place_of_a_plain_one(tmp_path):
-    """`ratings.csv.gz` reads as `ratings.csv`."""
+    """`ratings.csv.gz` is read like `ratings.csv`."""
     files(tmp_path, ratings__csv__gz=gzip.compress(RATINGS.encode()), movies__csv=MOVIES)
     assert read("movielens", tmp_path) == (EVENTS, TITLES)
 
 
 def test_titles_that_are_all_skipped_are_no_titles(tmp_path):
-    """Where no line of the titles reads and all are skipped, it is said that there are none."""
+    """If every line of the titles is bad and skipped, the error says that no item has a title."""
     files(tmp_path, ratings__dat="1::10::4::100\n", movies__dat="10::Film\n")
     with pytest.raises(InputError, match="no item has a title"):
         read("movielens", tmp_path, bad=BadLines(skip=True))
 
 
 def test_a_file_that_is_read_twice_is_counted_once(tmp_path):
-    """A fraction in the last line makes the reader start over; the line of two fields was one."""
+    """A fraction in the last line makes the reader start over; the line of two fields is still counted once."""
     path = files(tmp_path, log__csv="user,item,timestamp,title\n1,10,9,A\n2,10\n3,10,9.5,A\n") / "log.csv"
     bad = BadLines(skip=True)
     assert len(read("table", path, bad=bad)[0]) == 2
@@ -72,14 +72,14 @@ def test_a_file_that_is_read_twice_is_counted_once(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
 def test_movielens_double_colons(tmp_path, encoding):
-    """The layout of 10M (UTF-8) and of 1M, whose own README gives it no encoding and whose accents are ISO-8859-1."""
+    """The layout is that of 10M (UTF-8) and 1M, whose README states no encoding and whose accents are ISO-8859-1."""
     ratings = "1::10::4::100\n2::20::3::200\n"
     movies = "10::Matrix, The (1999)::Action\n20::Amélie (2001)::Comedy\n".encode(encoding)
     assert read("movielens", files(tmp_path, ratings__dat=ratings, movies__dat=movies)) == (EVENTS, TITLES)
 
 
 def test_a_folder_in_recboles_layout(tmp_path):
-    """Tab-separated, with typed headers and the year in a column of its own; other columns are ignored."""
+    """The files are tab-separated, with typed headers and a column for the year; other columns are ignored."""
     inter = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t100\n2\t20\t3\t200\n"
     item = (
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
@@ -91,7 +91,7 @@ def test_a_folder_in_recboles_layout(tmp_path):
 
 
 def test_movielens_100k_comes_with_the_recbole_package():
-    """100,000 ratings of 943 users and 1,682 items, as its README says."""
+    """The data set's README states 100,000 ratings of 943 users and 1,682 items."""
     interactions, titles = read("movielens-100k", None)
     assert len(interactions) == 100_000
     assert len({user for user, _, _ in interactions}) == 943
@@ -131,7 +131,7 @@ META_2023 = '{"parent_asin": "B1", "title": "L&#39;Oreal Gel"}\n{"parent_asin": 
     ids=["2014", "2014 with metadata of 2018", "2018 ratings only", "2018", "2023"],
 )
 def test_amazon(tmp_path, ratings, events, meta, items, zipped):
-    """Every year's layout, also mixed as in the paper's Games; 2023 names products by their parent."""
+    """Every year's layout is read, even mixed as in the paper's Games; 2023 names products by their parent."""
     for name, content in ((ratings, events), (meta, items)):
         data = content.encode()
         tmp_path.joinpath(name + ".gz" * zipped).write_bytes(gzip.compress(data) if zipped else data)
@@ -139,7 +139,7 @@ def test_amazon(tmp_path, ratings, events, meta, items, zipped):
 
 
 def test_metadata_is_parsed_and_never_run(tmp_path):
-    """A line of Python that is no literal is refused, with its number; the file it would create stays absent."""
+    """A line of Python that is not a literal is refused by its number, and the file it would create stays absent."""
     harmful = tmp_path / "harm"
     meta = META_2014 + f"{{'asin': open({str(harmful)!r}, 'w')}}\n"
     files(tmp_path, ratings_Beauty__csv=RATINGS_2014, meta_Beauty__json=meta)
@@ -154,7 +154,7 @@ TABLE_RESULT = [("1", "10", 100), ("2", "20", 200)], {"10": "Film A", "20": "Fil
 
 
 def test_table_of_any_kind(tmp_path):
-    """One CSV, one Parquet file and a folder of two give the same; ids are strings and further columns are ignored."""
+    """A CSV file, a Parquet file and a folder of two give the same: ids are strings and further columns are ignored."""
     TABLE.to_csv(tmp_path / "log.csv", index=False)
     TABLE.to_parquet(tmp_path / "log.parquet")
     parts = tmp_path / "parts"
@@ -166,14 +166,14 @@ def test_table_of_any_kind(tmp_path):
 
 
 def test_times_of_a_table_may_be_dates(tmp_path):
-    """Parquet's own timestamps count as nanoseconds since 1970; only their order matters."""
+    """Parquet's own timestamps are read as nanoseconds since 1970; only their order matters."""
     TABLE.assign(when=pd.to_datetime(TABLE["when"], unit="s")).to_parquet(tmp_path / "log.parquet")
     interactions, _ = read("table", tmp_path / "log.parquet", COLUMNS)
     assert [timestamp for _, _, timestamp in interactions] == [100 * 10**9, 200 * 10**9]
 
 
 def test_of_several_titles_the_order_of_rows_chooses_none(tmp_path):
-    """The first in alphabetical order stays."""
+    """The title that is first in alphabetical order is kept, whatever the order of the rows."""
     rows = ["1,10,100,Zebra\n", "2,10,200,Ape\n", "3,10,300,\n"]
     for order in (rows, rows[::-1]):
         path = files(tmp_path, log__csv="user,item,timestamp,title\n" + "".join(order)) / "log.csv"
@@ -271,14 +271,14 @@ BAD = {
 
 @pytest.mark.parametrize(("dataset", "contents", "message"), BAD.values(), ids=BAD.keys())
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path, dataset, contents, message):
-    """The file, what is wrong with it and, where it must be fetched, from where."""
+    """The error names the file, what is wrong with it and, if it must be downloaded, the address."""
     with pytest.raises(InputError, match=message) as error:
         read(dataset, files(tmp_path, **contents))
     assert "\n" not in str(error.value)
 
 
 def test_a_table_that_is_no_table(tmp_path):
-    """A Parquet file that is none, a missing file, one name for two columns."""
+    """A broken Parquet file, a missing file and one name for two columns are refused."""
     broken = files(tmp_path, log__parquet="PAR") / "log.parquet"
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read("table", broken)
@@ -289,13 +289,13 @@ def test_a_table_that_is_no_table(tmp_path):
 
 
 def test_a_fraction_anywhere_makes_all_times_fractions(tmp_path):
-    """The last of three timestamps has one; the order is by value, not by text."""
+    """The last of three timestamps has a fraction; they are compared by value, not as text."""
     path = files(tmp_path, log__csv="user,item,timestamp,title\n1,10,9,A\n2,10,10,A\n3,10,9.5,A\n") / "log.csv"
     assert read("table", path)[0] == [("1", "10", 9.0), ("2", "10", 10.0), ("3", "10", 9.5)]
 
 
 def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
-    """They are strings in all: 10 and "10" are one item."""
+    """Ids are strings in all files, so 10 and "10" are one item."""
     for place, kind in enumerate(("int64", "str")):
         TABLE.astype({"what": kind}).to_parquet(tmp_path / f"{place}.parquet")
     interactions, titles = read("table", tmp_path, COLUMNS)
@@ -304,7 +304,7 @@ def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
 
 
 def test_ids_of_parquet_that_are_neither(tmp_path):
-    """Fractions come of missing values; which integer was meant is not to be guessed."""
+    """Fractional ids come from missing values, and the intended integer cannot be guessed."""
     TABLE.astype({"what": "float64"}).to_parquet(tmp_path / "log.parquet")
     with pytest.raises(InputError, match="column what has the type double; ids must be integers or strings"):
         read("table", tmp_path / "log.parquet", COLUMNS)
@@ -321,7 +321,7 @@ def test_titles_are_one_bounded_line(tmp_path):
 
 
 def test_skipped_lines_are_counted_by_file(tmp_path):
-    """Two broken lines of JSON and one of CSV; the rest is read."""
+    """Two broken lines of JSON and one of CSV are counted, and the rest is read."""
     meta = META_2014.splitlines()[0] + "\n{broken\n[]\n"
     files(tmp_path, ratings_Beauty__csv=RATINGS_2014 + "U3,B1\n", meta_Beauty__json=meta)
     bad = BadLines(skip=True)
@@ -333,7 +333,7 @@ def test_skipped_lines_are_counted_by_file(tmp_path):
 
 
 def test_without_raw_files_the_error_says_what_to_give():
-    """A table is the user's own; nothing can be fetched for it."""
+    """A table is the user's own data, so nothing can be downloaded for it."""
     with pytest.raises(InputError, match="--raw"):
         raw_files("table", None)
 

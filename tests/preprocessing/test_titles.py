@@ -1,4 +1,4 @@
-"""Titles as a prompt shows them."""
+"""Titles as they appear in a prompt."""
 
 import pytest
 from hypothesis import given
@@ -24,16 +24,16 @@ from preprocessing.titles import movie_title, product_title
     ],
 )
 def test_movie_titles_read_naturally(raw, title):
-    """Articles come to the front, alternative titles go and the year stays, as in the authors' clean-up; by hand."""
+    """By hand: articles move to the front, alternative titles go and the year stays, as in the authors' clean-up."""
     assert movie_title(raw) == title
 
 
 @given(st.text())
 def test_no_movie_loses_its_title(raw):
-    """Whatever stands in the file, a title with anything in it keeps something, and cleaning is never an error."""
+    """A title that is not blank never becomes empty, and cleaning never raises an error."""
     assert bool(movie_title(raw)) == bool(raw.strip())
 
 
 def test_product_titles_lose_entities_and_runs_of_space():
-    """8.6 % of Beauty's titles hold HTML entities; expected value by hand."""
+    """8.6 % of Beauty's titles contain HTML entities; the expected value is by hand."""
     assert product_title("L&#39;Oreal  Shampoo &amp; Conditioner\n") == "L'Oreal Shampoo & Conditioner"

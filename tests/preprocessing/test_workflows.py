@@ -1,4 +1,4 @@
-"""The NVTabular workflows against plain pandas, whatever the partitions, and the traps of NVTabular 23.8."""
+"""The NVTabular workflows against plain pandas, for any partitions, and the traps of NVTabular 23.8."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def rows(dataset_):
 
 
 def reference_core(frame, minimum):
-    """The k-core by removing one user or item at a time: another order of removals than the operator's."""
+    """Return the k-core by removing one user or item at a time, which is not the operator's order of removals."""
     while True:
         for column in ("user", "item"):
             sizes = frame.groupby(column)["timestamp"].count()
@@ -46,7 +46,10 @@ def test_k_core_is_the_fixpoint(pairs, minimum, partitions):
 
 
 def test_k_core_by_hand():
-    """2-core: u3 has one interaction; without it i3 has one; without that u2 has one; u0 and u1 with i0 and i1 stay."""
+    """In the 2-core, u0 and u1 stay with i0 and i1.
+
+    u3 has one interaction; without u3, i3 has one; without i3, u2 has one.
+    """
     frame = frame_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 3), (3, 3)])
     _, core, kept = workflows.keep_core(dataset(frame), 2)
     assert core.users == {"u0": 2, "u1": 2}
@@ -56,7 +59,7 @@ def test_k_core_by_hand():
 
 @pytest.mark.parametrize("filter_", ["titled", "core"])
 def test_an_emptied_partition_leaks_no_rows(filter_):
-    """The second partition loses all its rows, to which NVTabular would fall back in a longer workflow."""
+    """The second partition loses all its rows, which a longer NVTabular workflow would bring back."""
     frame = frame_of([(0, 0), (1, 0), (0, 1), (1, 1), (2, 5), (3, 6), (4, 7), (5, 8)])
     data = dataset(frame, partitions=2)
     kept = workflows.keep_titled(data, ["i0", "i1"])[1]
@@ -67,7 +70,7 @@ def test_an_emptied_partition_leaks_no_rows(filter_):
 
 
 def encoded_sequences(frame, partitions, folder):
-    """Users, items and the sequences of all of them; ties of time go by item id."""
+    """Return users, items and the sequences of all users; ties in time are ordered by item id."""
     users, items = sorted(set(frame["user"])), sorted(set(frame["item"]))
     _, encoded = workflows.encode(dataset(frame, partitions), Counter(sorted(frame["user"])), items, folder)
     _, written = workflows.sequences(encoded, users, np.arange(len(items)))
@@ -77,7 +80,7 @@ def encoded_sequences(frame, partitions, folder):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), partitions=st.integers(1, 3), buckets=st.integers(1, 12), times=st.integers(1, 50))
 def test_sequences_equal_sorted_pandas(data, partitions, buckets, times, tmp_path_factory):
-    """Whatever the partitions and buckets of users; few distinct times make ties; pandas by (time, item) is right."""
+    """The reference is pandas sorted by (time, item), for any partitions and buckets; few distinct times make ties."""
     users = data.draw(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=12), min_size=1, max_size=8))
     pairs = [(user, item) for user, items in enumerate(users) for item in items]
     stamps = data.draw(st.lists(st.integers(0, times), min_size=len(pairs), max_size=len(pairs)))
@@ -95,7 +98,7 @@ def test_sequences_equal_sorted_pandas(data, partitions, buckets, times, tmp_pat
 
 
 def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
-    """Loaded again, the encoding gives number + 2; 2 for an unknown, 1 for a missing id (Categorify's own)."""
+    """The loaded encoding gives number + 2, 2 for an unknown id and 1 for a missing id (Categorify's own)."""
     frame = frame_of([(0, 2), (0, 0), (0, 1)])
     scratch = tmp_path / "scratch"
     workflow, _ = workflows.encode(dataset(frame), {"u0": 3}, ["i2", "i0", "i1"], scratch)
@@ -109,7 +112,7 @@ def test_saved_workflow_gives_the_catalogues_numbers(tmp_path):
 
 
 def test_an_emptied_partition_goes_all_the_way(tmp_path):
-    """2-core over two partitions, the second of which loses all rows; by hand: two users, items 0, 1, 2 in order."""
+    """The second of two partitions loses all rows in a 2-core; by hand, two users have the items 0, 1, 2 in order."""
     frame = frame_of([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 5), (3, 6), (4, 7), (5, 8), (6, 9), (7, 10)])
     _, core, kept = workflows.keep_core(dataset(frame, partitions=2), 2)
     assert core.sizes == [6, 0]
@@ -120,7 +123,7 @@ def test_an_emptied_partition_goes_all_the_way(tmp_path):
 
 
 def test_saved_filters_and_sequences_work_again(tmp_path):
-    """The custom operators come back from disk fitted: the core keeps what it kept."""
+    """The custom operators are still fitted when they are loaded: the core keeps the same rows."""
     frame = frame_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 5)])
     workflow, _, kept = workflows.keep_core(dataset(frame), 2)
     workflow.save(str(tmp_path / "core"))
@@ -128,8 +131,10 @@ def test_saved_filters_and_sequences_work_again(tmp_path):
 
 
 def test_sequences_of_nullable_columns_are_the_same():
-    """Cudf's columns are nullable as pandas' Int64 is: a comparison with a shifted column's null gave null, and what
-    comes out must equal the result for plain integers. User a took items 2, 3, 4 in this order, user b 1, 2, 3.
+    """Nullable columns, such as cuDF's or pandas' Int64, give the same sequences as plain integers.
+
+    A comparison with the null of a shifted column gave null. By hand, user a took items 2, 3, 4 in this order, and user
+    b 1, 2, 3.
     """
     plain = pd.DataFrame({"user": [4, 4, 4, 3, 3, 3], "item": [5, 3, 4, 6, 4, 5], "timestamp": [5, 3, 4, 9, 1, 5]})
     operator = workflows.Sequences(["a", "b"], np.arange(4))

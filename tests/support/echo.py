@@ -1,4 +1,4 @@
-"""A server whose steps only echo, through the project's own contract and glue: for tests of protocol and faults."""
+"""A server whose steps only echo, with the project's own contract and Triton code, for tests of protocol and faults."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,14 +83,14 @@ class TritonPythonModel:
 
 
 def write_echo(repository: Path, **methods: str) -> None:
-    """Writes the steps' ``model.py`` beside configurations that are there; ``methods`` replaces a step's own."""
+    """Write the steps' ``model.py`` next to existing configurations; ``methods`` replaces the methods of a step."""
     for step, method in {**ECHO_STEPS, **methods}.items():
         (repository / step / "1" / "model.py").write_text(ADAPTER.format(step=step) + method, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with the committed configurations and echoing steps."""
+    """Return a model repository with generated configurations and echoing steps."""
     repository = tmp_path_factory.mktemp("echo")
     write_configs(repository, Serving(pass_seconds=0.01, queue_seconds=60))
     write_echo(repository)
@@ -99,6 +99,6 @@ def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def echo_server(echo_repository: Path) -> Iterator[LocalServer]:
-    """A running server over it."""
+    """Yield a running server on the echoing repository."""
     with LocalServer(echo_repository) as server:
         yield server

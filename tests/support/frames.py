@@ -1,4 +1,4 @@
-"""Interactions as the workflows take them, from pairs of numbers."""
+"""Interactions in the form that the workflows take, made from pairs of numbers."""
 
 import dask.dataframe as dd
 import numpy as np
@@ -7,7 +7,7 @@ from merlin.io import Dataset
 
 
 def frame_of(pairs, times=None):
-    """Interactions of (user, item) number pairs; ids are letters with a number, time is the row unless given."""
+    """Return interactions of (user, item) number pairs; ids are a letter with the number, times default to the row."""
     frame = pd.DataFrame(pairs, columns=["u", "i"]).astype(int)
     return pd.DataFrame(
         {

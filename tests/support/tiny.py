@@ -1,4 +1,4 @@
-"""A tiny random Llama with SmolLM2's real tokenizer, for tests that need the way of a ranker and not its wits."""
+"""A tiny random Llama with SmolLM2's real tokenizer, for tests that need a ranker's pipeline and not its quality."""
 
 import shutil
 import tempfile
@@ -13,15 +13,15 @@ from models.ranker.base import EMBEDDED, find_base
 
 @cache
 def embedded_base() -> Path:
-    """The embedded base, converted once and kept between test runs."""
+    """Return the embedded base, which is converted once and kept between test runs."""
     return find_base(EMBEDDED, Path(tempfile.gettempdir()) / "llamarec-tests-licensed")
 
 
 def tiny_base(folder: Path, **changed: object) -> Path:
-    """Writes a Hugging Face folder of a random Llama (hidden 64, 2 layers, tied embeddings) and returns it.
+    """Write a Hugging Face folder of a random Llama (hidden 64, 2 layers, tied embeddings) and return it.
 
     Args:
-        folder: to write.
+        folder: folder to write.
         changed: entries of its configuration.
     """
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the soak test sends, from processes of their own, and the ways in which it disturbs connections."""
+"""The requests of the soak test, sent from separate processes, and the ways in which it disturbs connections."""
 
 import asyncio
 import random
@@ -28,10 +28,10 @@ def rows(answer: Recommendations) -> Rows:
 
 
 def kind(expected: Mapping[str, list[Rows]], outcome: Recommendations | ClientError) -> str:
-    """What became of a request: answered, degraded, refused, failed, or wrong.
+    """Return the outcome of a request: answered, degraded, refused, failed, or wrong.
 
     Args:
-        expected: the offline answers that are right, by ``ranker`` and ``retriever``; none: InvalidRequest is.
+        expected: the correct offline answers, by ``ranker`` and ``retriever``; if empty, InvalidRequest is correct.
         outcome: the answer or the error.
     """
     if isinstance(outcome, InvalidRequest):
@@ -53,9 +53,9 @@ def send(
     seed: int,
     results: Any,
 ) -> None:
-    """Sends questions at random moments for some time, ``rate`` a second (open loop), every second one with a fallback.
+    """Send requests at random moments, ``rate`` a second (open loop), every second one with a fallback.
 
-    Puts ``(counts, failures)`` on ``results``; a failure is when it began, when it ended, and its text.
+    Put ``(counts, failures)`` on ``results``; a failure is when it began, when it ended, and its text.
     """
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def send(
 
 
 class CuttingProxy:
-    """Passes connections on to a server, and cuts all of them when told to."""
+    """Passes connections on to a server, and cuts all of them on demand."""
 
     def __init__(self, url: str) -> None:
         host, port = url.split(":")
@@ -122,7 +122,7 @@ class CuttingProxy:
             end.close()
 
     def cut(self) -> None:
-        """Every connection breaks in the middle of what it carries."""
+        """Break every connection in the middle of its data."""
         for end in list(self._open):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -133,7 +133,7 @@ class CuttingProxy:
 
 
 def slow_reader(url: str, history: Sequence[str]) -> socket.socket:
-    """A client that asks and then lets the server send nothing back: an HTTP/2 window of 0 bytes."""
+    """Return a client that sends a request but lets the server return nothing: its HTTP/2 window has 0 bytes."""
     content = b"".join(struct.pack("<I", len(raw)) + raw for raw in (item.encode() for item in history))
     request = service_pb2.ModelInferRequest(model_name="llamarec", raw_input_contents=[content])
     request.inputs.add(name="HISTORY", datatype="BYTES", shape=[1, len(history)])

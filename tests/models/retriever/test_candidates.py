@@ -1,4 +1,4 @@
-"""Windows, masks, the top candidates and the true item's place."""
+"""Windows, masks, the top candidates and the rank of the true item."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from models.retriever.candidates import (
 
 # Few distinct values, so that ties are common.
 score_rows = st.lists(st.integers(-3, 3), min_size=2, max_size=40).map(lambda row: np.array(row, np.float32))
-# Long enough for groups of 64, and the best scores few.
+# Long enough for groups of 64, with few best scores.
 long_rows = st.builds(
     lambda seed, items, spread: np.random.default_rng(seed).geometric(spread, items).astype(np.float32),
     st.integers(0, 1 << 30),
@@ -29,27 +29,27 @@ long_rows = st.builds(
 
 
 def test_windows_by_hand():
-    """Length 3: five items (shorter than two windows) give the last 3; seven give windows back from the end."""
+    """With length 3, five items (less than two windows) give the last 3; seven give windows back from the end."""
     five, seven = np.arange(1, 6, dtype=np.int32), np.arange(1, 8, dtype=np.int32)
     assert [window.tolist() for window in training_windows([five, seven], 3)] == [[3, 4, 5], [5, 6, 7], [2, 3, 4], [1]]
 
 
 def test_inputs_are_the_targets_shifted_by_one():
-    """Worked by hand: the first item of a window is predicted from a pad, the last is no input."""
+    """By hand: the first item of a window is predicted from padding, and the last item is not an input."""
     inputs, targets = inputs_and_targets([np.array([7, 8, 9]), np.array([5])], 4)
     assert targets.tolist() == [[0, 7, 8, 9], [0, 0, 0, 5]]
     assert inputs.tolist() == [[0, 0, 7, 8], [0, 0, 0, 0]]
 
 
 def test_a_full_window_has_no_first_item_twice():
-    """A window as long as the model: what rolls around must be replaced by a pad."""
+    """In a window as long as the model, padding must replace the item that the shift moves to the front."""
     inputs, _ = inputs_and_targets([np.array([7, 8, 9])], 3)
     assert inputs.tolist() == [[0, 7, 8]]
 
 
 @given(score_rows | long_rows, st.data())
 def test_top_candidates_equal_a_full_sort(scores, data):
-    """Reference: Python's sort of all items left, by descending score and then by item number."""
+    """The reference is Python's sort of all unmasked items, by descending score and then by item number."""
     items = range(1, len(scores))
     masked = data.draw(st.lists(st.sampled_from(items), unique=True))
     if data.draw(st.booleans()):  # nearly everything
@@ -64,20 +64,20 @@ def test_top_candidates_equal_a_full_sort(scores, data):
 
 @given(score_rows)
 def test_place_of_agrees_with_the_list(scores):
-    """The place of each listed item is its rank in the list of everything."""
+    """The place of each listed item is its rank in the list of all items."""
     everything = top_candidates(scores, np.empty(0, np.int32), len(scores))
     assert [place_of(scores, item) for item in everything.items] == everything.ranks.tolist()
 
 
 def test_a_masked_item_has_no_place():
-    """A true item that is in the history cannot be recommended: 0, a miss for every metric."""
+    """A true item in the history cannot be recommended: its place is 0, a miss for every metric."""
     scores = np.array([0, 1, 2], np.float32)
     top_candidates(scores, np.array([2], np.int32), 20)
     assert place_of(scores, 2) == 0
 
 
 def test_given_candidates_by_hand():
-    """Items 3 and 1 are known (scores 5 and 7), 9 is beyond the vocabulary: last, with rank 0 and no score."""
+    """Items 3 and 1 are known (scores 5 and 7); 9 is beyond the vocabulary, so it is last, with rank 0 and no score."""
     found = given_candidates(np.array([0, 7, 6, 5], np.float32), np.array([9, 3, 1], np.int32))
     assert found.items.tolist() == [1, 3, 9]
     assert found.ranks.tolist() == [1, 2, 0]
@@ -85,14 +85,14 @@ def test_given_candidates_by_hand():
 
 
 def test_retrieval_probabilities_by_hand():
-    """exp(0), exp(ln 3) and an unknown item: 3/4, 1/4 and 0."""
+    """Scores of ln 3, 0 and minus infinity, for an unknown item, give probabilities of 3/4, 1/4 and 0."""
     scores = np.array([np.log(3), 0, -np.inf], np.float32)
     found = Candidates(np.array([1, 2, 3], np.int32), scores, np.array([1, 2, 0], np.int32))
     np.testing.assert_allclose(found.probabilities(), [0.75, 0.25, 0.0], atol=1e-6)
 
 
 def test_a_table_reads_back_as_written(tmp_path: Path):
-    """Parquet round trip of users with two, one and no candidates, in two batches."""
+    """Users with two, one and no candidates are written to Parquet in two batches and read back."""
     two, one, none = (
         top_candidates(np.array([0, 1, 2], np.float32), np.array(m, np.int32), 20) for m in ([], [2], [1, 2])
     )
@@ -108,7 +108,7 @@ def test_a_table_reads_back_as_written(tmp_path: Path):
 
 
 def test_the_file_grows_as_users_come(tmp_path: Path):
-    """One row group is held at most: of 5 users by twos, 4 are on the disk before the writer is closed."""
+    """The writer holds one row group at most: of 5 users by twos, 4 are on the disk before it is closed."""
     row, one = top_candidates(np.zeros(2, np.float32), np.empty(0, np.int32), 20), np.array([1], np.int32)
     with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
         for user in "abcde":
@@ -119,6 +119,6 @@ def test_the_file_grows_as_users_come(tmp_path: Path):
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=8), min_size=1, max_size=5), st.integers(1, 6))
 def test_pad_left_keeps_the_last_items_at_the_end(sequences, length):
-    """Reference: zeros before the last ``length`` items, built with Python lists."""
+    """The reference puts zeros before the last ``length`` items, with Python lists."""
     expected = [[0] * (length - len(row[-length:])) + row[-length:] for row in sequences]
     assert pad_left([np.array(row, np.int32) for row in sequences], length).tolist() == expected

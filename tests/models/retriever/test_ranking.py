@@ -1,4 +1,4 @@
-"""Many users at once: the same candidates and places as one at a time, in bounded memory."""
+"""Ranking many users at once: the candidates and places are those of one user at a time, in bounded memory."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def model():
 
 @pytest.mark.parametrize("at_once", [256, 2])
 def test_files_and_ranks_equal_one_user_at_a_time(model, monkeypatch, tmp_path: Path, at_once):
-    """Reference: the model asked for each history alone. Also by twos, where the last batch is smaller."""
+    """The reference scores each history alone; batches of two are tested too, where the last batch is smaller."""
     monkeypatch.setattr(ranking, "USERS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     histories = [rng.integers(1, ITEMS + 1, count).astype(np.int32) for count in (3, 0, 9, 1, 5)]
@@ -47,7 +47,7 @@ def test_files_and_ranks_equal_one_user_at_a_time(model, monkeypatch, tmp_path: 
 
 
 def test_everything_in_a_long_history_is_masked(model, tmp_path: Path):
-    """A history longer than the model reads: also what it no longer reads is never recommended, and has no place."""
+    """In a history longer than the model reads, the items that it does not read are masked too and have no place."""
     history = np.array([1, 2, 3, 4, 5, 6, 7, 8], np.int32)
     truth = np.array([1], np.int32)
     assert write_candidates(tmp_path / "c.parquet", model, 3, ["a"], [history], truth).tolist() == [0]
@@ -56,7 +56,7 @@ def test_everything_in_a_long_history_is_masked(model, tmp_path: Path):
 
 
 def test_a_large_catalogue_makes_small_batches(model, monkeypatch):
-    """40 scores at most at once and 13 a user: seven users in batches of three, three and one."""
+    """With at most 40 scores at once and 13 per user, seven users come in batches of three, three and one."""
     sizes = []
     monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 40)
     monkeypatch.setattr(ranking, "pad_left", lambda some, length: sizes.append(len(some)) or pad_left(some, length))
@@ -87,8 +87,8 @@ print(peak_memory() - before)
 
 @pytest.mark.thorough
 def test_memory_does_not_grow_with_the_users(tmp_path: Path):
-    """All scores of 6,000 users and 30,000 items are 687 MiB, those of a batch 29: a tenth of all is not exceeded."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
+    """All scores of 6,000 users and 30,000 items take 687 MiB, a batch's 29; memory grows by less than a tenth."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed memory is returned at once
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "c.parquet")]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert float(ended.stdout) < 68

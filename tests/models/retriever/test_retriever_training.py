@@ -1,4 +1,4 @@
-"""Training a retriever: what is written, that it is the best validation's, and that seeds decide it."""
+"""Training a retriever: the files that it writes, that it keeps the best validation, and that it is reproducible."""
 
 import json
 import os
@@ -28,7 +28,7 @@ BRIEF = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=12, validate_e
 
 @pytest.fixture(scope="module")
 def cycling(tmp_path_factory):
-    """60 users who walk round the same circle of 30 items: what comes next is certain and easily learnt."""
+    """Return data of 60 users who walk around one circle of 30 items: the next item is certain and easy to learn."""
     folder = tmp_path_factory.mktemp("cycling")
     rows = ["user,item,timestamp,title"]
     for user in range(60):
@@ -49,7 +49,7 @@ def cycling(tmp_path_factory):
     ],
 )
 def test_it_learns_what_is_certain(cycling, tmp_path, model, loss):
-    """Every user's next item follows from the last one: Recall@10 comes near 1, from a third by chance."""
+    """Every next item follows from the last one, so Recall@10 comes close to 1; by chance it is a third."""
     (tmp_path / "data").symlink_to(cycling / "data")
     options = replace(
         BRIEF, model=model, loss=loss, width=32, epochs=150, learning_rate=3e-3, validate_every=40, dropout=0.1
@@ -58,7 +58,7 @@ def test_it_learns_what_is_certain(cycling, tmp_path, model, loss):
 
 
 def test_the_tables_hold_what_the_metrics_say(artifacts):
-    """Recall@10 counted from the ranks that were written; and no candidate stands in the history."""
+    """Recall@10 is counted from the ranks that were written, and no candidate is in the user's history."""
     metrics = json.loads((artifacts / "retriever" / "metrics.json").read_text())
     data = load_data(artifacts)
     for split, known in (("validation", data.training), ("test", map(np.append, data.training, data.validation))):
@@ -71,7 +71,10 @@ def test_the_tables_hold_what_the_metrics_say(artifacts):
 
 
 def test_the_authors_mask_leaves_older_items_to_be_recommended(cycling, tmp_path):
-    """Users of 12 different items, a model that reads 6: with `last-window` candidates may be among the first items."""
+    """With `last-window`, only the last 6 items are masked, which is all that the model reads.
+
+    Users have 12 different items, so candidates may be among the first ones.
+    """
     (tmp_path / "data").symlink_to(cycling / "data")
     train_retriever(replace(BRIEF, mask="last-window"), tmp_path)
     data = load_data(tmp_path)
@@ -83,13 +86,13 @@ def test_the_authors_mask_leaves_older_items_to_be_recommended(cycling, tmp_path
 
 
 def test_the_best_validation_is_kept(artifacts):
-    """The recorded best is what the written weights reach."""
+    """The written weights reach the best validation on record."""
     metrics = json.loads((artifacts / "retriever" / "metrics.json").read_text())
     assert metrics["validation"]["Recall@10"] == pytest.approx(metrics["best_validation_Recall@10"])
 
 
 def test_the_same_seed_gives_the_same_weights(cycling, tmp_path):
-    """Bit for bit on one machine; another seed gives others."""
+    """On one machine, the weights are bit-identical for the same seed and different for another one."""
     weights = []
     for name, options in (("a", BRIEF), ("b", BRIEF), ("c", replace(BRIEF, seed=4))):
         (tmp_path / name).mkdir()
@@ -102,7 +105,7 @@ def test_the_same_seed_gives_the_same_weights(cycling, tmp_path):
 
 
 def test_a_finished_training_is_left_alone(artifacts, monkeypatch):
-    """The same options on the same data: nothing is trained, the metrics are read."""
+    """With the same options on the same data, nothing is trained and the metrics are read from the file."""
     monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("trained again"))
     metrics = train_retriever(BRIEF_RETRIEVER, artifacts)
     assert metrics == json.loads((artifacts / "retriever" / "metrics.json").read_text())
@@ -138,7 +141,7 @@ def test_options_out_of_range_are_refused(wrong, message):
 
 
 def test_every_preset_is_of_the_model_it_names():
-    """`sasrec-beauty` trains a SASRec without being told so; the paper's are LRURec's."""
+    """`sasrec-beauty` trains a SASRec without a further option; the paper's presets train LRURec."""
     models = {name: RetrieverTraining(**preset).model for name, preset in PRESETS.items()}
     assert models == {"demo": "lrurec", "paper": "lrurec", "paper-ml-latest-small": "lrurec", "sasrec-beauty": "sasrec"}
 
@@ -149,7 +152,7 @@ def test_without_data_the_command_is_named(tmp_path):
 
 
 class Interrupted(BaseException):
-    """Ends a training as a signal would."""
+    """An exception that ends a training as a signal would."""
 
 
 def trained_weights(folder):
@@ -158,7 +161,7 @@ def trained_weights(folder):
 
 @pytest.mark.parametrize("model", ["lrurec", "sasrec"])
 def test_an_interrupted_training_goes_on_where_it_was(cycling, tmp_path, model):
-    """Interrupted between two validations and called again: bit for bit the weights of one that ran through."""
+    """Interrupted between two validations, a training resumes to weights bit-identical to an uninterrupted one's."""
     options = replace(BRIEF, model=model)
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
@@ -182,7 +185,7 @@ def test_an_interrupted_training_goes_on_where_it_was(cycling, tmp_path, model):
 
 
 def test_what_the_watcher_raises_ends_the_training_and_leaves_nothing(cycling, tmp_path):
-    """Steps and Recall@10 of every validation are told; its error comes through."""
+    """The watcher receives step and Recall@10 of every validation, and its error ends the training."""
     (tmp_path / "data").symlink_to(cycling / "data")
     told = []
 
@@ -206,7 +209,7 @@ def test_what_the_watcher_raises_ends_the_training_and_leaves_nothing(cycling, t
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(cycling, tmp_path, changed, message):
-    """Neither overwritten nor gone on from: the message names what differs and what to do."""
+    """The checkpoint is neither overwritten nor resumed: the error names what differs and what to do."""
     (tmp_path / "data").symlink_to(cycling / "data")
     with pytest.raises(Interrupted):
         train_retriever(BRIEF, tmp_path, watch=lambda *_: (_ for _ in ()).throw(Interrupted))
@@ -227,7 +230,7 @@ def test_a_checkpoint_of_another_data_set_is_refused(cycling, artifacts, tmp_pat
 
 
 def test_a_file_that_is_no_checkpoint_is_named(cycling, tmp_path):
-    """Nothing is unpickled from it: weights_only loading refuses what is no tensor."""
+    """Nothing in it is unpickled, because weights_only loading refuses anything but tensors."""
     (tmp_path / "data").symlink_to(cycling / "data")
     torch.save({"made_by": print}, tmp_path / training.CHECKPOINT)
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
@@ -243,7 +246,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(cycling, tmp
 
 
 def test_the_course_is_written_for_tensorboard_and_as_a_picture(cycling, tmp_path):
-    """Every validation's Recall@10 reads back from the events; the picture is a PNG."""
+    """Recall@10 of every validation can be read back from the events, and the picture is a PNG."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (tmp_path / "data").symlink_to(cycling / "data")
@@ -257,9 +260,9 @@ def test_the_course_is_written_for_tensorboard_and_as_a_picture(cycling, tmp_pat
 
 @pytest.mark.thorough
 def test_two_processes_train_what_one_does(cycling, tmp_path):
-    """`accelerate launch`, two processes over gloo, without dropout: the weights of one process, up to rounding.
+    """`accelerate launch` with two processes over gloo, without dropout, gives the weights of one, up to rounding.
 
-    On processors it starts one process a call; the variables are those that mpirun or torchrun would set.
+    On CPUs, each call starts one process; the environment variables are those that mpirun or torchrun would set.
     """
     weights = {}
     for processes in (1, 2):
@@ -289,9 +292,9 @@ def test_two_processes_train_what_one_does(cycling, tmp_path):
         metrics = json.loads(first[0])
         assert metrics["steps"] == 32  # 60 users in 4 batches, 8 epochs
         assert metrics["best_step"] > 0
-        assert all(out == b"" for out, _ in others)  # printed once
+        assert all(out == b"" for out, _ in others)  # the metrics are printed once
         weights[processes] = trained_weights(folder)
     for name, tensor in weights[1].items():
         torch.testing.assert_close(weights[2][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
-    # Two did not simply run as one: sums in another order differ in the last digits.
+    # The two did not each train alone: sums in another order differ in the last digits.
     assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[1])

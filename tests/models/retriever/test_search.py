@@ -1,4 +1,4 @@
-"""The search for dropout and weight decay: what it tries, what it keeps, and that it goes on where it was stopped."""
+"""The search for dropout and weight decay: what it tries and keeps, and that it resumes where it was stopped."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ GRID = Search(training=TRAINING, space="paper", budget=10)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 users who walk round the same circle of 30 items."""
+    """Return data of 60 users who walk around the same circle of 30 items."""
     folder = tmp_path_factory.mktemp("cycling")
     rows = ["user,item,timestamp,title"]
     for user in range(60):
@@ -39,7 +39,7 @@ def tried(result):
 
 @pytest.mark.thorough
 def test_the_papers_grid_is_tried_once_each(artifacts):
-    """Weight decay {0, 0.01} x dropout {0.1, .. 0.5} (section 4.0.4), whatever the budget; the best comes first."""
+    """For any budget, the grid is weight decay {0, 0.01} x dropout {0.1, .. 0.5} (section 4.0.4), best first."""
     result = search(replace(GRID, budget=50), artifacts)
     assert tried(result) == [(decay, share / 10) for decay in (0.0, 0.01) for share in range(1, 6)]
     ended = [row["validation_Recall@10"] for row in result["trials"] if row["state"] == "complete"]
@@ -51,7 +51,7 @@ def test_the_papers_grid_is_tried_once_each(artifacts):
 
 
 def test_a_larger_budget_continues_the_search(artifacts, monkeypatch):
-    """Two trainings, then three in all: the first two are not trained again, in ranges not drawn again either."""
+    """After two trainings, a budget of three adds one: the first two are neither trained nor drawn again."""
     wide = Search(training=TRAINING, space="wide", budget=2)
     first = search(wide, artifacts)
     trainings = count_trainings(monkeypatch)
@@ -64,7 +64,7 @@ def test_a_larger_budget_continues_the_search(artifacts, monkeypatch):
 
 
 def count_trainings(monkeypatch):
-    """The steps at which every training from now on begins."""
+    """Return a list to which every later training appends the step at which it begins."""
     begun, fit = [], module.fit
 
     def counted(training, data, checkpoint, *rest):
@@ -78,9 +78,9 @@ def count_trainings(monkeypatch):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_training_goes_on_from_its_last_validation(artifacts, monkeypatch, stop):
-    """Stopped at its first validation and, started again, at the next: the same training ends, and stands there once.
+    """A training stopped at its first and then at its next validation is finished by the third run and listed once.
 
-    Ctrl-C is told to the study; of a process that ends in any other way the study knows nothing.
+    Ctrl-C is reported to the study; any other end of the process is not.
     """
     report = module.Trial.report
     begun = count_trainings(monkeypatch)
@@ -104,7 +104,7 @@ def test_an_interrupted_training_goes_on_from_its_last_validation(artifacts, mon
 
 
 def test_a_poor_training_is_pruned(artifacts, monkeypatch):
-    """Three reach 0.9 at every validation and the fourth 0.1: it ends at the first that may judge it."""
+    """Three trainings reach 0.9 at every validation; the fourth reaches 0.1 and ends at the first that may prune it."""
     course = module.fit
 
     def watched(training, data, checkpoint, logs, watch):
@@ -127,7 +127,7 @@ def test_a_poor_training_is_pruned(artifacts, monkeypatch):
 
 
 def test_other_options_are_another_search(artifacts):
-    """The learning rate is not searched: with another one nothing of the first search counts."""
+    """The learning rate is not searched: with another one, no result of the first search counts."""
     one = Search(training=TRAINING, space="dropout", budget=1)
     first = search(one, artifacts)
     other = search(replace(one, training=replace(TRAINING, learning_rate=0.01)), artifacts)
@@ -136,7 +136,7 @@ def test_other_options_are_another_search(artifacts):
 
 
 def test_only_the_validation_split_is_read(artifacts, monkeypatch):
-    """Test items that point nowhere change nothing: they are not looked at."""
+    """Removing the test items changes nothing, because the search does not read them."""
     seen = search(Search(training=TRAINING, space="dropout", budget=1), artifacts)
     load = module.load_data
 
@@ -168,7 +168,7 @@ def test_every_space_names_options_of_the_training():
 
 
 def test_a_loss_that_is_no_number_ends_the_search(artifacts):
-    """Every training of the space would meet it: the error names the step and the learning rate."""
+    """Every training of the space would fail in this way, so the error names the step and the learning rate."""
     training = replace(TRAINING, learning_rate=1e30)
     with pytest.raises(InputError, match=r"loss is .* at step .*learning rate 1e\+30"):
         search(Search(training=training, space="dropout", budget=2), artifacts)

@@ -1,4 +1,4 @@
-"""Cross-fitting: lists for a user come from a retriever that never saw them."""
+"""Cross-fitting: the candidate lists of a user come from a retriever that was not trained on this user."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,14 @@ from preprocessing.data import load_data
 
 @pytest.fixture
 def copied(artifacts: Path, tmp_path: Path) -> Path:
-    """Data and retriever of MovieLens-100K, to cross-fit beside."""
+    """Return a folder with the data and retriever of MovieLens-100K, for cross-fitting."""
     for stage in ("data", "retriever"):
         (tmp_path / stage).symlink_to(artifacts / stage)
     return tmp_path
 
 
 def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two folds of 943 users: what each retriever was given holds none of its fold, all items, and the same options."""
+    """Each of two folds of 943 users has a retriever trained without its users, on all items, with the same options."""
     data = load_data(copied)
     _, whole = load_retriever(copied / "retriever")
     fitted = cross_fit(copied, data, folds=2, candidates=20)
@@ -63,7 +63,7 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
 def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With the retriever's negatives in its order, each example is a list as given, of positions where it was right."""
+    """With the retriever's negatives and order, an example is an unchanged list at a position whose target it holds."""
     data = load_data(copied)
     lists = [Candidates(np.arange(1, 21, dtype=np.int32), np.zeros(20, np.float32), np.arange(1, 21, dtype=np.int32))]
     asked: list[dict[str, int]] = []
@@ -83,7 +83,7 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
 
 
 def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    """7 random ones, which the retriever was not asked about, before the 5 of its own lists."""
+    """The 7 prompts with random candidates, which the retriever did not score, precede the 5 with its own lists."""
     data = load_data(copied)
     lists = Candidates(
         np.arange(1, 21, dtype=np.int32), np.arange(20, dtype=np.float32), np.arange(1, 21, dtype=np.int32)
@@ -100,7 +100,7 @@ def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.Mon
 
 
 def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
-    """50 for everybody: the first 20 are those of the stored table, no item of the history is among them."""
+    """Every user gets 50 candidates: the first 20 are those of the stored table, and none is in the user's history."""
     data = load_data(copied)
     stored = CandidateTable.read(copied / "retriever" / "candidates-validation.parquet")
     table = validation_table(copied, data, 50)
@@ -113,7 +113,7 @@ def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
 
 
 def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
-    """Index letters A to x the whole way: trained, merged, its probes replayed, fifty items ordered."""
+    """Index letters A to x work in every stage: training, merging, replaying the probes, and ordering fifty items."""
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, full_validation=False, max_history=3, candidates=50
     )

@@ -1,4 +1,4 @@
-"""Training examples: what they may hold, and that they are reproducible."""
+"""Training examples: which items they may contain, and that they are reproducible."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def prefixes(examples: list[Example]) -> list[list[int]]:
 
 
 def listed(*items: int) -> Candidates:
-    """A retriever's list, each item scored with the hundredth of its number."""
+    """Return a retriever's list in which the score of an item is its number divided by 100."""
     row = np.array(items, np.int32)
     return Candidates(row, (row / 100).astype(np.float32), np.arange(1, len(row) + 1, dtype=np.int32))
 
 
 def ten_from(first: int):
-    """A retriever that lists the ten items from ``first`` on, whatever came before."""
+    """Return a retriever that lists the ten items from ``first`` on for every history."""
     return lambda positions: [listed(*range(first, first + 10))] * len(positions)
 
 
@@ -48,7 +48,7 @@ def test_every_prefix_of_two_or_more_is_one_example():
     seed=st.integers(0, 9),
 )
 def test_candidates_are_the_truth_and_items_outside_the_prefix(rows: list[list[int]], count: int, seed: int):
-    """20 distinct candidates, or as many as the catalogue of 40 leaves; none but the truth is from the prefix."""
+    """There are 20 distinct candidates, or all that the catalogue of 40 allows; only the target is from the prefix."""
     for example in sample_examples(sequences(*rows), RANDOM, count=count, seed=seed):
         target = int(example.candidates[example.truth])
         prefix = {*example.history.tolist(), target}
@@ -58,21 +58,24 @@ def test_candidates_are_the_truth_and_items_outside_the_prefix(rows: list[list[i
 
 
 def test_sampling_repeats_with_its_seed_and_only_then():
-    """The same seed gives the same examples in the same order; another one does not."""
+    """The same seed gives the same examples in the same order; another seed does not."""
     training = sequences(list(range(1, 20)), list(range(20, 40)))
     first, again, other = (as_lists(sample_examples(training, RANDOM, count=8, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_truths_are_spread_over_the_letters():
-    """Shuffled candidates: over 400 examples each of 20 places holds the truth 20 times on average, never below 5."""
+    """Candidates are shuffled: in 400 examples each of 20 places holds the truth 20 times on average, never below 5."""
     training = sequences(*([list(range(1, 6))] * 100))
     places = [example.truth for example in sample_examples(training, RANDOM, seed=0)]
     assert np.bincount(places, minlength=20).min() >= 5
 
 
 def test_a_users_later_items_are_negatives_like_any():
-    """Left out, they would be given away: behind item 3 alone 19 of 38 others are drawn, 5 half the time."""
+    """A user's later items may be negatives, because leaving them out would give them away.
+
+    After item 3 alone, 19 of the 38 other items are drawn, so item 5 is in half of the lists.
+    """
     lists = [
         example.candidates
         for seed in range(60)
@@ -84,14 +87,14 @@ def test_a_users_later_items_are_negatives_like_any():
 
 
 def test_retrieved_lists_are_used_as_they_are_where_they_hold_the_target():
-    """Targets 2 and 3 are not among 5..14, targets 5 and 14 are, at the places 0 and 9 of the list: nothing moved."""
+    """The list 5..14 has the targets 5 and 14, at places 0 and 9, and stays unchanged; it lacks targets 2 and 3."""
     pools = RetrievedPools(ten_from(5), "retriever")
     examples = sample_examples(sequences([1, 2, 3], [1, 5], [1, 14]), pools, seed=0)
     assert sorted(as_lists(examples)) == [([1], list(range(5, 15)), 0), ([1], list(range(5, 15)), 9)]
 
 
 def test_shuffled_lists_hold_the_same_items_in_other_orders():
-    """Three pools of one position: one history, the same ten candidates, the truth wherever it fell."""
+    """Three pools of one position have the same history and ten candidates; the truth is at its shuffled place."""
     pools = RetrievedPools(ten_from(5), "shuffled", pools=3)
     examples = sample_examples(sequences([1, 8]), pools, seed=0)
     assert len(examples) == 3
@@ -102,7 +105,7 @@ def test_shuffled_lists_hold_the_same_items_in_other_orders():
 
 @pytest.mark.parametrize("order", ["retriever", "shuffled"])
 def test_each_candidate_keeps_the_retrievers_score(order: str):
-    """The hundredth of its number wherever it stands; random candidates were not asked about and are all alike."""
+    """A candidate's score is its number divided by 100 at any place; random candidates have no scores and get zeros."""
     for example in sample_examples(sequences([1, 8], [2, 11]), RetrievedPools(ten_from(5), order), seed=0):  # type: ignore[arg-type]
         assert example.scores == pytest.approx(example.candidates / 100)
     for example in sample_examples(sequences([1, 8]), RANDOM, seed=0):
@@ -110,8 +113,10 @@ def test_each_candidate_keeps_the_retrievers_score(order: str):
 
 
 def test_popular_negatives_are_drawn_by_their_counts():
-    """Counts 0, 6, 3, 1 behind the target's own 5: as the one negative of 2,000 examples .6, .3 and .1 of them, within
-    five standard errors (.055), and item 2, which nobody took, never.
+    """Negatives are drawn by the counts 0, 6, 3 and 1 of the items other than the target, whose count is 5.
+
+    As the only negative in 2,000 examples, items 3, 4 and 5 have shares of .6, .3 and .1 within five standard errors
+    (.055), and item 2, which has no interactions, is never drawn.
     """
     pools = RandomPools(5, 2, counts=[5, 0, 6, 3, 1])
     examples = [example for seed in range(2000) for example in sample_examples(sequences([1, 1]), pools, seed=seed)]
@@ -121,14 +126,14 @@ def test_popular_negatives_are_drawn_by_their_counts():
 
 
 def test_a_small_catalogue_is_drawn_whole():
-    """Four others for nineteen places, the one without a count too: nothing twice and nothing missing."""
+    """With four other items for nineteen places, each is drawn exactly once, including the item with a count of 0."""
     for counts in (None, [5, 0, 6, 3, 1]):
         (example,) = sample_examples(sequences([1, 1]), RandomPools(5, 20, counts=counts), seed=0)
         assert sorted(example.candidates.tolist()) == [1, 2, 3, 4, 5]
 
 
 def test_pools_of_random_negatives_share_history_and_target():
-    """What is computed once in training: the same history stands behind each other in the examples."""
+    """Examples with the same history follow one another, so that training computes the history once."""
     examples = sample_examples(sequences([1, 2, 3]), RandomPools(40, 20, pools=2), seed=0)
     assert [len(example.history) for example in examples] in ([1, 1, 2, 2], [2, 2, 1, 1])
     assert len({tuple(example.candidates.tolist()) for example in examples}) == 4
@@ -136,7 +141,7 @@ def test_pools_of_random_negatives_share_history_and_target():
 
 @pytest.mark.parametrize("pools", [RANDOM, RandomPools(40, 20, pools=2), RetrievedPools(ten_from(2))])
 def test_no_user_gets_more_than_a_users_share(pools: RandomPools):
-    """A sequence of 39 beside one of 4: 3 of each at most, and another choice of positions with another seed."""
+    """Sequences of 39 and of 4 items give at most 3 examples each; another seed chooses other positions."""
     training = sequences(list(range(1, 40)), [1, 2, 3, 4])
     examples = sample_examples(training, pools, per_user=3, seed=0)
     counted = [sum(example.history[0] == 1 and len(example.history) > 3 for example in examples), len(examples)]
@@ -147,7 +152,7 @@ def test_no_user_gets_more_than_a_users_share(pools: RandomPools):
 
 
 def test_the_retriever_is_asked_about_what_came_before_and_nothing_else():
-    """A position holds user, history and target; the list is made from the history of that user."""
+    """The retriever receives user, history and target of each position; the list is made from that user's history."""
     asked: list[Position] = []
 
     def lists(positions: list[Position]) -> list[Candidates]:
@@ -159,12 +164,12 @@ def test_the_retriever_is_asked_about_what_came_before_and_nothing_else():
 
 
 def test_sequences_without_a_next_item_are_refused():
-    """A user with one item has nothing to predict; with nobody else there is nothing to train on."""
+    """A user with one item has nothing to predict; without other users there is nothing to train on."""
     with pytest.raises(InputError, match="2 items to train on"):
         sample_examples(sequences([1], []), RANDOM, seed=0)
 
 
 def test_a_retriever_that_finds_nothing_is_refused():
-    """No list holds a target: there is nothing to learn from, and the sentence says what else to do."""
+    """If no list contains a target, there is nothing to learn, and the error names an alternative."""
     with pytest.raises(InputError, match=r"none of 2 training positions .* random negatives"):
         sample_examples(sequences([1, 2, 3]), RetrievedPools(ten_from(20)), seed=0)

@@ -1,4 +1,4 @@
-"""Reading candidates' lines: the loss, what is logged of a prompt while tuning, and bases that cannot be cut."""
+"""Scoring candidates by their lines: the loss, the scores of a validation, and bases that cannot be cut."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ SCORES = [
 
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
-    """Two layers with adapters that do something."""
+    """Return a model of two layers with adapters that change its output."""
     model = load_base(tiny_base(tmp_path), quantisation="none", dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj"))
     torch.manual_seed(1)
@@ -44,14 +44,17 @@ def model(tmp_path: Path) -> Any:
 
 
 def says(model: Any, prompt: Prompt, direction: torch.Tensor) -> torch.Tensor:
-    """By the definition, from transformers' own last hidden states, which its norm has passed, of one prompt alone."""
+    """Return the line scores by definition, from transformers' last hidden states of one prompt, after the norm."""
     states = model(input_ids=torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states[-1][0]
     return states[prompt.line_ends] @ direction
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_the_loss_is_that_of_each_prompt_read_alone(model: Any, share: bool):
-    """Cross-entropy of retriever's and lines' log-probabilities added up, written out for one unpacked prompt each."""
+    """The loss equals the definition, computed for one unpacked prompt at a time.
+
+    It is the cross-entropy of the sum of the retriever's and the lines' log-probabilities.
+    """
     direction = torch.randn(64)
     priors = [torch.from_numpy(row).log_softmax(0) for row in SCORES]
     expected = -sum(
@@ -63,7 +66,7 @@ def test_the_loss_is_that_of_each_prompt_read_alone(model: Any, share: bool):
 
 
 def test_at_first_the_loss_is_the_retrievers_and_both_learn(model: Any):
-    """A direction of zeros adds nothing: the cross-entropy of the retriever alone; then adapters get a gradient too."""
+    """A direction of zeros gives the retriever's cross-entropy alone; afterwards the adapters get a gradient too."""
     objective = LineObjective(model)
     examples = [
         Example(np.array([1]), np.arange(len(row)), truth, row) for truth, row in zip(TRUTHS, SCORES, strict=True)
@@ -82,7 +85,7 @@ def test_at_first_the_loss_is_the_retrievers_and_both_learn(model: Any):
 
 
 def test_validation_reads_what_the_loss_teaches(model: Any):
-    """One prompt in evaluation mode, by the definition."""
+    """The expected scores of one prompt in evaluation mode follow from the definition."""
     direction = torch.randn(64)
     with evaluating(model):
         found = line_logits(model, direction, PROMPTS[0])
@@ -90,7 +93,7 @@ def test_validation_reads_what_the_loss_teaches(model: Any):
 
 
 def test_a_cut_base_is_the_lower_layers_of_the_whole_one(tmp_path: Path):
-    """Its states behind the norm are those of transformers behind the first layer, normalised."""
+    """The normalised states of the cut base are transformers' states after the first layer, normalised."""
     folder = tiny_base(tmp_path)
     given = {"quantisation": "none", "dtype": torch.float32, "device": "cpu"}
     whole, cut = load_base(folder, **given), load_base(folder, **given, depth=1)
@@ -101,7 +104,7 @@ def test_a_cut_base_is_the_lower_layers_of_the_whole_one(tmp_path: Path):
 
 
 def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_path: Path):
-    """Qwen 2 names a kind of attention for each of three layers; cut to two and merged, it loads again as it was."""
+    """Qwen 2 names an attention type for each of three layers; cut to two and merged, it loads with the same logits."""
     folder = tmp_path / "qwen"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
     Qwen2ForCausalLM(Qwen2Config(vocab_size=200, num_hidden_layers=3, **sizes)).save_pretrained(folder)
@@ -114,7 +117,7 @@ def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_pat
 
 
 def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
-    """More layers than there are, and GPT-2, which keeps its own elsewhere."""
+    """A depth above the number of layers is refused, and so is GPT-2, whose layers have another name."""
     folder = tiny_base(tmp_path / "llama")
     with pytest.raises(InputError, match="depth is 3, but the base has 2 layers: lower depth"):
         load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=3)

@@ -1,4 +1,4 @@
-"""Packed prompts: what is computed once, what each token sees, and that loss and gradients are the plain way's."""
+"""Packed prompts: what is computed once, what each token attends to, and that loss and gradients are unchanged."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ ANSWERS = [[49, 2], [50, 2], [51, 2], [49, 2], [52, 2]]
 
 
 def seen(packed: PackedPrompts) -> dict[int, set[int]]:
-    """For each place in the packed sequence, the places that it attends to."""
+    """Return, for each place in the packed sequence, the places that it attends to."""
     result = {}
     for segment in packed.segments:
         context = [
@@ -37,7 +37,7 @@ def seen(packed: PackedPrompts) -> dict[int, set[int]]:
 
 
 def assert_faithful(prompts: list[list[int]], packed: PackedPrompts) -> None:
-    """Each prompt is there token by token, at its own positions, and each token sees its prompt up to itself."""
+    """Assert that each prompt is present at its own positions, and each token attends to its prompt up to itself."""
     attended = seen(packed)
     for prompt, places in zip(prompts, packed.places, strict=True):
         assert packed.tokens[0, places].tolist() == prompt
@@ -52,20 +52,20 @@ def assert_faithful(prompts: list[list[int]], packed: PackedPrompts) -> None:
     tails=st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(1, 3), max_size=20)), min_size=1, max_size=8),
 )
 def test_every_token_sees_its_prompt_up_to_itself(stems: list[list[int]], tails: list[tuple[int, list[int]]]):
-    """Whatever prompts share: prefixes, repetitions and nothing at all."""
+    """Packing is correct whether prompts share prefixes, repeat each other, or have nothing in common."""
     prompts = [[*stems[place % len(stems)], *tail] for place, tail in tails]
     assert_faithful(prompts, pack(prompts))
     assert_faithful(prompts, pack(prompts, share=False))
 
 
 def test_what_is_shared_is_there_once_and_nothing_is_padded():
-    """32 tokens of the stem, 3 and 2 behind it, 40 more shared by two with 1 and 2 behind them, and 2 alone: 82."""
+    """A stem of 32 tokens with tails of 3 and 2, 40 more shared by two tails of 1 and 2, and 2 alone make 82 tokens."""
     assert pack(POOLS).tokens.shape == (1, 32 + 3 + 2 + 40 + 1 + 2 + 2)
     assert pack(POOLS, share=False).tokens.shape == (1, sum(map(len, POOLS)))
 
 
 def test_a_short_common_beginning_is_not_worth_a_segment():
-    """Two prompts that share 3 tokens stay apart: two segments, nothing above either."""
+    """Two prompts that share only 3 tokens stay apart: there are two segments, and no segment above either."""
     assert [segment.above for segment in pack([[1, 2, 3, 4], [1, 2, 3, 5]]).segments] == [(), ()]
 
 
@@ -78,8 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("share", [True, False])
 def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, layers: int | None, share: bool):
-    """Transformers' own causal loss, one prompt a pass, logits everywhere and everything but the answer ignored, the
-    adapters computed by peft's own layers.
+    """The reference is transformers' own causal loss, with the adapters computed by peft's own layers.
+
+    It reads one prompt per pass, computes logits at every position and ignores everything but the answer.
     """
     model = load_base(folder, quantisation=quantisation, dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj", "down_proj"), layers=layers)
@@ -120,9 +121,9 @@ def test_loss_and_gradients_are_the_plain_ways(folder: Path, quantisation: str, 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("block", [16, 128])
 def test_bf16_learns_what_fp32_does(folder: Path, share: bool, block: int, monkeypatch: pytest.MonkeyPatch):
-    """The same model in fp32 is the reference; bf16 has 8 bits, and the adapters' gradients come back in fp32.
+    """The same model in fp32 is the reference; bf16 has 8 bits, and the adapters' gradients are returned in fp32.
 
-    Prompts have up to 74 tokens: in blocks of 16 they have several, with and without something above them.
+    Prompts have up to 74 tokens: with blocks of 16 they have several, with and without a segment above them.
     """
     monkeypatch.setattr(packing, "ATTENTION_BLOCK", block)
     losses, gradients = [], []

@@ -1,4 +1,4 @@
-"""QLoRA on a tiny Llama: the loss, what an evaluation leaves behind, and the merged model."""
+"""QLoRA on a tiny Llama: the loss, the effect of an evaluation on the training, and the merged model."""
 
 import shutil
 import weakref
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, quantisation: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A base with adapters that do something: freshly made ones add nothing until their second matrix is trained."""
+    """Return a base with adapters that change its output; new ones add nothing until their second matrix is trained."""
     model = load_base(folder, quantisation=quantisation, dtype=dtype, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "v_proj"))
     torch.manual_seed(1)
@@ -63,7 +63,7 @@ def gradients(model: PeftModel) -> torch.Tensor:
 
 
 def test_loss_is_that_of_the_answers_alone(folder: Path):
-    """The causal loss of transformers, one unpadded prompt at a time, everything but the answer labelled -100."""
+    """The reference is transformers' causal loss, one unpadded prompt at a time, all but the answer labelled -100."""
     model = adapted(folder, "none")
     expected = 0.0
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
@@ -74,7 +74,7 @@ def test_loss_is_that_of_the_answers_alone(folder: Path):
 
 
 def test_letter_logits_are_the_full_heads(folder: Path):
-    """The rows of the letters of transformers' full logits at the last position."""
+    """The reference is the letters' rows of transformers' full logits at the last position."""
     model = adapted(folder, "none")
     with evaluating(model):
         expected = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1, LETTERS]
@@ -83,7 +83,7 @@ def test_letter_logits_are_the_full_heads(folder: Path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_survive_an_evaluation(folder: Path, dtype: torch.dtype):
-    """An evaluation lets bitsandbytes repack NF4 weights: the gradient must be the same to the bit before and after."""
+    """In an evaluation, bitsandbytes repacks NF4 weights; the gradient must be bit-identical before and after."""
     model = adapted(folder, "nf4", dtype)
     before = gradients(model)
     with evaluating(model):
@@ -95,7 +95,7 @@ def test_gradients_survive_an_evaluation(folder: Path, dtype: torch.dtype):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "none"])
 def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, quantisation: str):
-    """Log-probabilities after a strict load into a plain Llama: within 2e-5 in fp32, 0.015 as stored in fp16."""
+    """After a strict load into a plain Llama, log-probabilities agree within 2e-5 in fp32, and 0.015 in stored fp16."""
     model = adapted(folder, quantisation)
     with evaluating(model):
         expected = letter_logits(model, PROMPTS[0], LETTERS).log_softmax(0)
@@ -115,7 +115,7 @@ def test_merged_model_scores_as_the_unmerged_one(folder: Path, tmp_path: Path, q
 
 
 def test_merging_twice_gives_the_same(folder: Path):
-    """Merging reads the model and changes nothing in it, an evaluation in between included."""
+    """Merging reads the model and does not change it, even with an evaluation in between."""
     model = adapted(folder, "nf4", torch.bfloat16)
     first = dict(merged_tensors(model))
     with evaluating(model):
@@ -126,7 +126,7 @@ def test_merging_twice_gives_the_same(folder: Path):
 
 
 def test_merged_folder_is_an_ordinary_one(folder: Path, tmp_path: Path):
-    """fp16 weights under the base's own names, its configuration without quantisation, and its tokenizer."""
+    """The folder has fp16 weights under the base's names, its configuration without quantisation, and its tokenizer."""
     save_merged(adapted(folder, "nf4"), folder, tmp_path)
     merged = LlamaForCausalLM.from_pretrained(str(tmp_path))
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float16}
@@ -136,7 +136,7 @@ def test_merged_folder_is_an_ordinary_one(folder: Path, tmp_path: Path):
 
 
 def test_a_merged_model_carries_its_bases_licence_and_says_that_it_was_changed(folder: Path, tmp_path: Path):
-    """Llama 2's licence (1b) wants its text and notice with a derivative, Apache's (4b) word of the change."""
+    """Llama 2's licence (1b) requires its text and notice with a derivative, Apache's (4b) a note of the change."""
     base = tmp_path / "base"
     shutil.copytree(folder, base)
     for name in ("LICENSE.txt", "USE_POLICY.md", "NOTICE"):
@@ -148,7 +148,10 @@ def test_a_merged_model_carries_its_bases_licence_and_says_that_it_was_changed(f
 
 
 def test_shards_hold_the_same_model_and_no_more_than_their_size(folder: Path, tmp_path: Path):
-    """Cut at 100,000 bytes the model loads as in one file; only the embedding, larger than that, exceeds it, alone."""
+    """Shards cut at 100,000 bytes load as the same model as a single file.
+
+    Only the embedding, which is larger, exceeds this size, in a shard that contains nothing else.
+    """
     model = adapted(folder, "nf4")
     save_merged(model, folder, tmp_path / "whole")
     save_merged(model, folder, tmp_path / "cut", shard_bytes=100_000)
@@ -164,7 +167,7 @@ def test_shards_hold_the_same_model_and_no_more_than_their_size(folder: Path, tm
 
 
 def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What lets 7B merge in 16 GB: of the tensors made so far, a shard and one more at most are alive."""
+    """At most one shard and one more tensor are alive at a time, which allows merging 7B in 16 GB."""
     made: list[tuple[weakref.ref[torch.Tensor], int]] = []
     most = 0
 
@@ -184,7 +187,7 @@ def test_merging_holds_a_shard_and_a_tensor_at_a_time(folder: Path, tmp_path: Pa
 
 
 def other_base(folder: Path, architecture: type, **changed: object) -> Path:
-    """A tiny random model that is no Llama."""
+    """Write a tiny random model that is not a Llama, and return its folder."""
     torch.manual_seed(0)
     settings = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     architecture(architecture.config_class(**{**settings, **changed})).save_pretrained(folder)
@@ -201,7 +204,10 @@ def other_base(folder: Path, architecture: type, **changed: object) -> Path:
 def test_other_causal_models_are_trained_and_merged_alike(
     tmp_path: Path, architecture: type, changed: dict[str, object], target: str
 ):
-    """Biases, learned positions, tied heads: packed as alone, gradients in the adapters, merged to the same."""
+    """Models with biases, learned positions or tied heads can be trained and merged like Llama.
+
+    Their packed scores equal the unpacked ones, the adapters get gradients, and the merged model has the same logits.
+    """
     base = other_base(tmp_path / "base", architecture, **changed)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
@@ -228,7 +234,7 @@ def test_other_causal_models_are_trained_and_merged_alike(
 def test_what_is_computed_otherwise_is_refused(
     tmp_path: Path, architecture: type, changed: dict[str, object], message: str
 ):
-    """Scaled logits, capped attention, a window shorter than a prompt: it would learn other scores."""
+    """With scaled logits, capped attention or a window shorter than a prompt, training would learn other scores."""
     settings = {"num_key_value_heads": 2, "intermediate_size": 64, "initializer_range": 0.5, **changed}
     base = other_base(tmp_path, architecture, **settings)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
@@ -238,7 +244,7 @@ def test_what_is_computed_otherwise_is_refused(
 
 
 def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path):
-    """Weights that a folder lacks would be made up at random; adapters on nothing would train nothing."""
+    """Missing weights would be initialised at random, and adapters without a projection would train nothing."""
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     weights = load_file(broken / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The served ranker: letters' logits, order, and the refusal to serve another model than was stored."""
+"""The served ranker: the letters' logits, the order, and the refusal to serve a model that has changed."""
 
 import json
 import os
@@ -32,20 +32,20 @@ LETTERS = {letter: 49 + place for place, letter in enumerate("ABCDEFGHIJKLMNOPQR
 
 
 def full_logits(folder: Path) -> torch.Tensor:
-    """The logits of transformers over the whole vocabulary behind the prompt, in fp32."""
+    """Return transformers' fp32 logits over the whole vocabulary for the token after the prompt."""
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.inference_mode():
         return model(input_ids=torch.tensor([TOKENS])).logits[0, -1]
 
 
 def first(count: int) -> Prompt:
-    """The prompt as one of so many candidates."""
+    """Return the prompt with the line ends of the first ``count`` candidates."""
     return Prompt(TOKENS, ENDS[:count])
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """What the export writes for the ranker's step."""
+    """Return a folder with the files that the export writes for the ranker's step."""
     merged = tiny_base(tmp_path / "merged")
     logprobs = full_logits(merged)[list(LETTERS.values())].log_softmax(0).tolist()
     contents = {
@@ -60,13 +60,13 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_logits_are_those_of_the_full_model(exported: Path):
-    """The letters' rows of transformers' full logits; a letter for each candidate and no more."""
+    """The reference is the letters' rows of transformers' full logits, one letter for each candidate."""
     expected = full_logits(exported / "merged")[list(LETTERS.values())].numpy()
     assert Ranker.load(exported).logits(first(7)) == pytest.approx(expected[:7], abs=1e-4)
 
 
 def test_order_and_probabilities_are_the_letters(exported: Path):
-    """Weight 0: softmax of the first five letters' logits, descending."""
+    """With weight 0, the expected values are the softmax of the first five letters' logits, in descending order."""
     logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
     places, probabilities = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     assert places.tolist() == logits.argsort(descending=True).tolist()
@@ -75,20 +75,20 @@ def test_order_and_probabilities_are_the_letters(exported: Path):
 
 
 def test_the_stored_weight_brings_the_retriever_in(exported: Path):
-    """With all the weight on it the retriever's order comes back."""
+    """With a weight of 1, the result is the retriever's order."""
     (exported / "fusion.json").write_text('{"weight": 1.0}')
     places, _ = Ranker.load(exported).rank(first(3), np.array([1.0, 3.0, 2.0], np.float32), np.array([3, 1, 2]))
     assert places.tolist() == [1, 2, 0]
 
 
 def test_no_candidates_is_an_empty_answer_without_a_pass(exported: Path):
-    """Everything excluded: nothing to rank, and no prompt either."""
+    """If every item is excluded, there is nothing to rank, and there is no prompt either."""
     places, probabilities = Ranker.load(exported).rank(Prompt([], []), np.empty(0, np.float32), np.empty(0, np.int32))
     assert places.shape == probabilities.shape == (0,)
 
 
 def test_bf16_stays_within_its_tolerance(exported: Path):
-    """The probes stored in fp32 are accepted by a bf16 runtime, whose scores are close and not equal."""
+    """Probes stored in fp32 are accepted by a bf16 runtime, whose scores are close but not equal."""
     exact = Ranker.load(exported).logits(PROMPT)
     rounded = Ranker.load(exported, Runtime(dtype="bfloat16")).logits(PROMPT)
     assert rounded.dtype == np.float32
@@ -96,7 +96,7 @@ def test_bf16_stays_within_its_tolerance(exported: Path):
 
 
 def test_a_model_that_disagrees_with_its_probes_is_not_served(exported: Path):
-    """Other weights under the same name: the first probe tells."""
+    """The first probe detects other weights under the same name."""
     torch.manual_seed(7)
     model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
     torch.nn.init.normal_(model.model.embed_tokens.weight)
@@ -106,7 +106,7 @@ def test_a_model_that_disagrees_with_its_probes_is_not_served(exported: Path):
 
 
 def test_scores_that_are_no_numbers_are_not_served(exported: Path):
-    """A comparison with NaN is false, so it has to be asked the right way round."""
+    """Every comparison with NaN is false, so the check must be written such that it fails on NaN."""
     model = LlamaForCausalLM.from_pretrained(str(exported / "merged"))
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     model.save_pretrained(exported / "merged")
@@ -116,14 +116,14 @@ def test_scores_that_are_no_numbers_are_not_served(exported: Path):
 
 @pytest.mark.parametrize("name", ["verbalizer", "fusion", "probes", "runtime"])
 def test_a_missing_file_is_named(exported: Path, name: str):
-    """Half an export says which half is missing and what to run."""
+    """If an export is incomplete, the error names the missing file and the command to run."""
     (exported / f"{name}.json").unlink()
     with pytest.raises(InputError, match=rf"{name}\.json is missing: run `llamarec export`"):
         Ranker.load(exported)
 
 
 def test_an_unknown_runtime_is_refused():
-    """An artifact exported by a later version may name a runtime that this one has not."""
+    """An artifact exported by a later version may name a runtime that this version does not have."""
     with pytest.raises(InputError, match="not a runtime of this version"):
         Runtime(dtype="int3")  # type: ignore[arg-type]
 
@@ -139,7 +139,7 @@ def test_an_unknown_runtime_is_refused():
 def test_runtime_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, native: bool, installed: bool, expected: tuple[str, str]
 ):
-    """bf16 only where the processor multiplies it itself, emulated it is slow; OpenVINO where it is there."""
+    """bf16 requires a processor with native support, because emulation is slow; OpenVINO must be installed."""
     monkeypatch.setattr(precision, "_processor_has_bf16", lambda: native)
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: object() if installed else None)
     runtime = choose_runtime("cpu")
@@ -149,7 +149,7 @@ def test_runtime_follows_the_processor(
 
 @pytest.mark.parametrize("runtime", [{"runtime": "openvino", "device": "cuda"}, {"dtype": "float16"}])
 def test_runtimes_that_do_not_exist_are_refused(runtime: dict[str, str]):
-    """OpenVINO runs on the processor here, and fp16 on a GPU only."""
+    """OpenVINO runs on the CPU only, and fp16 on a GPU only."""
     with pytest.raises(InputError, match="not a runtime of this version"):
         Runtime(**runtime)  # type: ignore[arg-type]
 
@@ -164,7 +164,7 @@ def test_runtimes_that_do_not_exist_are_refused(runtime: dict[str, str]):
     ],
 )
 def test_every_runtime_gives_the_full_models_logits(tmp_path: Path, runtime: Runtime, tolerance: float, tied: bool):
-    """Rows of transformers' full fp32 logits, for prompts of 1 to 61 tokens, in the order asked for."""
+    """The reference is transformers' full fp32 logits, for prompts of 1 to 61 tokens, in the order of the letters."""
     folder = tiny_base(tmp_path, tie_word_embeddings=tied)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     prompts = [list(range(100, 100 + length)) for length in (61, 1, 17)]
@@ -177,7 +177,7 @@ def test_every_runtime_gives_the_full_models_logits(tmp_path: Path, runtime: Run
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_every_runtime_reads_the_lines_where_the_model_does(tmp_path: Path, name: str):
-    """Transformers' own states behind its last norm, at places in any order, the first token's among them."""
+    """The reference is transformers' states after its last norm, at places in any order, including the first token."""
     folder = tiny_base(tmp_path)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     direction, places = np.random.default_rng(0).normal(size=64).astype(np.float32), [59, 0, 17, 18]
@@ -188,7 +188,7 @@ def test_every_runtime_reads_the_lines_where_the_model_does(tmp_path: Path, name
 
 
 def test_a_ranker_that_reads_lines_is_stored_and_orders_by_them(exported: Path):
-    """The states at the first three ends along the stored direction, whatever the letters say."""
+    """The order follows the states at the first three line ends along the stored direction and ignores the letters."""
     direction = np.random.default_rng(0).normal(size=64).astype(np.float32)
     (exported / "verbalizer.json").write_text(json.dumps(LineVerbalizer(direction).stored()))
     scorer = load_scorer(exported / "merged", Runtime())
@@ -201,7 +201,7 @@ def test_a_ranker_that_reads_lines_is_stored_and_orders_by_them(exported: Path):
 
 @pytest.mark.parametrize("ends", [[3, 4], [3, 4, 60], [3, 4, -1]])
 def test_line_ends_that_are_no_places_of_the_candidates_are_refused(exported: Path, ends: list[int]):
-    """A caller past the ensemble may send anything: one too few, or a place outside of 60 tokens."""
+    """A caller that bypasses the ensemble may send one line end too few, or a place outside the 60 tokens."""
     with pytest.raises(InputError, match=r"line ends for 3 candidates in 60 tokens: give one position"):
         Ranker.load(exported).rank(Prompt(TOKENS, ends), np.zeros(3, np.float32), np.arange(1, 4))
 
@@ -210,7 +210,7 @@ def test_line_ends_that_are_no_places_of_the_candidates_are_refused(exported: Pa
     "runtime", [Runtime(), Runtime(runtime="openvino"), Runtime(runtime="openvino", dtype="bfloat16")]
 )
 def test_scores_do_not_depend_on_the_batch(tmp_path: Path, runtime: Runtime):
-    """Alone or between others of other lengths: the same to the bit, also where there is a cache."""
+    """A prompt has bit-identical scores alone and between prompts of other lengths, even where there is a cache."""
     scorer = load_scorer(tiny_base(tmp_path), runtime)
     batch = [TOKENS[:40], TOKENS, TOKENS[:7]]
     together = scorer.score(batch, [49, 50])
@@ -218,7 +218,7 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path, runtime: Runtime):
 
 
 def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
-    """Accepted when it agrees with the stored fp32 scores, refused when the model is another."""
+    """OpenVINO is accepted when it agrees with the stored fp32 scores, and refused when the model is another one."""
     runtime = Runtime(runtime="openvino")
     expected = Ranker.load(exported).logits(PROMPT)
     assert Ranker.load(exported, runtime).logits(PROMPT) == pytest.approx(expected, abs=1e-4)
@@ -230,8 +230,9 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
 
 
 def test_openvino_recognises_what_it_is_fast_at(tmp_path: Path):
-    """Attention with a cache below the last layer and rotary embeddings: another form of the same graph, or another
-    OpenVINO, would only be slower.
+    """OpenVINO recognises rotary embeddings, and attention with a cache below the last layer.
+
+    With another form of the same graph, or another OpenVINO, scoring would only become slower.
     """
     folder = tiny_base(tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -243,7 +244,7 @@ def test_openvino_recognises_what_it_is_fast_at(tmp_path: Path):
 
 
 def test_openvino_leaves_its_threads_to_the_kernel(tmp_path: Path):
-    """Pinned while they score, as they are by default, two instances shared one core: twice the time."""
+    """With pinned threads, the default, two instances shared one core while scoring and took twice the time."""
     scorer = load_scorer(tiny_base(tmp_path), Runtime(runtime="openvino", threads=1))
     thread = threading.Thread(target=scorer.score, args=([TOKENS] * 300, [49, 50]))
     thread.start()
@@ -255,7 +256,7 @@ def test_openvino_leaves_its_threads_to_the_kernel(tmp_path: Path):
 
 
 def test_openvino_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An artifact exported elsewhere may ask for it."""
+    """An artifact that was exported on another machine may require OpenVINO."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "models.ranker.inference.openvino_scorer", raising=False)
     with pytest.raises(InputError, match=r"pip install 'llamarec\[openvino\]'"):
@@ -266,7 +267,7 @@ def test_openvino_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypa
     "change", [{"attention_bias": True}, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0}}]
 )
 def test_openvino_refuses_what_its_graph_has_not(tmp_path: Path, change: dict[str, object]):
-    """Biases and scaled positions would be left out silently."""
+    """The graph would silently leave out biases and scaled positions."""
     folder = tiny_base(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
@@ -275,7 +276,7 @@ def test_openvino_refuses_what_its_graph_has_not(tmp_path: Path, change: dict[st
 
 
 def test_the_temperature_changes_probabilities_and_no_order(exported: Path):
-    """Stored temperature 2: softmax of half the logits."""
+    """With a stored temperature of 2, the probabilities are the softmax of half the logits."""
     logits = full_logits(exported / "merged")[list(LETTERS.values())[:5]]
     before, _ = Ranker.load(exported).rank(first(5), np.zeros(5, np.float32), np.arange(1, 6))
     (exported / "fusion.json").write_text('{"weight": 0.0, "temperature": 2.0}')
@@ -286,8 +287,10 @@ def test_the_temperature_changes_probabilities_and_no_order(exported: Path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rotary_frequencies_keep_their_precision(tmp_path: Path, dtype: str):
-    """Only parameters are rounded to bf16. The frequencies are theta^(-2i / width) of Su et al. 2021, to fp32; in bf16
-    they would be off by up to 1 part in 256.
+    """Only parameters are rounded to bf16.
+
+    The frequencies are theta^(-2i / width) of Su et al. 2021, in fp32; in bf16 they would be off by up to 1 part in
+    256.
     """
     merged = tiny_base(tmp_path)
     scorer = load_scorer(merged, Runtime(dtype=dtype))
@@ -298,7 +301,7 @@ def test_rotary_frequencies_keep_their_precision(tmp_path: Path, dtype: str):
 
 
 def test_a_gpu_that_emulates_bf16_does_not_count_as_having_it(monkeypatch: pytest.MonkeyPatch):
-    """PyTorch answers yes for a T4 or V100 unless emulation is left out of the question."""
+    """PyTorch reports bf16 support for a T4 or V100 unless the call excludes emulation."""
     asked = []
 
     def is_bf16_supported(including_emulation: bool = True) -> bool:
@@ -311,7 +314,7 @@ def test_a_gpu_that_emulates_bf16_does_not_count_as_having_it(monkeypatch: pytes
 
 
 def test_a_gpu_serves_in_fp16(monkeypatch: pytest.MonkeyPatch):
-    """Merged models are stored in fp16; the number of the GPU is Triton's to give to each instance."""
+    """Merged models are stored in fp16; the device has no number, because Triton gives each instance its GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     chosen = choose_runtime("gpu:1")

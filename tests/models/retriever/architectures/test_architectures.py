@@ -1,4 +1,4 @@
-"""What every retriever must keep: padding changes nothing, the future is unseen, what is served equals PyTorch."""
+"""Invariants of every retriever: padding changes nothing, the future is not visible, and ONNX equals PyTorch."""
 
 import shutil
 import sys
@@ -34,7 +34,7 @@ OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_
 def model(request):
     torch.manual_seed(7)
     model = build_model(OPTIONS[request.param], ITEMS).eval()
-    with torch.no_grad():  # larger than at the start of a training, so that differences show
+    with torch.no_grad():  # larger weights than at the start of a training, so that differences show
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(5)
@@ -43,7 +43,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """The folder that the retriever's step reads."""
+    """Return the folder that the retriever's step reads."""
     folder = tmp_path_factory.mktemp("exported")
     export_retriever(model, LENGTH, folder)
     ids = [str(item) for item in range(1, ITEMS + 1)]
@@ -67,7 +67,7 @@ histories = st.lists(st.integers(1, ITEMS), min_size=1, max_size=LENGTH)
 @settings(max_examples=30, deadline=None)
 @given(histories)
 def test_padding_never_changes_the_scores(model, history):
-    """As little padding as can be, and as much: the same logits. BERT4Rec's mask needs a place too."""
+    """The least and the most padding give the same logits; one place is left free for BERT4Rec's mask."""
     history = np.array(history[: LENGTH - 1])
     short = scores(model, [history], len(history) + 1)
     torch.testing.assert_close(short, scores(model, [history], LENGTH), atol=1e-4, rtol=0)
@@ -76,7 +76,7 @@ def test_padding_never_changes_the_scores(model, history):
 @settings(max_examples=30, deadline=None)
 @given(histories, histories)
 def test_scores_do_not_depend_on_the_batch(model, one, other):
-    """Alone and beside another history."""
+    """A history has the same scores alone and in a batch with another history."""
     one, other = np.array(one), np.array(other)
     together = scores(model, [one, other], LENGTH)[0]
     torch.testing.assert_close(together, scores(model, [one], LENGTH)[0], atol=1e-4, rtol=0)
@@ -88,7 +88,7 @@ def test_scores_do_not_depend_on_the_batch(model, one, other):
     st.lists(st.integers(1, ITEMS), min_size=LENGTH, max_size=LENGTH), st.integers(1, LENGTH - 1), st.integers(1, ITEMS)
 )
 def test_the_future_is_unseen(model, history, place, item):
-    """Another item at a place changes no state before it; BERT4Rec alone reads both ways."""
+    """Another item at a place changes no state before it; BERT4Rec is exempt, because it reads both ways."""
     items = torch.tensor([history, [*history[:place], item, *history[place + 1 :]]])
     with torch.no_grad():
         states = model(items)[:, :place]
@@ -96,7 +96,7 @@ def test_the_future_is_unseen(model, history, place, item):
 
 
 def test_the_order_of_the_history_matters(model):
-    """The same items, the last two swapped: other scores."""
+    """The same items with the last two swapped have other scores."""
     one, other = np.array([3, 9, 4, 7]), np.array([3, 9, 7, 4])
     assert not torch.allclose(scores(model, [one], LENGTH), scores(model, [other], LENGTH), atol=1e-4)
 
@@ -104,7 +104,7 @@ def test_the_order_of_the_history_matters(model):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(1, ITEMS), max_size=2 * LENGTH), min_size=1, max_size=9))
 def test_onnx_equals_pytorch(model, onnx_session, histories):
-    """Any batch size, any history, the empty one too: the exported graph gives PyTorch's logits within 1e-4."""
+    """For any batch size and any history, even an empty one, the exported graph gives PyTorch's logits within 1e-4."""
     rows = [np.array(history, np.int32) for history in histories]
     expected = scores(model, rows, LENGTH).numpy()
     found = onnx_session.run(None, {"items": pad_left(rows, LENGTH)})[0]
@@ -123,7 +123,7 @@ HISTORIES = {
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
 def test_the_step_answers_what_pytorch_does(model, exported, history):
-    """The retriever's step on the exported files: PyTorch's top 20, all of the history and the excluded item masked."""
+    """The retriever's step on the exported files returns PyTorch's top 20, with history and excluded item masked."""
     excluded = np.array([11], np.int32)
     request = {HISTORY_ITEM: history, EXCLUDED_ITEM: excluded, GIVEN_ITEM: NOTHING, RETRIEVE: [1], LIMIT: [0]}
     answer = RetrieverStep.load(exported).answer(request)
@@ -134,7 +134,7 @@ def test_the_step_answers_what_pytorch_does(model, exported, history):
 
 
 def test_given_candidates_are_ranked_by_every_architecture(model, exported):
-    """The caller's items in PyTorch's order; the mask does not apply to them."""
+    """The caller's items come in PyTorch's order; the mask of the history does not apply to them."""
     history, items = np.array([7, 9], np.int32), np.array([30, 7, 2], np.int32)
     row = scores(model, [history], LENGTH)[0].numpy()
     assert OnnxRetriever.load(exported).given(history, items).items.tolist() == sorted(items, key=lambda i: -row[i])
@@ -142,7 +142,10 @@ def test_given_candidates_are_ranked_by_every_architecture(model, exported):
 
 @pytest.fixture(scope="module")
 def indexed(model, exported, tmp_path_factory):
-    """The same with an index. Of 50 items it has 7 lists and reads all of them, so that it must be exact."""
+    """Return an exported folder with an index.
+
+    The index of 50 items has 7 lists and reads all of them, so that it must be exact.
+    """
     folder = tmp_path_factory.mktemp("indexed")
     export_retriever(model, LENGTH, folder, index=True)
     shutil.copy(exported / ITEMS_FILE, folder)
@@ -151,9 +154,10 @@ def indexed(model, exported, tmp_path_factory):
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
 def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
-    """Items and scores of the exact search: masks, bias and order included.
+    """The index gives the items and scores of the exact search, including masks, bias and order.
 
-    Among items of one score, as all are to an untrained SASRec that has read nothing, it may choose others.
+    Among items with the same score it may choose others: an untrained SASRec scores all items equally for an empty
+    history.
     """
     excluded = np.array([11], np.int32)
     exact = OnnxRetriever.load(exported).candidates(history, excluded)
@@ -166,7 +170,7 @@ def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
 
 
 def test_the_state_is_computed_without_the_scores(indexed):
-    """The index would gain nothing: a session computes every node, so each must lead to the state."""
+    """A session computes every node, so the index saves time only if each node leads to the state."""
     graph = onnx.load(indexed / STATE_MODEL, load_external_data=False).graph
     read = {name for node in graph.node for name in node.input} | {"state"}
     assert not [node.op_type for node in graph.node if not read.intersection(node.output)]
@@ -174,7 +178,7 @@ def test_the_state_is_computed_without_the_scores(indexed):
 
 
 def test_without_faiss_the_index_is_refused(model, exported, indexed, tmp_path, monkeypatch):
-    """Written and loaded, the error names the package and the way without; without an index nothing misses it."""
+    """Export and loading name the package and the way without it; without an index, nothing needs faiss."""
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match=r"needs faiss.*llamarec\[faiss\].*without --index"):
         OnnxRetriever.load(indexed)

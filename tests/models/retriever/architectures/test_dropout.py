@@ -1,4 +1,4 @@
-"""Dropout: its share, its mean, and that evaluation leaves everything alone."""
+"""Dropout: its share, its mean, and that evaluation changes nothing."""
 
 import pytest
 import torch
@@ -8,7 +8,10 @@ from models.retriever.architectures.dropout import Dropout
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.6])
 def test_share_and_scale(share):
-    """Of a million ones: a share dropped within five standard errors, the others 1 / (1 - share), gradients alike."""
+    """A share of a million ones is dropped, within five standard errors; the others become 1 / (1 - share).
+
+    The gradients are the same.
+    """
     torch.manual_seed(0)
     x = torch.ones(1000, 1000, requires_grad=True)
     y = Dropout(share).train()(x)
@@ -20,7 +23,7 @@ def test_share_and_scale(share):
 
 
 def test_every_row_and_column_is_hit_alike():
-    """No place is more likely than another: the largest of 200 column means stays within five standard errors."""
+    """Every place is equally likely: the largest of 200 column means stays within five standard errors."""
     torch.manual_seed(1)
     means = (Dropout(0.3).train()(torch.ones(20_000, 200)) == 0).float().mean(dim=0)
     assert (means - 0.3).abs().max() < 5 * (0.3 * 0.7 / 20_000) ** 0.5

@@ -1,4 +1,4 @@
-"""LRURec: the recurrence against its equations, and the training step against its authors' way of computing it."""
+"""LRURec: the recurrence against its equations, and the training step against the authors' computation."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,10 @@ from models.retriever.batches import inputs_and_targets
 
 
 def test_recurrence_equals_the_complex_equations_step_by_step():
-    """h_t = lambda h_(t-1) + gamma (B x_t + b), y_t = Re(C h_t + c): numpy's complex numbers, one step at a time."""
+    """The layer computes h_t = lambda h_(t-1) + gamma (B x_t + b), y_t = Re(C h_t + c).
+
+    The reference uses numpy's complex numbers, one step at a time.
+    """
     torch.manual_seed(1)
     layer = LinearRecurrence(width=4, state=3).double()
     x = torch.randn(2, 11, 4, dtype=torch.float64)
@@ -50,14 +53,14 @@ def model():
 
 
 def short_and_long():
-    """Windows of 1 to 13 items in 13 places, one of them with the same item twice."""
+    """Return windows of 1 to 13 items in 13 places; one of them has the same item twice."""
     rng = np.random.default_rng(0)
     windows = [rng.integers(1, 51, count).astype(np.int32) for count in (1, 2, 5, 9, 13)]
     return map(torch.from_numpy, inputs_and_targets([*windows, np.array([4, 4], np.int32)], 13))
 
 
 def test_logits_equal_the_authors_complex_arithmetic(model):
-    """Their scan by doubling blocks in complex numbers, at every position that holds a target."""
+    """The reference is the authors' scan by doubling blocks in complex numbers, at every position with a target."""
     inputs, targets = short_and_long()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -66,7 +69,7 @@ def test_logits_equal_the_authors_complex_arithmetic(model):
 
 
 def test_loss_and_gradients_equal_the_authors(model):
-    """The same loss to 1e-5 and the same gradients, though padded positions are never computed."""
+    """The loss agrees to 1e-5 and the gradients agree too, although padded positions are never computed."""
     inputs, targets = short_and_long()
     results = []
     for loss in (authors_loss, mean_loss):
@@ -83,7 +86,7 @@ def test_loss_and_gradients_equal_the_authors(model):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
 def test_the_packed_scan_has_the_gradient_of_its_recurrence(lengths, seed):
-    """Torch's numerical differentiation, in double precision, of both the drive and the decay."""
+    """The reference is torch's numerical differentiation of both drive and decay, in double precision."""
     torch.manual_seed(seed)
     kept = torch.arange(9) >= 9 - torch.tensor(lengths).unsqueeze(1)
     drive = torch.randn(sum(lengths), 2, dtype=torch.complex128, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against torch's."""
+"""The chunked cross-entropy, compared with torch's."""
 
 import pytest
 import torch
@@ -20,7 +20,10 @@ from models.retriever.fitting.cross_entropy import cross_entropy
     seed=st.integers(0, 99),
 )
 def test_loss_and_gradients_equal_torchs(predictions, items, scale, with_bias, chunk, seed):
-    """Any size, logits up to the hundreds, one row a chunk or all in one: torch's own, in double precision."""
+    """The reference is torch's own loss in double precision.
+
+    Sizes vary, logits reach the hundreds, and a chunk has one row, some rows, or all of them.
+    """
     torch.manual_seed(seed)
     states = (scale * torch.randn(predictions, 4, dtype=torch.float64)).requires_grad_()
     weight = torch.randn(items, 4, dtype=torch.float64, requires_grad=True)

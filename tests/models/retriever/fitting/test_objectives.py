@@ -1,4 +1,4 @@
-"""Losses, by hand and by what they mask."""
+"""The training losses: their values by hand, and the items that they mask."""
 
 import math
 
@@ -10,7 +10,7 @@ from models.retriever.fitting.objectives import binary_loss, cloze_loss
 
 
 class TwoItems:
-    """Scores item 1 with 2 and item 2 with -1, whatever came before."""
+    """A model that scores item 1 with 2 and item 2 with -1 for every history."""
 
     training = True
 
@@ -22,7 +22,7 @@ class TwoItems:
 
 
 def test_binary_loss_by_hand():
-    """Of two items the wrong one is certain: target 1 gives log(1 + e^-2) and log(1 + e^-1), target 2 the opposite."""
+    """With two items the negative is certain: target 1 gives log(1 + e^-2) and log(1 + e^-1), target 2 the opposite."""
     right = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
     wrong = (math.log1p(math.exp(2)) + math.log1p(math.exp(1))) / 2
     inputs = torch.tensor([[0, 0], [0, 1]])
@@ -32,7 +32,7 @@ def test_binary_loss_by_hand():
 
 
 def test_cloze_masks_the_share_it_is_given():
-    """In 1,000 full windows of 20 items .9 x .6 + .1 x 1/20 of them are filled in, five standard errors allowed."""
+    """In 1,000 full windows of 20 items, .9 x .6 + .1 x 1/20 of the items are masked, within five standard errors."""
     torch.manual_seed(0)
     model = BERT4Rec(items=9, length=20, width=8, heads=2)
     _, count = cloze_loss(model, torch.empty(0), torch.randint(1, 10, (1000, 20)), masked_share=0.6)
@@ -40,7 +40,10 @@ def test_cloze_masks_the_share_it_is_given():
 
 
 def test_cloze_masks_items_and_never_the_padding(monkeypatch):
-    """In each of 500 windows one item at least, about a fifth of all, and the last alone in about a tenth and more."""
+    """Each of 500 windows has at least one masked item, and about a fifth of all items are masked.
+
+    In about a tenth of the windows or more, only the last item is masked.
+    """
     torch.manual_seed(0)
     model = BERT4Rec(items=9, length=20, width=8, heads=2)
     seen = []
@@ -50,7 +53,7 @@ def test_cloze_masks_items_and_never_the_padding(monkeypatch):
     targets = torch.where(torch.arange(20) >= 20 - lengths.unsqueeze(1), torch.randint(1, 10, (500, 20)), 0)
     loss, count = cloze_loss(model, torch.empty(0), targets, masked_share=0.2)
     assert loss.isfinite()
-    # Rows come in groups of like length; padding is cut off but what stays is a row's own end.
+    # Rows come in groups of similar length: padding is cut off, and the end of every row stays.
     assert sum(map(len, seen)) == 500
     masked = [items == model.mask for items in seen]
     assert all(some.any(dim=1).all() for some in masked)
