@@ -1,0 +1,538 @@
+"""Promotion and rollback, step by step: real files of small releases, and a stand-in for the server's endpoint."""
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from export.config import write_configs
+from preprocessing.artifacts import new_artifact, sha256
+from serving.contract import STEPS
+from serving.errors import ReleaseError, ServerFailure, ServerUnreachable
+from serving.layout import KIND, step_artifact
+from serving.server.control import LOCK_FILE, Control
+from serving.server.releases import (
+    RELEASES,
+    State,
+    check_release,
+    list_releases,
+    promote,
+    release_manifest,
+    replay,
+    rollback,
+)
+
+MODELS = ("features", "retriever", "prompt_builder", "ranker", "llamarec", "llamarec_retrieval")
+ALIASES = ["llamarec", "llamarec_retrieval", "llamarec_canary", "llamarec_retrieval_canary"]
+ANSWERS = {"r1": {"50": 0.75, "181": 0.25}, "r2": {"181": 0.5, "172": 0.5}, "r3": {"1": 1.0}}
+"""What each release answers to any history, item by score."""
+
+
+def models(release: str) -> list[str]:
+    """The models of a release in the order of a request, ensembles last."""
+    return [f"{model}_{release}" for model in MODELS]
+
+
+def write_release(repository: Path, name: str, built: str) -> None:
+    """A release as `llamarec release build` leaves it, with a single small file for each step."""
+    write_configs(repository, suffix=f"_{name}")
+    for step in STEPS:
+        folder = step_artifact(repository, step, f"_{name}")
+        with new_artifact(folder, KIND, options={}, inputs={}, facts={"release": f"export of {name}"}) as partial:
+            (partial / "weights").write_text(f"{step} of {name}")
+    files = [path for model in models(name) for path in sorted((repository / model).rglob("*")) if path.is_file()]
+    probe = {"history": ["50", "172"], "items": list(ANSWERS[name]), "scores": list(ANSWERS[name].values())}
+    manifest = {
+        "name": name,
+        "release": f"export of {name}",
+        "dataset": "movielens-100k",
+        "built": built,
+        "probes": [probe, {**probe, "history": []}],
+        "files": {str(path.relative_to(repository)): sha256(path) for path in files},
+    }
+    (repository / RELEASES).mkdir(exist_ok=True)
+    (repository / RELEASES / f"{name}.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """Three releases, nothing promoted; r1 was built last, so that names and times are in different orders."""
+    folder = tmp_path_factory.mktemp("releases")
+    for name, built in (("r2", "2026-01-01"), ("r3", "2026-01-02"), ("r1", "2026-01-03")):
+        write_release(folder, name, f"{built}T12:00:00+00:00")
+    return folder
+
+
+@pytest.fixture
+def repository(built, tmp_path) -> Path:
+    """A copy of them for one test."""
+    return shutil.copytree(built, tmp_path / "releases")
+
+
+class Server:
+    """Stands in for a running server's HTTP endpoint: records what it is told to do, and what the files then say."""
+
+    def __init__(self, repository: Path) -> None:
+        self.repository = repository
+        self.told: list[tuple[str, str]] = []
+        self.aliases: dict[str, str] = {}
+        """The release behind each alias, as its configuration said when it was loaded last."""
+        self.loaded: set[str] = set()
+        self.failing: Callable[[str], bool] = lambda model: False
+        """Whether a model does not load."""
+        self.at_load: Callable[[str], Any] = lambda model: None
+        self.answers = {f"llamarec_{name}": dict(items) for name, items in ANSWERS.items()}
+
+    def load(self, model: str) -> None:
+        self.told.append(("load", model))
+        self.at_load(model)
+        if self.failing(model):
+            raise ServerFailure(f"failed to load '{model}'")
+        self.loaded.add(model)
+        if model in ALIASES:
+            self.aliases[model] = self.written(model)
+
+    def unload(self, model: str) -> None:
+        self.told.append(("unload", model))
+        self.loaded.discard(model)
+
+    def infer(self, model: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        self.told.append(("ask", model))
+        (tensor,) = request["inputs"]
+        assert (tensor["name"], tensor["datatype"]) == ("HISTORY", "BYTES")
+        assert tensor["shape"] == [1, len(tensor["data"])]
+        items = self.answers[model]
+        return {"outputs": [{"name": "SCORE", "data": [*items.values()]}, {"name": "ITEM_ID", "data": [*items]}]}
+
+    def written(self, alias: str) -> str:
+        """The release whose steps an alias's configuration lists."""
+        text = (self.repository / alias / "config.pbtxt").read_text()
+        config = text_format.Parse(text, ModelConfig())
+        assert config.name == alias
+        (name,) = {step.model_name.rpartition("_")[2] for step in config.ensemble_scheduling.step}
+        return name
+
+    def releases(self) -> set[str]:
+        """The releases that are held in memory, each of them whole."""
+        names = {model.rpartition("_")[2] for model in self.loaded} & set(ANSWERS)
+        assert all(set(models(name)) <= self.loaded for name in names)
+        return names
+
+
+@pytest.fixture
+def server(repository, monkeypatch) -> Server:
+    server = Server(repository)
+
+    def read(folder: Path) -> Server:
+        assert folder == repository
+        return server
+
+    monkeypatch.setattr(Control, "read", read)
+    return server
+
+
+def pairs(llamarec: str, canary: str) -> dict[str, str]:
+    """What the four aliases stand for."""
+    return dict(zip(ALIASES, (llamarec, llamarec, canary, canary), strict=True))
+
+
+def by_hand(text: str) -> State:
+    """``r1/r2/r3``: current, canary and previous release, ``-`` for none."""
+    current, canary, previous = (None if name == "-" else name for name in text.split("/"))
+    return State(current, canary, previous, released=True)
+
+
+# --- the state
+
+
+@pytest.mark.parametrize("state", ["r1/r1/-", "r2/r2/r1", "r1/r2/-", "r3/r2/r1", "-/-/-"])
+def test_a_state_survives_a_restart(tmp_path, state):
+    """What was written is what is read back."""
+    by_hand(state).write(tmp_path)
+    assert State.read(tmp_path) == by_hand(state)
+
+
+def test_a_repository_without_releases_serves_all_it_has(tmp_path):
+    """`llamarec export` leaves no folder of releases: no list of models, so that the server loads everything."""
+    state = State.read(tmp_path)
+    assert state == State()
+    assert state.models() is None
+
+
+def test_a_repository_of_releases_serves_none_until_one_is_promoted(repository):
+    """Built but not promoted: an empty list, because everything would be every release at once."""
+    state = State.read(repository)
+    assert state == State(released=True)
+    assert state.models() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "aliases", "loaded"),
+    [
+        ("-/-/-", [], []),
+        ("r1/r1/-", ["r1", "r1", "r1", "r1"], ["r1"]),
+        ("r2/r2/r1", ["r2", "r2", "r2", "r2"], ["r2", "r1"]),
+        ("r1/r2/-", ["r1", "r1", "r2", "r2"], ["r1", "r2"]),
+        ("r1/r2/r2", ["r1", "r1", "r2", "r2"], ["r1", "r2"]),
+        ("r1/r2/r3", ["r1", "r1", "r2", "r2"], ["r1", "r2", "r3"]),
+    ],
+)
+def test_what_a_server_loads_when_it_starts(state, aliases, loaded):
+    """By hand for every combination: the four aliases, then both ensembles of each release that is current, canary or
+    previous, once each; the steps come with their ensembles.
+    """
+    state = by_hand(state)
+    ensembles = ("llamarec", "llamarec_retrieval", "llamarec", "llamarec_retrieval")
+    stand_for = [f"{ensemble}_{name}" for ensemble, name in zip(ensembles, aliases, strict=False)]
+    assert state.aliases() == list(zip(ALIASES, stand_for, strict=False))
+    assert state.loaded() == loaded
+    expected = [model for name in loaded for model in (f"llamarec_{name}", f"llamarec_retrieval_{name}")]
+    assert state.models() == ALIASES[: len(aliases)] + expected
+
+
+# --- what there is
+
+
+def test_releases_are_listed_in_the_order_in_which_they_were_built(repository):
+    """Oldest first whatever their names; the state is no release, and each row says what the release serves as."""
+    by_hand("r2/r2/r1").write(repository)
+    rows = list_releases(repository)
+    assert [(row["name"], row["serves as"]) for row in rows] == [
+        ("r2", "current, canary"),
+        ("r3", ""),
+        ("r1", "previous"),
+    ]
+    assert rows[0] == {
+        "name": "r2",
+        "release": "export of r2",
+        "dataset": "movielens-100k",
+        "built": "2026-01-01T12:00:00+00:00",
+        "serves as": "current, canary",
+    }
+
+
+def test_a_repository_without_releases_lists_none(tmp_path):
+    assert list_releases(tmp_path) == []
+
+
+def test_an_unknown_release_is_refused_with_those_that_are_there(repository, tmp_path_factory):
+    with pytest.raises(ReleaseError, match=r"'r9'.*r2, r3, r1"):
+        release_manifest(repository, "r9")
+    with pytest.raises(ReleaseError, match=r"'r1'.*none"):
+        release_manifest(tmp_path_factory.mktemp("empty"), "r1")
+
+
+def test_a_release_that_is_as_it_was_built_is_accepted(repository):
+    assert check_release(repository, "r1") == json.loads((repository / RELEASES / "r1.json").read_text())
+
+
+@pytest.mark.parametrize("model", models("r1"))
+def test_a_missing_file_is_named(repository, model):
+    """Any file of any model: the manifest knows them all."""
+    path = repository / model / "config.pbtxt"
+    path.unlink()
+    with pytest.raises(ReleaseError, match=re.escape(str(path))):
+        check_release(repository, "r1")
+
+
+def test_a_file_that_was_changed_is_named(repository):
+    """The hash tells, though length and name are the same."""
+    path = step_artifact(repository, "ranker", "_r1") / "weights"
+    path.write_text(path.read_text().replace("r1", "rX"))
+    with pytest.raises(ReleaseError, match=re.escape(str(path))):
+        check_release(repository, "r1")
+    check_release(repository, "r2")
+
+
+def test_a_step_of_another_export_is_named(repository):
+    """The manifest's hashes fit the files, and still one of the steps came from elsewhere."""
+    folder, other = (step_artifact(repository, "retriever", suffix) for suffix in ("_r1", "_r2"))
+    path = repository / RELEASES / "r1.json"
+    manifest = json.loads(path.read_text())
+    for file in ("manifest.json", "weights"):
+        (folder / file).write_bytes((other / file).read_bytes())
+        manifest["files"][str((folder / file).relative_to(repository))] = sha256(folder / file)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ReleaseError, match="retriever"):
+        check_release(repository, "r1")
+
+
+# --- replaying the probes
+
+
+class Answering:
+    """A control whose model answers every question with the given items and scores."""
+
+    def __init__(self, items: list[str], scores: list[float]) -> None:
+        self.outputs = [{"name": "ITEM_ID", "data": items}, {"name": "SCORE", "data": scores}]
+
+    def infer(self, model: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        return {"outputs": self.outputs}
+
+
+PROBE = {"history": ["50"], "items": ["1", "2"], "scores": [0.75, 0.25]}
+
+
+@pytest.mark.parametrize(
+    ("items", "scores"),
+    [(["1", "2"], [0.75, 0.25]), (["1", "2"], [0.741, 0.259]), (["2", "1"], [0.25, 0.75])],
+    ids=["the same", "off by 0.009", "in another order"],
+)
+def test_what_another_processor_may_change_is_accepted(items, scores):
+    """Probabilities within a hundredth; nearly equal ones may change places."""
+    replay(Answering(items, scores), "llamarec_r1", [PROBE])
+
+
+@pytest.mark.parametrize(
+    ("items", "scores"),
+    [
+        (["1", "2"], [0.739, 0.261]),
+        (["1", "3"], [0.75, 0.25]),
+        (["1"], [0.75]),
+        (["1", "2", "3"], [0.75, 0.25, 0.0]),
+        ([], []),
+    ],
+    ids=["off by 0.011", "another item", "an item less", "an item more", "nothing"],
+)
+def test_another_answer_than_at_building_is_refused(items, scores):
+    """More than a hundredth, or other items: something but the processor has changed."""
+    with pytest.raises(ServerFailure, match="llamarec_r1"):
+        replay(Answering(items, scores), "llamarec_r1", [PROBE])
+
+
+def test_a_probe_without_an_answer_must_stay_without():
+    """A user who has seen everything: an empty answer is the right one."""
+    replay(Answering([], []), "llamarec_r1", [{"history": ["50"], "items": [], "scores": []}])
+
+
+# --- promotion
+
+
+def test_the_first_promotion_in_order(repository, server):
+    """Steps before ensembles, so that none is loaded implicitly; then two probes; and only then what callers ask."""
+    state = promote(repository, "r1")
+    assert server.told == [
+        *(("load", model) for model in models("r1")),
+        *[("ask", "llamarec_r1")] * 2,
+        *(("load", alias) for alias in ALIASES),
+    ]
+    assert server.aliases == pairs("r1", "r1")
+    assert state == State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_the_release_that_was_current_stays_loaded(repository, server):
+    """For a rollback; the one before it is unloaded, ensembles first because they hold on to their steps."""
+    promote(repository, "r1")
+    assert promote(repository, "r2") == by_hand("r2/r2/r1")
+    assert server.aliases == pairs("r2", "r2")
+    assert server.releases() == {"r1", "r2"}
+    server.told.clear()
+    assert promote(repository, "r3") == State.read(repository) == by_hand("r3/r3/r2")
+    assert server.told[-6:] == [("unload", model) for model in reversed(models("r1"))]
+    assert server.releases() == {"r2", "r3"}
+
+
+def test_promoting_the_current_release_again_changes_nothing(repository, server):
+    """What a rollback returns to is still the release before, and not the current one itself."""
+    promote(repository, "r1")
+    promote(repository, "r2")
+    assert promote(repository, "r2") == by_hand("r2/r2/r1")
+    assert server.releases() == {"r1", "r2"}
+
+
+def test_no_step_is_healed_while_the_aliases_change(repository, server):
+    """The lock is held alone from the first alias to the last, and not while the models load, which takes longer."""
+
+    def healing_may_start(model: str) -> None:
+        with (repository / LOCK_FILE).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                free.append(model)
+            except BlockingIOError:
+                held.append(model)
+
+    free: list[str] = []
+    held: list[str] = []
+    server.at_load = healing_may_start
+    promote(repository, "r1")
+    assert free == models("r1")
+    assert held == ALIASES
+
+
+def test_the_state_changes_after_the_last_alias(repository, server):
+    """A server that is started again in between loads the old state's releases, and all of them are still there."""
+    promote(repository, "r1")
+    seen: list[State] = []
+    server.at_load = lambda model: seen.append(State.read(repository))
+    promote(repository, "r2")
+    assert set(seen) == {by_hand("r1/r1/-")}
+
+
+def test_a_release_that_answers_otherwise_than_when_it_was_built_is_not_promoted(repository, server):
+    """What was served goes on untouched, and the new release's six models are unloaded again."""
+    promote(repository, "r1")
+    server.answers["llamarec_r2"]["181"] += 0.02
+    server.told.clear()
+    with pytest.raises(ServerFailure, match=r"r2 .*r1.*llamarec_r2"):
+        promote(repository, "r2")
+    assert server.told == [
+        *(("load", model) for model in models("r2")),
+        ("ask", "llamarec_r2"),
+        *(("unload", model) for model in reversed(models("r2"))),
+    ]
+    assert server.aliases == pairs("r1", "r1")
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_a_release_that_does_not_load_is_not_promoted(repository, server):
+    """The server's own words are in the error; what had been loaded is unloaded."""
+    promote(repository, "r1")
+    server.failing = lambda model: model == "prompt_builder_r2"
+    with pytest.raises(ServerFailure, match="failed to load 'prompt_builder_r2'"):
+        promote(repository, "r2")
+    assert server.releases() == {"r1"}
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_a_release_that_is_still_loaded_is_not_unloaded_when_it_is_refused(repository, server):
+    """It is what a rollback would return to, or answers a canary's users."""
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    server.answers["llamarec_r2"]["181"] += 0.02
+    with pytest.raises(ServerFailure):
+        promote(repository, "r2")
+    assert server.releases() == {"r1", "r2"}
+    assert server.aliases == pairs("r1", "r2")
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_a_flip_that_fails_is_taken_back(repository, server, alias):
+    """Whichever alias does not load: all four stand for r1 again, on disk as on the server, and so does the state."""
+    promote(repository, "r1")
+    server.failing = lambda model: model == alias and server.written(alias) == "r2"
+    with pytest.raises(ServerFailure, match=rf"r1.*failed to load '{alias}'"):
+        promote(repository, "r2")
+    assert {name: server.written(name) for name in ALIASES} == pairs("r1", "r1")
+    assert server.aliases == pairs("r1", "r1")
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_a_bad_release_is_refused_before_anything_is_loaded(repository, server):
+    """A file that was changed costs the server nothing."""
+    (step_artifact(repository, "features", "_r1") / "weights").write_text("other")
+    with pytest.raises(ReleaseError, match="features_r1"):
+        promote(repository, "r1")
+    with pytest.raises(ReleaseError, match="r9"):
+        promote(repository, "r9")
+    assert server.told == []
+
+
+def test_without_a_server_nothing_is_promoted(repository):
+    """No stand-in here: no server left its address beside the models, and the error says how to start one."""
+    with pytest.raises(ServerUnreachable, match="llamarec serve"):
+        promote(repository, "r1")
+    assert State.read(repository) == State(released=True)
+
+
+# --- canaries
+
+
+def test_a_canary_moves_its_own_aliases_only(repository, server):
+    """`llamarec` stays with r1, `llamarec_canary` becomes r2, and what a rollback returns to stays what it was."""
+    promote(repository, "r3")
+    promote(repository, "r1")
+    assert promote(repository, "r2", canary=True) == State.read(repository) == by_hand("r1/r2/r3")
+    assert server.aliases == pairs("r1", "r2")
+    assert server.releases() == {"r1", "r2", "r3"}
+
+
+def test_another_canary_takes_the_first_ones_place(repository, server):
+    """Only the release under trial changes, and the one that was tried before is unloaded."""
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    assert promote(repository, "r3", canary=True) == by_hand("r1/r3/-")
+    assert server.aliases == pairs("r1", "r3")
+    assert server.releases() == {"r1", "r3"}
+
+
+def test_a_canary_that_proved_itself_becomes_current(repository, server):
+    """Both pairs of aliases stand for it, and the release before is kept."""
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    assert promote(repository, "r2") == by_hand("r2/r2/r1")
+    assert server.aliases == pairs("r2", "r2")
+
+
+def test_a_canary_of_an_empty_server_is_current_too(repository, server):
+    """There is nothing else that `llamarec` could answer with."""
+    assert promote(repository, "r1", canary=True) == by_hand("r1/r1/-")
+    assert server.aliases == pairs("r1", "r1")
+
+
+# --- rollback
+
+
+def test_a_rollback_ends_a_canary_first(repository, server):
+    """Its users go back to the current release, which needs no probe; the canary is unloaded, the one before stays."""
+    promote(repository, "r3")
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    server.told.clear()
+    assert rollback(repository) == State.read(repository) == by_hand("r1/r1/r3")
+    assert server.told == [
+        *(("load", alias) for alias in ALIASES),
+        *(("unload", model) for model in reversed(models("r2"))),
+    ]
+    assert server.aliases == pairs("r1", "r1")
+
+
+def test_a_canary_that_is_also_the_release_before_stays_loaded(repository, server):
+    """The release before may be tried again: ending that trial must not take away what a rollback returns to."""
+    promote(repository, "r2")
+    promote(repository, "r1")
+    assert promote(repository, "r2", canary=True) == by_hand("r1/r2/r2")
+    assert rollback(repository) == by_hand("r1/r1/r2")
+    assert server.releases() == {"r1", "r2"}
+
+
+def test_a_rollback_returns_to_the_release_before(repository, server):
+    """Its probes are replayed as at any promotion; a second rollback returns to where the first one started."""
+    promote(repository, "r1")
+    promote(repository, "r2")
+    server.told.clear()
+    assert rollback(repository) == State.read(repository) == by_hand("r1/r1/r2")
+    assert ("ask", "llamarec_r1") in server.told
+    assert server.aliases == pairs("r1", "r1")
+    assert rollback(repository) == by_hand("r2/r2/r1")
+    assert server.releases() == {"r1", "r2"}
+
+
+def test_a_rollback_that_fails_leaves_what_was_served(repository, server):
+    """An alias does not load: the canary goes on, and nothing is unloaded."""
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    server.failing = lambda model: model == "llamarec_canary" and server.written(model) == "r1"
+    with pytest.raises(ServerFailure):
+        rollback(repository)
+    assert server.aliases == pairs("r1", "r2")
+    assert server.releases() == {"r1", "r2"}
+    assert State.read(repository) == by_hand("r1/r2/-")
+
+
+def test_with_nothing_to_go_back_to_nothing_is_done(repository, server):
+    """No release at all, or a single one: the error says so, and the server is not asked."""
+    with pytest.raises(ReleaseError):
+        rollback(repository)
+    promote(repository, "r1")
+    server.told.clear()
+    with pytest.raises(ReleaseError, match="r1"):
+        rollback(repository)
+    assert server.told == []
+    assert State.read(repository) == by_hand("r1/r1/-")
