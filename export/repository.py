@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.config import DEFAULTS, RETRIEVER_SCORES, Serving, write_configs
+from export.config import DEFAULTS, Serving, write_configs
 from export.onnx_graph import export_retriever
 from models.ranker.inference.ranker import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
 from models.ranker.inference.runtimes import choose_runtime
@@ -22,7 +22,7 @@ from models.retriever.training import load_retriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
-from serving.contract import STEPS
+from serving.contract import RETRIEVER_SCORES, STEPS
 from serving.layout import KIND, step_artifact
 
 PASS_FILE = "pass.json"

@@ -11,10 +11,12 @@ STEPS = ("features", "retriever", "prompt_builder", "ranker")
 """In the order of a request."""
 
 PROBE = "llamarec-probe"
-"""Request id of a health probe; such requests are not counted."""
+"""Request id of a health probe; its answers are not counted."""
 
 SCORES_PARAMETER = "RETRIEVER_SCORES"
 """In the retriever's configuration: name of the Triton model that computes the scores instead of the step itself."""
+RETRIEVER_SCORES = "retriever_scores"
+"""Name of that model; `llamarec export --retriever-runtime onnxruntime` writes it."""
 QUEUE_PARAMETER = "QUEUE_SECONDS"
 """In the configuration of prompt_builder and ranker: maximum time in seconds that a prompt may wait for the ranker."""
 SIZE_PARAMETER = "QUEUE_SIZE"

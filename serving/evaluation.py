@@ -144,7 +144,8 @@ def _logits(
             logits[place[name]] = np.array(row, np.float32)
     missing = [user for user in scored if user not in logits]
     for done, user in enumerate(track(missing, "ranking", len(missing)), start=1):
-        logits[user] = steps.logits(users.histories[user], users.candidates[user])
+        candidates = users.candidates[user]
+        logits[user] = steps.logits(users.histories[user], candidates) if len(candidates.items) else candidates.scores
         if done % SAVE_EVERY == 0 or done == len(missing):
             _write(cache, {"user": [users.names[user] for user in logits], "logits": list(logits.values())})
     return logits
@@ -157,6 +158,8 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
 
 def _ranked(candidates: Candidates, logits: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
     """Return the item numbers of the candidates, best first."""
+    if not len(candidates.items):  # the history holds the whole catalogue
+        return candidates.items
     return candidates.items[order(fuse(logits, candidates.scores, weight), candidates.ranks)]
 
 
@@ -206,4 +209,4 @@ def _compare_with_oracle(
         candidates = top_candidates(row, users.histories[user], k=20)
         ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
         equal += bool(np.array_equal(ranked, lists[user]))
-    return {"equal_to_oracle": equal / len(chosen), "oracle_users": len(chosen)}
+    return {"equal_to_oracle": equal / max(len(chosen), 1), "oracle_users": len(chosen)}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.artifacts import replacing
-from serving.contract import PROBE, STEP_SPECS, STEPS
+from serving.contract import PROBE, RETRIEVER_SCORES, STEP_SPECS, STEPS
 from serving.errors import ServerFailure, ServerUnreachable
 
 KEY_HEADER = "llamarec-key"
@@ -28,6 +28,8 @@ DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP
 
 def step_of(model: str) -> str | None:
     """Return the step that a model implements, whatever the release suffix of its name; None for an ensemble."""
+    if model == RETRIEVER_SCORES or model.startswith(f"{RETRIEVER_SCORES}_"):
+        return None  # the retriever's graph in Triton's ONNX backend, which has no process of its own
     return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
 
 

@@ -100,6 +100,18 @@ def option_value(arguments: Sequence[str], option: str, default: str) -> str:
     return value
 
 
+def number_option(arguments: Sequence[str], option: str, default: int) -> int:
+    """Return the value of the last ``--option`` as a number.
+
+    Raises:
+        ServerFailure: it is not a number.
+    """
+    value = option_value(arguments, option, str(default))
+    if not value.isdecimal():
+        raise ServerFailure(f"{option} is {value!r}: give a whole number")
+    return int(value)
+
+
 def server_command(arguments: Sequence[str]) -> list[str]:
     """Return the command line of the installed tritonserver, with the flags that it needs here added.
 

@@ -179,7 +179,8 @@ def rollback(repository: Path) -> State:
         _unload(control, [name for name in state.loaded() if name not in ended.loaded()])
         return ended
     if not state.previous:
-        raise ReleaseError(f"cannot roll back: no release was promoted before {state.current}")
+        before = f"before {state.current}" if state.current else "yet"
+        raise ReleaseError(f"cannot roll back: no release was promoted {before}")
     return promote(repository, state.previous)
 
 
@@ -204,13 +205,14 @@ def replay(control: Control, model: str, probes: Iterable[Mapping[str, Any]]) ->
 
 
 def _flip(control: Control, repository: Path, before: State, after: State) -> None:
-    """Switch every alias; if one does not load, switch all of them back."""
+    """Switch every alias; if one does not load, switch all of them back and unload what is served no longer."""
     with repository_lock(repository, exclusive=True):
         try:
             _load_aliases(control, repository, after)
         except ServingError as error:
             if before.current:
                 _load_aliases(control, repository, before)
+                _unload(control, [name for name in after.loaded() if name not in before.loaded()])
             raise ServerFailure(f"the switch was undone, {_served(before)}: {error}") from None
         after.write(repository)
 

@@ -17,6 +17,7 @@ from serving.server.programs import (
     PORTS,
     check_ports,
     has_option,
+    number_option,
     option_value,
     server_command,
     server_environment,
@@ -59,7 +60,7 @@ class Supervisor:
         if option_value(arguments, "--allow-http", "true").lower() in ("false", "0"):
             raise ServerFailure("`llamarec serve` watches the steps over local HTTP: leave --allow-http out")
         self._repository = repository
-        port = option_value(arguments, "--http-port", str(PORTS["http"]))
+        port = number_option(arguments, "--http-port", PORTS["http"])
         self._control = Control(f"127.0.0.1:{port}", key or secrets.token_urlsafe(24))
         self._prefix = f"llamarec_{port}_{secrets.token_hex(4)}_"
         self._arguments = [
@@ -78,7 +79,7 @@ class Supervisor:
             "--exit-timeout-secs": str(EXIT_SECONDS),
         }
         self._arguments += [f"{name}={value}" for name, value in defaults.items() if not has_option(arguments, name)]
-        self._exit_seconds = int(option_value(self._arguments, "--exit-timeout-secs", str(EXIT_SECONDS)))
+        self._exit_seconds = number_option(self._arguments, "--exit-timeout-secs", EXIT_SECONDS)
         self._health_port = health_port
         self._hang_seconds = hang_seconds
         self._watch: Watch | None = None
@@ -106,7 +107,8 @@ class Supervisor:
                 log("server ended", code=code)
                 time.sleep(1)
         finally:
-            (self._repository / CONTROL_FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # likewise
+                (self._repository / CONTROL_FILE).unlink(missing_ok=True)
             if health:
                 health.close()
 

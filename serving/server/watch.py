@@ -107,9 +107,12 @@ class Watch:
             state = self.steps.get(stub.model)
             if state is None or state.healing:
                 continue  # unloaded, or being reloaded already
-            with suppress(ServingError), self._healing:
-                if not state.healing and stub.model in self._control.ready_models() and self._missing(stub.model):
-                    self._heal(stub.model, f"process {pid} of instance {stub.instance} died")
+            try:
+                with self._healing:
+                    if not state.healing and stub.model in self._control.ready_models() and self._missing(stub.model):
+                        self._heal(stub.model, f"process {pid} of instance {stub.instance} died")
+            except ServingError:  # the server is too busy to answer: look at this process again
+                self._stubs.setdefault(pid, stub)
 
     def _missing(self, model: str) -> int:
         """Return the number of a model's processes that are missing."""
@@ -138,6 +141,8 @@ class Watch:
                 log("step does not load", model=model, error=str(error), again_in=pause)
                 self._stopped.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            return  # stopped before the server loaded it
         for stub in self._server.stubs():
             self._stubs.setdefault(stub.pid, stub)
         state.revived += 1

@@ -8,7 +8,6 @@ from export.config import (
     CONFIG,
     DEFAULTS,
     REPOSITORY,
-    RETRIEVER_SCORES,
     Serving,
     config_text,
     model_configs,
@@ -16,7 +15,7 @@ from export.config import (
 )
 from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
 from preprocessing.errors import InputError
-from serving.contract import QUEUE_PARAMETER, SIZE_PARAMETER, STEPS
+from serving.contract import QUEUE_PARAMETER, RETRIEVER_SCORES, SIZE_PARAMETER, STEPS
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 

@@ -301,6 +301,17 @@ def test_with_a_server_every_user_is_ranked(world, oracle):
     assert stored_ranks(world) == {"user": [*USERS], **RANKS}
 
 
+def test_a_user_who_has_seen_everything(world, oracle, monkeypatch):
+    """Cleo's history holds the whole catalogue: her list is empty, offline as served, and her true item has no rank."""
+    monkeypatch.setitem(USERS, "cleo", ([*range(1, len(ITEMS) + 1)], 26))
+    world.data = data_of()
+    served = world.evaluate(ask=served_offline(world), oracle_users=0)["served"]
+    assert offline_list(world, "cleo") == []
+    assert served == {"users": 5, "identical": 5, "equal_to_oracle": 0.0, "oracle_users": 0}
+    assert "cleo" not in world.language_model.asked
+    assert stored_ranks(world)["retriever"][2] == stored_ranks(world)["ranker"][2] == 0
+
+
 def test_the_share_of_lists_that_fp32_gives_too(world, oracle):
     """PyTorch in fp32 with the export's own threads, over all five users as only five are there; it sees eve's c as
     far better, so that four of the five lists agree.

@@ -277,10 +277,12 @@ def test_where_no_server_runs_the_command_that_starts_one_is_named(tmp_path):
         ("llamarec", None),
         ("llamarec_retrieval_r3", None),
         ("rankers", None),
+        ("retriever_scores", None),
+        ("retriever_scores_r3", None),
     ],
 )
 def test_a_models_name_tells_its_step(model, step):
-    """``<step>`` and ``<step>_<release>`` are steps, ensembles are none; no step's name begins with another's."""
+    """``<step>`` and ``<step>_<release>`` are steps; ensembles and the model with the retriever's graph are none."""
     assert step_of(model) == step
 
 

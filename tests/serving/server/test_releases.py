@@ -414,13 +414,16 @@ def test_a_release_that_is_still_loaded_is_not_unloaded_when_it_is_refused(repos
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_a_flip_that_fails_is_taken_back(repository, server, alias):
-    """Whichever alias does not load: all four stand for r1 again, on disk as on the server, and so does the state."""
+    """Whichever alias does not load: all four stand for r1 again, on disk as on the server, and so does the state;
+    r2 is unloaded.
+    """
     promote(repository, "r1")
     server.failing = lambda model: model == alias and server.written(alias) == "r2"
     with pytest.raises(ServerFailure, match=rf"r1.*failed to load '{alias}'"):
         promote(repository, "r2")
     assert {name: server.written(name) for name in ALIASES} == pairs("r1", "r1")
     assert server.aliases == pairs("r1", "r1")
+    assert server.releases() == {"r1"}
     assert State.read(repository) == by_hand("r1/r1/-")
 
 
@@ -528,7 +531,7 @@ def test_a_rollback_that_fails_leaves_what_was_served(repository, server):
 
 def test_with_nothing_to_go_back_to_nothing_is_done(repository, server):
     """No release at all, or a single one: the error says so, and the server is not asked."""
-    with pytest.raises(ReleaseError):
+    with pytest.raises(ReleaseError, match="no release was promoted yet"):
         rollback(repository)
     promote(repository, "r1")
     server.told.clear()

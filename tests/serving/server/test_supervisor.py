@@ -131,6 +131,14 @@ def test_what_the_supervisor_needs_itself_is_refused(tmp_path, flag, joined):
         Supervisor(tmp_path, [flag] if joined else [name, value])
 
 
+@pytest.mark.parametrize("flag", ["--http-port=http", "--exit-timeout-secs=1.5"])
+def test_a_number_that_is_none_is_refused(tmp_path, flag):
+    """The supervisor reads both itself; its error names the flag and the value."""
+    name, _, value = flag.partition("=")
+    with pytest.raises(ServerFailure, match=f"{name} is '{value}'"):
+        Supervisor(tmp_path, [flag])
+
+
 def test_the_command_line_of_the_server(servers, tmp_path, flags):
     """Flag by flag after tritonserver's own help: models are loaded by name, one that fails does not make the server
     unready, four APIs want the key over HTTP and gRPC, and HTTP listens on this machine only.
