@@ -118,8 +118,9 @@ class RetrieverRun:
         return float(max(reached for at, _, reached in self.facts["curve"] if at <= step))
 
     def settings(self) -> str:
-        """Return everything but the seed, to find the runs of one setting."""
-        return json.dumps({name: value for name, value in self.options.items() if name != "seed"}, sort_keys=True)
+        """Return everything but the seed and the device, to find the runs of one setting."""
+        kept = {name: value for name, value in self.options.items() if name not in ("seed", "device")}
+        return json.dumps(kept, sort_keys=True)
 
 
 def lists_path(dataset: str, retriever: str, candidates: int) -> Path:
@@ -140,8 +141,8 @@ def ranks_path(dataset: str, options: RetrieverTraining) -> Path:
 
 
 def changed_options(options: RetrieverTraining) -> dict[str, Any]:
-    """Return the options that differ from the defaults."""
-    standard = asdict(RetrieverTraining())
+    """Return the options that differ from the defaults, whatever device the run used."""
+    standard = asdict(RetrieverTraining(device=options.device))
     return {name: value for name, value in asdict(options).items() if value != standard[name]}
 
 
