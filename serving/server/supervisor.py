@@ -107,7 +107,7 @@ class Supervisor:
                 log("server ended", code=code)
                 time.sleep(1)
         finally:
-            with suppress(OSError):  # likewise
+            with suppress(OSError):  # a read-only repository has no such file
                 (self._repository / CONTROL_FILE).unlink(missing_ok=True)
             if health:
                 health.close()
