@@ -78,15 +78,16 @@ class Served:
         return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith('{"time"')]
 
     def stubs(self, model: str) -> list[int]:
-        """Return the process ids of a model's instances."""
+        """Return the process ids of a model's instances in this server; others may serve the same repository."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().decode().split("\0")
+                pid = int(path.parent.name)
+                if f"{self.repository}/{model}/1/model.py" in words and self.process.pid in ancestors(pid):
+                    found.append(pid)
             except OSError:
                 continue
-            if f"{self.repository}/{model}/1/model.py" in words:
-                found.append(int(path.parent.name))
         return sorted(found)
 
     def kill(self, model: str) -> None:
@@ -108,6 +109,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30) -> bool:
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     return bool(met)
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """Yield the process id of each ancestor of a process, its parent first."""
+    while pid > 1:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pid = int(fields[1])
+        yield pid
 
 
 def serving(
