@@ -11,7 +11,7 @@ SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving tests
 
 .PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
-	bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker system-packages clean
+	bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -91,6 +91,10 @@ retrain-retrievers: setup
 
 results-ranker: setup
 	$(BIN)/python -m experiments.ranker_tables
+
+# The page of the GPU checks, from the files in docs/results/data/gpu; FROM=DIR keeps those of a new run first.
+results-gpu: setup
+	$(BIN)/python -m experiments.gpu_page $(if $(FROM),--from $(FROM))
 
 retrain-ranker: setup
 	$(BIN)/python -m experiments.train_rankers

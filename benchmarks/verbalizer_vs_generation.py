@@ -10,30 +10,29 @@ paper's limit, and what a complete list takes. Titles are random words cut to th
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from benchmarks.clock import add_clock, chosen_clock
-from benchmarks.movie_prompts import embedded_base, letters, movie_titles, tokenizer
+from benchmarks.movie_prompts import embedded_base, movie_titles
 from models.ranker.inference.scorer import Runtime
 from models.ranker.inference.torch_scorer import TorchScorer
 from models.ranker.precision import DTYPES, has_native_bf16
-from models.ranker.prompt import PromptBuilder, PromptSettings
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
 from preprocessing.catalogue import Catalogue
 
 ITEMS = 40
 """Titles in a prompt: 20 in the history and 20 candidates."""
 
 
-def titles_of(tokens: int, seed: int = 0) -> list[str]:
-    """Return 40 titles of exactly ``tokens`` tokens each, made of words from film titles."""
-    encode = tokenizer()
-    words = " ".join(movie_titles()).split()
+def titles_of(words: Sequence[str], tokens: int, encode: Tokenizer, seed: int = 0) -> list[str]:
+    """Return 40 titles of exactly ``tokens`` tokens each, made of random words."""
     rng = np.random.default_rng(seed)
     titles: list[str] = []
     while len(titles) < ITEMS:
@@ -45,32 +44,44 @@ def titles_of(tokens: int, seed: int = 0) -> list[str]:
     return titles
 
 
-def measure(lengths: list[int], runs: int, threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """Return a row for each average title length, with the median seconds of both over ``runs``."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16" if has_native_bf16("cpu") else "float32"
-    scorer = TorchScorer(embedded_base(), Runtime(dtype=dtype, threads=threads))
-    model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=DTYPES[dtype]).eval()
-    scorer.score([[1, 2, 3]], letters())
+def measure(
+    base: Path, runtime: Runtime, words: Sequence[str], lengths: Sequence[int], runs: int, clock: Callable[[], float]
+) -> list[dict[str, Any]]:
+    """Return a row for each average title length, with the median seconds of both over ``runs``.
+
+    Args:
+        base: folder of the language model and its tokenizer.
+        runtime: how both run; PyTorch on any device.
+        words: words of the titles.
+        lengths: title lengths in tokens.
+        runs: number of runs.
+        clock: returns the time in seconds.
+    """
+    encode = Tokenizer.from_file(str(base / TOKENIZER_FILE))
+    letters = letter_ids(encode, RESPONSE)
+    scorer = TorchScorer(base, runtime)
+    model = LlamaForCausalLM.from_pretrained(str(base), dtype=DTYPES[runtime.dtype]).eval().to(runtime.device)
+    scorer.score([[1, 2, 3]], letters)
     rows = []
     for length in lengths:
-        titles = titles_of(length)
-        catalogue = Catalogue([b""] * ITEMS, titles, [])
-        prompt = PromptBuilder(catalogue, tokenizer(), PromptSettings()).build(range(1, 21), range(21, 41)).tokens
+        catalogue = Catalogue([b""] * ITEMS, titles_of(words, length, encode), [])
+        prompt = PromptBuilder(catalogue, encode, PromptSettings()).build(range(1, 21), range(21, 41)).tokens
+        tokens = torch.tensor([prompt], device=runtime.device)
         wanted = 20 * (length + 1)  # a line break after each title
         seconds: dict[str, list[float]] = {"verbalizer": [], "generation": []}
         for _ in range(runs):
             started = clock()
-            scorer.score([prompt], letters())
+            scorer.score([prompt], letters)
             seconds["verbalizer"].append(clock() - started)
             started = clock()
             model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt)),
+                tokens,
+                attention_mask=torch.ones_like(tokens),
                 max_new_tokens=wanted,
                 min_new_tokens=wanted,
                 do_sample=False,
                 pad_token_id=2,
-            )
+            ).cpu()
             seconds["generation"].append(clock() - started)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         rows.append(
@@ -112,7 +123,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     clock = chosen_clock(given)
-    rows = measure(given.lengths, given.runs, given.threads, clock)
+    runtime = Runtime(dtype="bfloat16" if has_native_bf16("cpu") else "float32", threads=given.threads)
+    words = " ".join(movie_titles()).split()
+    rows = measure(embedded_base(), runtime, words, given.lengths, given.runs, clock)
     if given.plot:
         plot(rows, given.plot)
     if given.json:

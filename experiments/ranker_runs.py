@@ -28,6 +28,13 @@ PRESET: Mapping[str, Any] = {
 }
 """The preset, validated less often; the kept scores of every run make a fuller validation."""
 FEWER = {"max_prompts": 2400, "warmup_steps": 30}
+ALL_PROMPTS = {
+    "max_prompts": None,
+    "max_user_prompts": None,
+    "batch_size": 16,
+    "micro_batch_size": 16,
+    "validate_every": 1000,
+}
 LISTS = {**FEWER, "negatives": "retriever", "order": "retriever"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "main": {},
@@ -40,6 +47,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "letters": {**FEWER, "read": "letters", "depth": None, "layers": 12},
     "deep": {**FEWER, "depth": 24, "layers": 12},
     "fifty-candidates": {"candidates": 50},
+    "all-prompts": ALL_PROMPTS,
+    "all-prompts-letters": {**ALL_PROMPTS, "read": "letters", "depth": None, "validate_by": "alone"},
 }
 """What differs from the preset ``smollm2-135m``; ``main`` is the chosen configuration."""
 
@@ -57,6 +66,8 @@ class Run:
     orders of the candidates; ``untuned``: the letters of the untuned base."""
     hours: float = 1.0
     """Time limit, after which the run is stopped; the next call resumes it."""
+    device: str = "cpu"
+    """Device of training and scoring. Runs on a GPU are trained by :mod:`experiments.all_prompts`, not by the queue."""
 
     @property
     def name(self) -> str:
@@ -65,7 +76,7 @@ class Run:
 
     def options(self) -> RankerTraining:
         """Return the options of the training."""
-        return RankerTraining(**{**PRESET, **VARIANTS[self.variant], "seed": self.seed})
+        return RankerTraining(**{**PRESET, **VARIANTS[self.variant], "seed": self.seed, "device": self.device})
 
     def trained(self) -> "Run":
         """Return the run whose training gives the ranker of this one.
@@ -102,9 +113,14 @@ RUNS = [
         for name in ("fifty-candidates", "lists-only", "lists-shuffled", "lists-behind", "letters", "deep")
         for dataset in SOURCES
     ),
+    *(
+        Run(dataset, variant=name, device="gpu")
+        for name in ("all-prompts", "all-prompts-letters")
+        for dataset in SOURCES
+    ),
 ]
 """In the order of training: the main rows, earlier settings of them, the best retriever where that is not LRURec, and
-one-seed ablations with a limit of an hour."""
+one-seed ablations with a limit of an hour, and all training prompts on a GPU."""
 
 
 def runs_of(dataset: str, retriever: str, variant: str) -> list[Run]:

@@ -152,7 +152,7 @@ def keep_scores(path: Path, run: Run, way: str, folder: Path, data: Data, lists:
     scores.facts = {
         "seconds": seconds,
         "seconds_a_request": seconds / max(len(rows), 1),
-        "runtime": asdict(choose_runtime("cpu")),
+        "runtime": asdict(choose_runtime(run.device)),
         "run": asdict(run),
         "options": asdict(run.trained().options()),
         "way": way,
@@ -195,7 +195,7 @@ def make_score(way: str, run: Run, folder: Path, data: Data) -> Score:
         verbalizer = LetterVerbalizer(letter_ids(tokenizer, RESPONSE, options.candidates))
     else:
         verbalizer = restore_verbalizer(json.loads((folder / "ranker" / VERBALIZER_FILE).read_text(encoding="utf-8")))
-    scorer = load_scorer(model, choose_runtime("cpu"))
+    scorer = load_scorer(model, choose_runtime(run.device))
     count = ORDERS if way == "orders" else 1
 
     def score(history: Items, items: Items) -> NDArray[np.float64]:

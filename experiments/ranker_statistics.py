@@ -35,6 +35,8 @@ VARIANT_LABELS = {
     "lists-behind": "2,400 prompts, the last third from the retriever's lists",
     "letters": "2,400 prompts, letter verbalizer as in the paper",
     "deep": "2,400 prompts, 24 layers instead of 12, adapters on the upper 12 of them",
+    "all-prompts": "all training prompts, batches of 16, on a GPU",
+    "all-prompts-letters": "all training prompts, batches of 16, letter verbalizer, 30 layers, on a GPU",
 }
 
 

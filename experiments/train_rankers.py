@@ -19,14 +19,14 @@ from preprocessing.errors import InputError
 
 
 def train_all(work: Path, data: Path) -> None:
-    """Execute every run whose scores are not all kept.
+    """Execute every run on the processor whose scores are not all kept.
 
     Args:
         work: folder for data, weights and checkpoints.
         data: folder with the raw data sets.
     """
     for number, run in enumerate(RUNS):
-        if all(path.exists() for path in run.files().values()):
+        if run.device != "cpu" or all(path.exists() for path in run.files().values()):
             continue
         command = [sys.executable, "-m", "experiments.train_rankers", "--number", str(number)]
         command += ["--work", str(work.resolve()), OPTION, str(data.resolve())]
