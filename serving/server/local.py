@@ -125,7 +125,8 @@ class LocalServer:
                 except OSError:
                     return False
         try:
-            with InferenceServerClient(self.url) as client:
+            # A proxy of the environment cannot reach this machine's loopback interface.
+            with InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)]) as client:
                 return bool(client.is_server_ready(client_timeout=1))
         except InferenceServerException:
             return False

@@ -78,6 +78,18 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
     assert "successfully unloaded 'ranker'" in log.read_text(), "stopped in order, not killed"
 
 
+def test_a_proxy_does_not_keep_a_local_server_from_becoming_ready(echo_repository, monkeypatch):
+    """By default gRPC asks the proxy of ``http_proxy`` for loopback addresses, too (grpc/grpc#29718, grpc/grpc#15942),
+    so that demo and bench waited for two minutes and gave up. Nothing listens at this proxy.
+    """
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    with LocalServer(echo_repository) as server, RecommenderClient(server.url) as recommender:
+        assert len(recommender.recommend(["a", "b"])) == 2
+
+
 def test_a_killed_server_is_cleaned_up_too(echo_repository):
     """The block removes the shared memory and the stubs of a server that SIGKILL prevented from doing so."""
     with LocalServer(echo_repository) as server:
