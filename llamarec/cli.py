@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from llamarec.commands.bench import bench
 from llamarec.commands.demo import demo
+from llamarec.commands.doctor import doctor
 from llamarec.commands.evaluate import evaluate
 from llamarec.commands.export import export
 from llamarec.commands.preprocess import preprocess
@@ -51,7 +52,7 @@ app.command(
     epilog="Every other flag is passed to tritonserver: `llamarec serve --grpc-port 9001 --log-verbose 1`.",
 )(serve)
 app.add_typer(release, name="release")
-for command in (recommend, evaluate, bench, demo):
+for command in (recommend, evaluate, bench, demo, doctor):
     app.command()(command)
 
 

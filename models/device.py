@@ -48,6 +48,15 @@ def _why_not(count: int, cuda: str | None) -> str:
     return "this machine has no NVIDIA driver: install it"
 
 
+def processor_has_bf16() -> bool:
+    """Return whether the processor multiplies bf16 in hardware; does not import PyTorch."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def random_state(device: Any) -> dict[str, Any]:
     """Return the state of the random numbers that a training on this ``torch.device`` draws, for its checkpoint."""
     import torch

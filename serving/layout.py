@@ -29,6 +29,14 @@ def export_id(folder: Path) -> str:
     return str(read_manifest(folder, KIND, REMEDY).facts["release"])
 
 
+def known_export_id(folder: Path) -> str | None:
+    """Return the id that :func:`export_id` returns; None if the folder is missing or is not what the export wrote."""
+    try:
+        return export_id(folder)
+    except InputError:
+        return None
+
+
 def exported_release(repository: Path, suffix: str = "") -> str:
     """Return the export id of a completely exported repository.
 

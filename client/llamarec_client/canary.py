@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from numbers import Real
+from reprlib import repr as short
 
 from llamarec_client.errors import InvalidRequest
 
@@ -34,7 +36,12 @@ def canary_model(model: str, user_id: str | None, share: float, salt: str = SALT
         user_id: any text.
         share: 0 to 1.
         salt: see :data:`SALT`.
+
+    Raises:
+        InvalidRequest: ``share`` is not a number from 0 to 1.
     """
+    if not isinstance(share, Real) or not 0 <= share <= 1:
+        raise InvalidRequest(f"the canary's share is {short(share)}: give a number from 0 to 1")
     if user_id is None:
         return model
     digest = hashlib.sha256(f"{salt}\0{user_id}".encode(errors="surrogatepass")).digest()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from llamarec_client.address import proxy_variable
+from llamarec_client.checks import is_unicode, whole_number
 from llamarec_client.contract import (
     CANDIDATES,
     EXCLUDE,
@@ -62,10 +65,9 @@ class Request:
         if self.user_id is not None:
             inputs.append(_text_input(USER_ID, [self.user_id]))
         if self.top_k is not None:
-            if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or abs(self.top_k) >= 2**31:
-                raise InvalidRequest(f"{TOP_K.name} is {self.top_k!r}: give a whole number of at least 1")
+            top_k = whole_number(TOP_K.name, self.top_k, 2**31 - 1)
             tensor = grpc.InferInput(TOP_K.name, [1, 1], "INT32")
-            tensor.set_data_from_numpy(np.array([[self.top_k]], dtype=np.int32))
+            tensor.set_data_from_numpy(np.array([[top_k]], dtype=np.int32))
             inputs.append(tensor)
         return inputs
 
@@ -105,10 +107,19 @@ def requested_outputs() -> list[grpc.InferRequestedOutput]:
 
 
 def read_result(result: grpc.InferResult) -> list[Recommendation]:
-    """Return the rows of an answer."""
-    columns: list[NDArray[Any]] = [result.as_numpy(spec.name)[0] for spec in (ITEM_ID, SCORE, RETRIEVER_RANK)]
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [Recommendation(item_id.decode(), score, rank) for item_id, score, rank in rows]
+    """Return the rows of an answer.
+
+    Raises:
+        ServerError: the answer does not follow the contract.
+    """
+    try:
+        columns: list[NDArray[Any]] = [result.as_numpy(spec.name)[0] for spec in (ITEM_ID, SCORE, RETRIEVER_RANK)]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Recommendation(item_id.decode(), score, rank) for item_id, score, rank in rows]
+    except (AttributeError, IndexError, TypeError, ValueError, InferenceServerException) as error:
+        raise ServerError(
+            f"the answer does not follow the contract: call an ensemble that `llamarec export` made ({error})"
+        ) from error
 
 
 def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
@@ -119,11 +130,15 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(message)
     if status == "DEADLINE_EXCEEDED":
-        return RequestTimeout(f"no answer from {model} at {url} within {timeout:g} s: allow more time or retry later")
+        proxy = proxy_variable(url)
+        through = f" through the proxy of {proxy}" if proxy else ""
+        return RequestTimeout(
+            f"no answer from {model} at {url}{through} within {timeout:g} s: allow more time or retry later"
+        )
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
     if status == "UNAVAILABLE" and "unknown model" not in message:
-        return ServerUnavailable(f"no server answers at {url}: start one with `llamarec serve` ({message})")
+        return ServerUnavailable(f"{_no_connection(url, message)} ({message})")
     if status in ("UNAVAILABLE", "NOT_FOUND"):
         return ServerUnavailable(f"the server at {url} does not serve {model}: run `llamarec export` ({message})")
     if status == "INTERNAL" and "Stub process" in message:
@@ -136,6 +151,22 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
     return ServerError(f"{model} at {url} failed with {status}: {message}")
 
 
+def _no_connection(url: str, message: str) -> str:
+    """Return why gRPC could not connect, and the remedy, from its own message."""
+    if proxy := proxy_variable(url):
+        return f"no server answers at {url} through the proxy of {proxy}: unset {proxy}, or add the host to no_proxy"
+    if re.search("resolving|DNS", message):
+        return f"the host name of {url} cannot be resolved: check it"
+    if "handshake" in message.lower():
+        return f"the TLS handshake with {url} failed: check port and certificates, or leave tls out for a plain server"
+    if "failed to connect" in message and re.search("Socket closed|HTTP/2|http1|SETTINGS|recvmsg", message):
+        return (
+            f"what listens at {url} does not speak plain gRPC: give the gRPC port (by default 8001, while 8000 is HTTP"
+            f" and 8002 metrics), or tls for an encrypted server"
+        )
+    return f"no server answers at {url}: start one with `llamarec serve`"
+
+
 def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:
     """Return the STRING input of one request.
 
@@ -144,12 +175,15 @@ def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:
     """
     if isinstance(values, (str, bytes)):
         raise InvalidRequest(f"{spec.name} is one string: give a list of item ids")
+    try:
+        given = list(values)
+    except TypeError:
+        raise InvalidRequest(f"{spec.name} is {short(values)}: give a list of item ids") from None
     encoded = []
-    for value in values:
-        try:
-            encoded.append(value.encode())
-        except (AttributeError, UnicodeEncodeError):
-            raise InvalidRequest(f"{spec.name} holds {value!r}: item ids are strings of valid Unicode") from None
+    for value in given:
+        if not isinstance(value, str) or not is_unicode(value):
+            raise InvalidRequest(f"{spec.name} holds {short(value)}: item ids are strings of valid Unicode")
+        encoded.append(value.encode())
     array = np.empty((1, len(encoded)), dtype=object)
     array[0] = encoded
     tensor = grpc.InferInput(spec.name, list(array.shape), "BYTES")

@@ -1,19 +1,23 @@
 """gRPC clients of the recommender, synchronous and asyncio, with the same methods and errors."""
 
 import asyncio
+import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tritonclient import grpc
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
+from llamarec_client.address import channel_options, check_address
+from llamarec_client.checks import seconds, text, whole_number
 from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest
 from llamarec_client.messages import Recommendation, Recommendations, Request, read_result, requested_outputs
@@ -24,22 +28,31 @@ __all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "Recom
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
 """Seconds. A ranking pass takes about one on a CPU, and the request may have to queue for it."""
+MAX_TIMEOUT = 1e9
+"""Seconds. gRPC and Triton count in nanoseconds, and overflow beyond some multiple of this."""
 IN_FLIGHT = 32
-"""Maximum number of requests in flight in a call for many users: enough to fill the batches of the server's steps."""
+"""Default number of requests in flight in a call for many users: enough to fill the batches of the server's steps."""
+MAX_IN_FLIGHT = 1024
+"""Maximum of it: each request of the synchronous client has a thread."""
 KEEP_ALIVE = 20.0
 """Seconds without traffic during a call after which the connection is probed."""
+MIN_KEEP_ALIVE, MAX_KEEP_ALIVE = 0.1, 1e6
+"""Seconds. A shorter one would close working connections, and gRPC cannot represent a much longer one."""
 CHANNEL_OPTIONS = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
     # With the defaults, a client reconnects to a restarted server only after a second or more.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 500,
+    # Despite its name, the time that an attempt to connect may take; a TLS handshake over a slow link needs several
+    # round trips.
+    "grpc.min_reconnect_backoff_ms": 5_000,
 }
 
 Fallback = Literal["retriever"]
 Result = Recommendations | ClientError
 """Answer or error for one user of a call for many."""
+Client = TypeVar("Client")
 
 
 @dataclass(frozen=True)
@@ -57,36 +70,98 @@ class _Connection:
     """Settings that both clients share: the address, the channel's options and the retry budget."""
 
     def __init__(self, url: str, tls: Tls | None, keep_alive: float) -> None:
-        probe = round(keep_alive * 1000)
+        self.url = check_address(url)
+        probe = round(1000 * max(seconds("keep_alive", keep_alive, MAX_KEEP_ALIVE), MIN_KEEP_ALIVE))
         options = {
             **CHANNEL_OPTIONS,
             "grpc.keepalive_time_ms": probe,
             "grpc.keepalive_timeout_ms": min(probe, 10_000),
             "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, regardless of the line above
+            **dict(channel_options(url)),
         }
-        self.url = url
         self.budget = RetryBudget()
+        self.closed = False
         self.channel: dict[str, Any] = {"url": url, "channel_args": list(options.items())}
         if tls is not None:
-            files = {
-                "root_certificates": tls.root_certificates,
-                "certificate_chain": tls.certificate_chain,
-                "private_key": tls.private_key,
-            }
-            for name, path in files.items():
-                if path is not None and not path.is_file():
-                    raise InvalidRequest(f"{name} {path} is not a file: give a PEM file")
-            if (tls.certificate_chain is None) != (tls.private_key is None):
-                raise InvalidRequest("mutual TLS needs both certificate_chain and private_key: give the missing one")
-            self.channel |= {"ssl": True, **{name: path and str(path) for name, path in files.items()}}
+            self.channel |= {"ssl": True, **_certificates(tls)}
 
     def call(self, model: str, timeout: float, fallback: Fallback | None, request_id: str | None) -> Call:
-        if not timeout > 0:
-            raise InvalidRequest(f"timeout is {timeout:g} s: give a number above 0")
-        if fallback not in (None, "retriever"):
-            raise InvalidRequest(f"fallback is {fallback!r}: give 'retriever' or None")
+        """Return the state of a new call.
+
+        Raises:
+            InvalidRequest: an argument is not what it has to be.
+        """
+        model = text("model", model)
+        limit = seconds("timeout", timeout, MAX_TIMEOUT)
+        if fallback is not None and not (isinstance(fallback, str) and fallback == "retriever"):
+            raise InvalidRequest(f"fallback is {short(fallback)}: give 'retriever' or None")
         second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
-        return Call(self.url, model, request_id or uuid.uuid4().hex, timeout, second, self.budget)
+        request_id = uuid.uuid4().hex if request_id is None or request_id == "" else text("request_id", request_id)
+        return Call(self.url, model, request_id, limit, second, self.budget)
+
+    def failure(self, error: BaseException) -> ClientError:
+        """Return the error of this package for one that gRPC raised without a status, because nothing was sent."""
+        if self.closed:
+            return InvalidRequest(f"the client of {self.url} is closed: open a new one")
+        remedy = ": use an asyncio client in the event loop that opened it" if "loop" in str(error) else ""
+        return ClientError(f"the request to {self.url} could not be sent ({type(error).__name__}: {error}){remedy}")
+
+
+def _certificates(tls: Tls) -> dict[str, str | None]:
+    """Return the certificates' files by tritonclient's names for them.
+
+    Raises:
+        InvalidRequest: a file is missing, or ``tls`` is something else.
+    """
+    if not isinstance(tls, Tls):
+        raise InvalidRequest(f"tls is {short(tls)}: give Tls(...) or None")
+    files = {
+        "root_certificates": tls.root_certificates,
+        "certificate_chain": tls.certificate_chain,
+        "private_key": tls.private_key,
+    }
+    for name, path in files.items():
+        if path is not None and not (isinstance(path, (str, Path)) and os.path.isfile(path)):
+            raise InvalidRequest(f"{name} {path} is not a file: give a PEM file")
+    if (tls.certificate_chain is None) != (tls.private_key is None):
+        raise InvalidRequest("mutual TLS needs both certificate_chain and private_key: give the missing one")
+    return {name: None if path is None else str(path) for name, path in files.items()}
+
+
+def _opened(client: Callable[..., Client], connection: _Connection) -> Client:
+    """Return tritonclient's client of a connection.
+
+    Raises:
+        ClientError: gRPC does not take the settings, or there is no event loop to run in.
+    """
+    try:
+        return client(**connection.channel)
+    except Exception as error:
+        remedy = ": open an asyncio client inside a coroutine" if "loop" in str(error) else ""
+        raise ClientError(f"cannot open a connection to {connection.url} ({error}){remedy}") from error
+
+
+def _tensors(request: Request) -> list[grpc.InferInput]:
+    """Return the tensors of a request.
+
+    Raises:
+        InvalidRequest: it is no request, or a value does not fit its tensor.
+    """
+    if not isinstance(request, Request):
+        raise InvalidRequest(f"{short(request)} is not a request: give Request objects")
+    return request.inputs()
+
+
+def _each(requests: Iterable[Request]) -> list[Request]:
+    """Return the requests of a call for many users.
+
+    Raises:
+        InvalidRequest: there is no list.
+    """
+    try:
+        return list(requests)
+    except TypeError:
+        raise InvalidRequest(f"requests is {short(requests)}: give a list of Request objects") from None
 
 
 def _answer(call: Call, result: grpc.InferResult) -> Recommendations:
@@ -102,18 +177,18 @@ class RecommenderClient:
     step is dead. Retries are limited to a tenth of the client's requests, so they do not amplify an overload.
 
     Args:
-        url: ``host:port`` of the server's gRPC endpoint.
+        url: ``host:port`` of the server's gRPC endpoint, or ``[ipv6]:port``.
         tls: certificates for an encrypted connection. Default: no encryption.
         keep_alive: seconds without traffic during a call after which the connection is probed; it is closed if the
-            probe gets no response.
+            probe gets no response; 0.1 or more.
 
     Raises:
-        InvalidRequest: a certificate's file is missing.
+        InvalidRequest: an argument is not what it has to be, for example because a certificate's file is missing.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
         self._connection = _Connection(url, tls, keep_alive)
-        self._client = grpc.InferenceServerClient(**self._connection.channel)
+        self._client = _opened(grpc.InferenceServerClient, self._connection)
 
     def __enter__(self) -> "RecommenderClient":
         return self
@@ -125,6 +200,7 @@ class RecommenderClient:
 
     def close(self) -> None:
         """Close the connection."""
+        self._connection.closed = True
         self._client.close()
 
     def recommend(
@@ -149,13 +225,14 @@ class RecommenderClient:
             top_k: number of items to return. Default: all.
             user_id: user id for the server's logs; the models do not use it.
             model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
-            timeout: seconds until the call fails, including retries and fallback.
+            timeout: seconds until the call fails, including retries and fallback; above 0.
             fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
                 slow, and marks the answer ``degraded``; a tenth of the timeout, at most 0.25 s, is reserved for it.
             request_id: id of the request in the server's logs. Default: a new id.
 
         Raises:
-            InvalidRequest: the request exceeds one of the contract's limits; the message names the tensor.
+            InvalidRequest: an argument is not what it has to be, or exceeds one of the contract's limits; the message
+                names it. Or the client is closed.
             RequestTimeout: there was no answer in time.
             ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` if the
                 queue is full.
@@ -180,10 +257,13 @@ class RecommenderClient:
             model: see :meth:`recommend`.
             timeout: seconds until a user's call fails, from the moment that it is sent.
             fallback: see :meth:`recommend`.
-            in_flight: maximum number of requests in flight; the server batches them.
+            in_flight: maximum number of requests in flight, 1 to 1,024; the server batches them.
 
         Returns:
             For each request, in order, the answer or the error of this user's call.
+
+        Raises:
+            InvalidRequest: ``requests`` is no list, or ``in_flight`` no such number.
         """
 
         def one(request: Request) -> Result:
@@ -192,19 +272,23 @@ class RecommenderClient:
             except ClientError as error:
                 return error
 
-        with ThreadPoolExecutor(in_flight) as pool:
-            return list(pool.map(one, requests))
+        with ThreadPoolExecutor(whole_number("in_flight", in_flight, MAX_IN_FLIGHT)) as pool:
+            return list(pool.map(one, _each(requests)))
 
     def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = request.inputs(), requested_outputs()
+        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
         while True:
             try:
-                return _answer(call, self._client.infer(inputs=inputs, outputs=outputs, **call.arguments()))
+                result = self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 time.sleep(call.pause_after(failure))
+            except Exception as error:
+                raise self._connection.failure(error) from error
+            else:
+                return _answer(call, result)
 
 
 class AsyncRecommenderClient:
@@ -213,7 +297,7 @@ class AsyncRecommenderClient:
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
         """Connect as :class:`RecommenderClient` does; needs a running event loop."""
         self._connection = _Connection(url, tls, keep_alive)
-        self._client = aio.InferenceServerClient(**self._connection.channel)
+        self._client = _opened(aio.InferenceServerClient, self._connection)
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
@@ -225,6 +309,7 @@ class AsyncRecommenderClient:
 
     async def close(self) -> None:
         """Close the connection."""
+        self._connection.closed = True
         await self._client.close()
 
     async def recommend(
@@ -254,7 +339,7 @@ class AsyncRecommenderClient:
         in_flight: int = IN_FLIGHT,
     ) -> list[Result]:
         """Return the recommendations of many users; see :meth:`RecommenderClient.recommend_many`."""
-        room = asyncio.Semaphore(in_flight)
+        room = asyncio.Semaphore(whole_number("in_flight", in_flight, MAX_IN_FLIGHT))
 
         async def one(request: Request) -> Result:
             async with room:
@@ -263,15 +348,29 @@ class AsyncRecommenderClient:
                 except ClientError as error:
                     return error
 
-        return await asyncio.gather(*map(one, requests))
+        return await asyncio.gather(*map(one, _each(requests)))
 
     async def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = request.inputs(), requested_outputs()
+        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
         while True:
             try:
-                return _answer(call, await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments()))
+                result = await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 await asyncio.sleep(call.pause_after(failure))
+            except asyncio.CancelledError as error:
+                if not self._connection.closed or _is_cancelled():
+                    raise
+                raise self._connection.failure(error) from None  # gRPC cancels the calls of a client that is closed
+            except Exception as error:
+                raise self._connection.failure(error) from error
+            else:
+                return _answer(call, result)
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody cancelled the running task. Before Python 3.11 a task cannot tell; then, False."""
+    cancelling: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", lambda: 0)
+    return cancelling() > 0

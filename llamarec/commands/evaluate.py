@@ -65,7 +65,8 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         rows = [[label, *result[name][part].values()] for name, label in names.items()]
         print_table(title, ["", *columns], rows)
     if served := result.get("served"):
+        compared = f"; {served['equal_to_oracle']:.1%} of {served['oracle_users']:,} equal to fp32 PyTorch's"
         console.print(
-            f"served: {served['identical']:,} of {served['users']:,} rankings identical to the offline ones; "
-            f"{served['equal_to_oracle']:.1%} of {served['oracle_users']:,} equal to fp32 PyTorch's"
+            f"served: {served['identical']:,} of {served['users']:,} rankings identical to the offline ones"
+            + (compared if served["oracle_users"] else "")
         )

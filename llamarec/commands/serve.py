@@ -31,7 +31,7 @@ def serve(
     if not repository.is_dir():
         raise InputError(f"{repository} is not a folder: run `llamarec export --repository {repository}` first")
     state = State.read(repository)
-    released = state.models()
+    released = state.models(repository)
     check_adapters(repository, [""] if released is None else [f"_{name}" for name in state.loaded()])
     load = ["*"] if released is None else released
     key = os.environ.pop(ADMIN_KEY, None)  # must not reach the steps' environment

@@ -13,6 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
+from llamarec_client.address import PROXY_VARIABLES, proxy_variable
 from llamarec_client.contract import ENSEMBLE, HISTORY
 from llamarec_client.errors import ClientError
 from llamarec_client.recommender import RecommenderClient, Request
@@ -169,6 +170,8 @@ def _measure(
     # Not --request-count: it computes throughput over whole seconds, rounded up: 50 answers/s instead of 700.
     command += ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
     command += [*FLAGS[mode], f"{load:g}", "-s", ANY_CHANGE, "-r", str(WINDOWS)]
+    if proxy_variable(url) is None:  # perf_analyzer's own gRPC would use a proxy even for this machine
+        environment = {name: value for name, value in environment.items() if name not in PROXY_VARIABLES}
     run = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
     if run.returncode or not table.is_file():
         said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]

@@ -126,7 +126,12 @@ class Control:
             except (ValueError, KeyError, TypeError):
                 message = content.decode(errors="replace") or f"status {status}"
             raise ServerFailure(message)
-        return json.loads(content) if content else None
+        try:
+            return json.loads(content) if content else None
+        except ValueError:
+            raise ServerFailure(
+                f"{self.url}{path} answers {content[:80]!r}, which is not JSON: is it the HTTP port of tritonserver?"
+            ) from None
 
     def _call(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> tuple[int, bytes]:
         host, _, port = self.url.rpartition(":")

@@ -10,6 +10,8 @@ from serving.errors import ServerFailure
 
 Health = dict[str, Any]
 """``{"ready": bool, "steps": {model: {"alive", "healing", "revived", "reason"}}}``."""
+POLL_SECONDS = 0.05
+"""Maximum time in seconds that :meth:`HealthEndpoint.close` waits for the thread; half a second by default."""
 
 
 class HealthEndpoint:
@@ -29,7 +31,7 @@ class HealthEndpoint:
         except (OSError, OverflowError) as error:
             raise ServerFailure(f"--health-port {port} cannot be used: {error}") from None
         self._server.health = health
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
 
     @property
     def port(self) -> int:

@@ -6,6 +6,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from serving.server.programs import (
     EXIT_SECONDS,
     check_ports,
     free_ports,
+    served_path,
     server_command,
     server_environment,
     shared_memory_flag,
@@ -58,11 +60,12 @@ class LocalServer:
         self.http_url = f"127.0.0.1:{http_port or next(free)}"
         self.metrics_url = f"127.0.0.1:{metrics_port or next(free)}"
         self._repository = repository
-        self._arguments = [f"--model-repository={repository}", *arguments]
+        self._arguments = list(arguments)
         self._log_path = log
         self._timeout = timeout
         self._process: ServerProcess | None = None
         self._prefix = ""
+        self._open = ExitStack()
 
     @property
     def pid(self) -> int:
@@ -78,9 +81,10 @@ class LocalServer:
             own += [f"--{endpoint}-address={address}", f"--{endpoint}-port={port}"]
         check_ports(own)
         self._prefix = f"llamarec_{self.url.split(':')[1]}_{os.getpid()}_"
-        command = server_command([*self._arguments, *own, shared_memory_flag(self._prefix)])
-        self._log = self._log_path.open("w+b") if self._log_path else tempfile.TemporaryFile()
+        self._log = self._open.enter_context(self._log_path.open("w+b") if self._log_path else tempfile.TemporaryFile())
         try:
+            served = f"--model-repository={self._open.enter_context(served_path(self._repository))}"
+            command = server_command([served, *self._arguments, *own, shared_memory_flag(self._prefix)])
             self._process = ServerProcess(command, server_environment(), self._prefix, self._log)
             self._wait_until_ready(self._process)
         except BaseException:
@@ -125,7 +129,8 @@ class LocalServer:
                 except OSError:
                     return False
         try:
-            with InferenceServerClient(self.url) as client:
+            # A proxy of the environment cannot reach this machine's loopback interface.
+            with InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)]) as client:
                 return bool(client.is_server_ready(client_timeout=1))
         except InferenceServerException:
             return False
@@ -142,4 +147,4 @@ class LocalServer:
             if self._process is not None:
                 self._process.stop(2 * EXIT_SECONDS)
         finally:
-            self._log.close()
+            self._open.close()

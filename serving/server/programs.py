@@ -4,15 +4,22 @@ In NVIDIA's container both are on PATH; elsewhere they come with the nvidia-pytr
 wheel's server is located without importing the wheel. It needs help, as measured with version 0.7.0: its Python backend
 looks for the stub in the folder of its own library, the stub takes the first ``python`` on PATH for its environment,
 and it must find this interpreter's libpython before any other.
+
+The Python backend starts each stub by a line of shell in which no path is quoted: with a space in the path of the
+repository or of the stub, a stub ends at once, and the server starts it again, for ever. Both paths are therefore
+replaced by links where necessary.
 """
 
 import importlib.util
 import os
+import shlex
 import signal
 import socket
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,14 +71,42 @@ def wheel_folder() -> Path | None:
     return Path(spec.origin).parent.parent if spec and spec.origin else None
 
 
+def fits_a_shell(path: Path) -> bool:
+    """Return whether a shell takes an unquoted path for one word, and for nothing else."""
+    return shlex.quote(str(path)) == str(path)
+
+
+@contextmanager
+def served_path(repository: Path) -> Iterator[Path]:
+    """Yield a path of a model repository that the Python backend can serve: its own, or a link's in a temporary folder.
+
+    Raises:
+        ServerFailure: both paths have a space or another character with a meaning in a shell.
+    """
+    if fits_a_shell(repository):
+        yield repository
+        return
+    with tempfile.TemporaryDirectory(prefix="llamarec-") as folder:
+        link = Path(folder) / "repository"
+        if not fits_a_shell(link):
+            raise ServerFailure(
+                f"Triton cannot serve {repository}, nor a link in {folder}, because of a space or a special character:"
+                f" set TMPDIR to a folder without one"
+            )
+        link.symlink_to(repository.resolve())
+        yield link
+
+
 def links_folder(name: str, targets: Mapping[str, Path]) -> Path:
     """Return a folder of this environment, or else of the user's cache, that holds links to ``targets`` by name.
 
     Raises:
-        ServerFailure: neither the environment nor the user's cache is writable.
+        ServerFailure: neither is writable and has a path that fits a shell.
     """
     for base in (Path(sys.prefix) / "share", Path.home() / ".cache"):
         folder = base / "llamarec" / name
+        if not fits_a_shell(folder):
+            continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for link, target in targets.items():
@@ -81,7 +116,10 @@ def links_folder(name: str, targets: Mapping[str, Path]) -> Path:
         except OSError:
             continue
         return folder
-    raise ServerFailure(f"no folder for links to tritonserver's files: make {sys.prefix}/share or ~/.cache writable")
+    raise ServerFailure(
+        f"no folder for links to tritonserver's files: make {sys.prefix}/share or ~/.cache writable, one of them with a"
+        f" path without spaces and special characters"
+    )
 
 
 def has_option(arguments: Sequence[str], option: str) -> bool:
@@ -202,9 +240,16 @@ def exec_server(arguments: Sequence[str]) -> NoReturn:
     """Replace this process with the installed tritonserver, which gets every argument.
 
     Raises:
-        ServerFailure: no tritonserver is installed, or a port is taken.
+        ServerFailure: no tritonserver is installed, a port is taken, or the path of the repository cannot be served.
     """
     command = server_command(arguments)
+    for option in ("--model-repository", "--model-store"):
+        repository = Path(option_value(arguments, option, "."))
+        if not fits_a_shell(repository):
+            raise ServerFailure(
+                f"tritonserver cannot serve {repository} because of a space or a special character in its path: use"
+                f" `llamarec serve`, which serves it through a link, or move it"
+            )
     check_ports(arguments)
     execute(command, server_environment())
 

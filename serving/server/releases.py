@@ -21,9 +21,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from llamarec_client.canary import CANARY
 from llamarec_client.contract import ENSEMBLE, HISTORY, ITEM_ID, RETRIEVAL_ENSEMBLE, SCORE
 from preprocessing.artifacts import sha256, write_whole
-from serving.contract import STEPS
+from serving.contract import RETRIEVER_SCORES, STEPS
 from serving.errors import ReleaseError, ServerFailure, ServingError
-from serving.layout import export_id, step_artifact
+from serving.layout import known_export_id, step_artifact
 from serving.server.control import Control, repository_lock
 
 RELEASES = ".releases"
@@ -65,12 +65,18 @@ class State:
         """Return the releases to keep loaded."""
         return list(dict.fromkeys(filter(None, (self.current, self.canary, self.previous))))
 
-    def models(self) -> list[str] | None:
-        """Return the models that a server loads first: aliases and ensembles of :meth:`loaded`; None means all."""
+    def models(self, repository: Path) -> list[str] | None:
+        """Return the models that a server loads first; None means all of the repository.
+
+        They are the aliases, and the releases of :meth:`loaded`: their ensembles, which load their steps, and the
+        retriever's graph where a model of its own runs it.
+        """
         if not self.released:
             return None
-        aliases = [alias for alias, _ in self.aliases()]
-        return aliases + [f"{ensemble}_{name}" for name in self.loaded() for ensemble in ENSEMBLES]
+        models = [alias for alias, _ in self.aliases()]
+        for name in self.loaded():
+            models += [f"{ensemble}_{name}" for ensemble in ENSEMBLES] + _graph(repository, name)
+        return models
 
     def aliases(self) -> list[tuple[str, str]]:
         """Return each alias with the ensemble that it stands for."""
@@ -122,7 +128,11 @@ def check_release(repository: Path, name: str) -> dict[str, Any]:
         if not path.is_file() or sha256(path) != digest:
             raise ReleaseError(f"release {name} was changed: {path} is missing or differs; build a new release")
     for step in STEPS:
-        if export_id(step_artifact(repository, step, f"_{name}")) != manifest["release"]:
+        folder = step_artifact(repository, step, f"_{name}")
+        found = known_export_id(folder)
+        if found is None:
+            raise ReleaseError(f"release {name} is incomplete: {folder} is no exported step; build a new release")
+        if found != manifest["release"]:
             raise ReleaseError(f"release {name} mixes exports: its {step} is from another one; build a new release")
     return manifest
 
@@ -148,12 +158,12 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
     before = State.read(repository)
     manifest = check_release(repository, name)
     try:
-        for model in _models(name):
+        for model in _models(repository, name):
             control.load(model)
         replay(control, f"{ENSEMBLE}_{name}", manifest["probes"])
     except ServingError as error:
         if name not in before.loaded():
-            _unload(control, [name])
+            _unload(control, repository, [name])
         raise ServerFailure(f"release {name} is not promoted, {_served(before)}: {error}") from None
     if canary:
         after = replace(before, canary=name, current=before.current or name, released=True)
@@ -161,7 +171,7 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
         previous = before.current if before.current != name else before.previous
         after = State(current=name, canary=name, previous=previous, released=True)
     _flip(control, repository, before, after)
-    _unload(control, [name for name in before.loaded() if name not in after.loaded()])
+    _unload(control, repository, [name for name in before.loaded() if name not in after.loaded()])
     return after
 
 
@@ -176,7 +186,7 @@ def rollback(repository: Path) -> State:
         ended = replace(state, canary=state.current)
         control = Control.read(repository)
         _flip(control, repository, state, ended)
-        _unload(control, [name for name in state.loaded() if name not in ended.loaded()])
+        _unload(control, repository, [name for name in state.loaded() if name not in ended.loaded()])
         return ended
     if not state.previous:
         before = f"before {state.current}" if state.current else "yet"
@@ -212,7 +222,7 @@ def _flip(control: Control, repository: Path, before: State, after: State) -> No
         except ServingError as error:
             if before.current:
                 _load_aliases(control, repository, before)
-                _unload(control, [name for name in after.loaded() if name not in before.loaded()])
+                _unload(control, repository, [name for name in after.loaded() if name not in before.loaded()])
             raise ServerFailure(f"the switch was undone, {_served(before)}: {error}") from None
         after.write(repository)
 
@@ -231,13 +241,22 @@ def _load_aliases(control: Control, repository: Path, state: State) -> None:
         control.load(alias)
 
 
-def _models(name: str) -> list[str]:
+def _models(repository: Path, name: str) -> list[str]:
     """Return a release's models, steps first, so that no ensemble loads them implicitly."""
-    return [f"{model}_{name}" for model in (*STEPS, *ENSEMBLES)]
+    return _graph(repository, name) + [f"{model}_{name}" for model in (*STEPS, *ENSEMBLES)]
 
 
-def _unload(control: Control, names: Iterable[str]) -> None:
+def _graph(repository: Path, name: str) -> list[str]:
+    """Return the model that runs a release's retriever graph in Triton's ONNX backend, if it has one.
+
+    No ensemble contains it: the retriever step calls it.
+    """
+    model = f"{RETRIEVER_SCORES}_{name}"
+    return [model] if (repository / model).is_dir() else []
+
+
+def _unload(control: Control, repository: Path, names: Iterable[str]) -> None:
     for name in names:
-        for model in reversed(_models(name)):
+        for model in reversed(_models(repository, name)):
             with suppress(ServingError):
                 control.unload(model)

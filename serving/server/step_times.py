@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from llamarec_client.address import channel_options, check_address
 from llamarec_client.messages import client_error
 
 STATISTICS_TIMEOUT = 10.0
@@ -34,7 +35,7 @@ def ensemble_steps(url: str, model: str) -> list[str]:
         ClientError: the server does not answer, or does not serve the model.
     """
     try:
-        with InferenceServerClient(url) as client:
+        with _client(url) as client:
             config = client.get_model_config(model, client_timeout=STATISTICS_TIMEOUT).config
     except InferenceServerException as error:
         raise client_error(error, url, model, STATISTICS_TIMEOUT) from error
@@ -48,7 +49,7 @@ def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
         ClientError: the server does not answer, or does not serve a step.
     """
     totals = {}
-    with InferenceServerClient(url) as client:
+    with _client(url) as client:
         for step in steps:
             try:
                 statistics = client.get_inference_statistics(step, client_timeout=STATISTICS_TIMEOUT)
@@ -61,6 +62,10 @@ def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
                 sum(time.compute_input.ns + time.compute_infer.ns + time.compute_output.ns for time in times),
             )
     return totals
+
+
+def _client(url: str) -> InferenceServerClient:
+    return InferenceServerClient(check_address(url), channel_args=channel_options(url))
 
 
 def mean_times(before: Mapping[str, StepTotal], after: Mapping[str, StepTotal]) -> dict[str, StepTime]:

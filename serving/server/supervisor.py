@@ -19,6 +19,7 @@ from serving.server.programs import (
     has_option,
     number_option,
     option_value,
+    served_path,
     server_command,
     server_environment,
     shared_memory_flag,
@@ -64,7 +65,6 @@ class Supervisor:
         self._control = Control(f"127.0.0.1:{port}", key or secrets.token_urlsafe(24))
         self._prefix = f"llamarec_{port}_{secrets.token_hex(4)}_"
         self._arguments = [
-            f"--model-repository={repository}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in load),
             "--strict-readiness=false",  # else one model that fails to load makes the server "not ready"
@@ -101,7 +101,8 @@ class Supervisor:
             self._control.write(self._repository)
         try:
             while True:
-                code, was_ready = self._run_server()
+                with served_path(self._repository) as served:
+                    code, was_ready = self._run_server(served)
                 if self._ending.is_set() or not was_ready:
                     return code
                 log("server ended", code=code)
@@ -112,9 +113,10 @@ class Supervisor:
             if health:
                 health.close()
 
-    def _run_server(self) -> tuple[int, bool]:
-        """Run one server; return its exit code, and whether it was ever ready."""
-        server = ServerProcess(server_command(self._arguments), server_environment(), self._prefix)
+    def _run_server(self, repository: Path) -> tuple[int, bool]:
+        """Run one server on a path of the repository; return its exit code, and whether it was ever ready."""
+        command = server_command([f"--model-repository={repository}", *self._arguments])
+        server = ServerProcess(command, server_environment(), self._prefix)
         watch = self._watch = Watch(server, self._control, self._repository, self._hang_seconds)
         next_refresh, was_ready = 0.0, False
         try:

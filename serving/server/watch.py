@@ -137,6 +137,10 @@ class Watch:
                     self._control.load(model, config)
                 break
             except ServingError as error:
+                if self._is_unloaded(model):
+                    del self.steps[model]  # its probing thread ends
+                    log("step unloaded", model=model)
+                    return
                 state.reason = f"does not load: {error}"
                 log("step does not load", model=model, error=str(error), again_in=pause)
                 self._stopped.wait(pause)
@@ -151,6 +155,13 @@ class Watch:
         # A request that died with its process can keep the replaced model loaded: kill its remaining instances.
         if not self._stopped.wait(self._hang_seconds):
             self._end(stub for stub in self._server.stubs() if stub in replaced)
+
+    def _is_unloaded(self, model: str) -> bool:
+        """Return whether somebody unloaded a model; one that cannot be reloaded stays loaded, as it was."""
+        try:
+            return model not in self._control.ready_models()
+        except ServingError:
+            return False
 
     def _probe_regularly(self, model: str) -> None:
         step = step_of(model)

@@ -1,17 +1,14 @@
 """Retries, fallback and deadlines against a gRPC server with scripted answers, so that attempts can be counted."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 
 import grpc
-import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from scripted import GOOD, Scripted, serve
 
-from llamarec_client.contract import DEGRADED, DEGRADED_REASONS, ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import DEGRADED_REASONS, ENSEMBLE, RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import (
     ClientError,
     InvalidRequest,
@@ -32,47 +29,12 @@ DEAD = (
     "Stub process 'ranker_0_0' is not healthy.",
 )
 """Status and message as tritonserver 2.51 returns them."""
-GOOD = None
-
-
-class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers each request with the next line of a script, and repeats the last line; records the requested models."""
-
-    def __init__(self) -> None:
-        self.script: Callable[[str, int], object] = lambda model, place: GOOD
-        self.asked: list[str] = []
-        self.reasons: list[str] = []
-        """For each request, the parameter that gives the reason of a fallback."""
-        self.lock = threading.Lock()
-
-    def says(self, **lines: list) -> None:
-        self.asked.clear()
-        self.reasons.clear()
-        self.script = lambda model, place: lines[model][min(place, len(lines[model]) - 1)]
-
-    def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
-        with self.lock:
-            self.asked.append(request.model_name)
-            self.reasons.append(request.parameters[DEGRADED].string_param)
-            line = self.script(request.model_name, self.asked.count(request.model_name) - 1)
-        if isinstance(line, float):
-            time.sleep(line)
-        elif line is not GOOD:
-            context.abort(*line)
-        columns = (("ITEM_ID", "BYTES"), ("SCORE", "FP32"), ("RETRIEVER_RANK", "INT32"))
-        outputs = [{"name": name, "datatype": datatype, "shape": [1, 1]} for name, datatype in columns]
-        contents = [b"\1\0\0\0" + request.raw_input_contents[0][-1:], np.float32(1).tobytes(), np.int32(1).tobytes()]
-        return service_pb2.ModelInferResponse(id=request.id, outputs=outputs, raw_output_contents=contents)
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Scripted, str]]:
-    scripted, server = Scripted(), grpc.server(futures.ThreadPoolExecutor(64))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(scripted, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield scripted, f"127.0.0.1:{port}"
-    server.stop(0).wait()
+    with serve() as scripted_server:
+        yield scripted_server
 
 
 @pytest.fixture(params=["plain", "asyncio"])

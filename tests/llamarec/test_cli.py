@@ -37,6 +37,7 @@ COMMANDS = [
     "recommend",
     "bench",
     "demo",
+    "doctor",
 ]
 
 

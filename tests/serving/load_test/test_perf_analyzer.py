@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from llamarec_client.address import PROXY_VARIABLES
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import InvalidRequest, ServerUnavailable
 from serving.contract import STEPS
@@ -90,6 +91,17 @@ def test_a_refused_request_says_why(echo_server):
         benchmark(echo_server.url, [["bad"]], [1])
     with pytest.raises(BenchmarkError, match=r"(?s)measured nothing at concurrency 1.*HISTORY holds 'bad'"):
         benchmark(echo_server.url, [["bad"]], [1], warm_up=0)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("variable", PROXY_VARIABLES)
+def test_no_proxy_stands_between_perf_analyzer_and_this_machine(echo_server, monkeypatch, variable):
+    """The gRPC of perf_analyzer asks a proxy for loopback addresses, too (grpc/grpc#29718); at this one, nothing
+    listens.
+    """
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_ports(1)[0]}")
+    (row,) = benchmark(echo_server.url, [["a"]], loads=(1,), requests=1, warm_up=1)
+    assert row.throughput > 0
 
 
 def test_no_histories_and_no_server():

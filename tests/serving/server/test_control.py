@@ -200,6 +200,14 @@ def test_a_refusal_is_told_in_the_servers_own_words(control, kserve):
     assert str(refused.value) == "failed to load 'ranker', no such file"
 
 
+@pytest.mark.parametrize("content", [b"<html>It works!</html>", b"\xff", b'{"model_stats": '])
+def test_an_answer_that_is_no_json_is_an_error(control, kserve, content):
+    """Status 200 of another service on the port: it was a JSONDecodeError, which nothing caught."""
+    kserve.says("/v2/models/ranker/config", content)
+    with pytest.raises(ServerFailure, match=r"/v2/models/ranker/config answers b.* not JSON.* HTTP port"):
+        control.config("ranker")
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

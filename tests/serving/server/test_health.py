@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -110,6 +111,17 @@ def test_a_closed_endpoint_leaves_its_port(endpoint, health):
         assert listener.connect_ex(("127.0.0.1", port)) != 0
     with socket.create_server(("", port)) as listener:
         assert listener.getsockname()[1] == port
+
+
+def test_closing_does_not_wait():
+    """The standard library looks for a shutdown twice a second, so six endpoints took three seconds to close, each of
+    them part of the time that an orchestrator waits for the server to end.
+    """
+    endpoints = [HealthEndpoint(0, dict) for _ in range(6)]
+    started = time.monotonic()
+    for endpoint in endpoints:
+        endpoint.close()
+    assert time.monotonic() - started < 1.5
 
 
 def test_a_taken_port_is_one_sentence_that_names_the_flag(endpoint):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,12 @@ from serving.server.local import LocalServer
 from serving.server.process import SHARED_MEMORY, ServerProcess
 from serving.server.programs import (
     check_ports,
+    exec_server,
     free_ports,
     has_option,
+    links_folder,
     program_on_path,
+    served_path,
     server_command,
     server_environment,
 )
@@ -76,6 +80,76 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
     assert group_is_gone(pid)
     assert not segments(server)
     assert "successfully unloaded 'ranker'" in log.read_text(), "stopped in order, not killed"
+
+
+def test_a_proxy_does_not_keep_a_local_server_from_becoming_ready(echo_repository, monkeypatch):
+    """By default gRPC asks the proxy of ``http_proxy`` for loopback addresses, too (grpc/grpc#29718, grpc/grpc#15942),
+    so that demo and bench waited for two minutes and gave up. Nothing listens at this proxy.
+    """
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    with LocalServer(echo_repository) as server, RecommenderClient(server.url) as recommender:
+        assert len(recommender.recommend(["a", "b"])) == 2
+
+
+def test_a_repository_is_served_whatever_the_name_of_its_folder(echo_repository, tmp_path):
+    """With a space in its path, Triton started each step again and again, with "stol" in its log
+    (triton-inference-server/python_backend#404). The other characters mean something to the shell as well.
+    """
+    repository = shutil.copytree(echo_repository, tmp_path / "it's my $HOME (v2)" / "model repository")
+    before = set(Path(tempfile.gettempdir()).glob("llamarec-*"))
+    with LocalServer(repository) as server, RecommenderClient(server.url) as recommender:
+        assert len(recommender.recommend(["a", "b"])) == 2
+    assert set(Path(tempfile.gettempdir()).glob("llamarec-*")) <= before
+
+
+def test_a_path_that_a_shell_takes_as_one_word_is_served_itself(tmp_path):
+    """A link would hide from the log where the repository is."""
+    with served_path(tmp_path / "models_v2.1-rc+1") as path:
+        assert path == tmp_path / "models_v2.1-rc+1"
+
+
+def test_a_link_is_a_whole_path_and_goes_with_the_block(tmp_path, monkeypatch):
+    """The link leads to the repository from any working directory."""
+    (tmp_path / "my models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with served_path(Path("my models")) as link:
+        assert link.resolve() == (tmp_path / "my models").resolve()
+        assert " " not in str(link)
+    assert not link.parent.exists()
+    assert (tmp_path / "my models").is_dir()
+
+
+def test_a_temporary_folder_with_a_space_is_no_help(tmp_path, monkeypatch):
+    """The remedy is the variable that chooses the folder."""
+    folder = tmp_path / "my tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ServerFailure, match="set TMPDIR"), served_path(tmp_path / "my models"):
+        pass
+
+
+def test_the_launcher_refuses_what_it_cannot_serve(tmp_path):
+    """It becomes the server, so nobody would remove a link; the sentence names the command that can."""
+    for arguments in (["--model-repository", str(tmp_path / "my models")], [f"--model-store={tmp_path / 'a b'}"]):
+        with pytest.raises(ServerFailure, match="llamarec serve"):
+            exec_server(arguments)
+
+
+def test_an_environment_with_a_space_in_its_path_links_elsewhere(tmp_path, monkeypatch):
+    """The stub's path is part of the same line of shell, so the links to it move to the user's cache; where that has
+    a space too, the sentence says what is needed.
+    """
+    target = tmp_path / "stub"
+    target.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "my checkout" / ".venv"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert links_folder("backends", {"stub": target}) == tmp_path / "home" / ".cache" / "llamarec" / "backends"
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    with pytest.raises(ServerFailure, match="path without spaces"):
+        links_folder("backends", {"stub": target})
 
 
 def test_a_killed_server_is_cleaned_up_too(echo_repository):

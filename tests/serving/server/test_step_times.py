@@ -26,8 +26,8 @@ def triton(monkeypatch):
     answers = types.SimpleNamespace(configs={}, statistics={})
 
     class Client:
-        def __init__(self, url):
-            assert url == "host:8001"
+        def __init__(self, url, channel_args):
+            assert (url, channel_args) == ("host:8001", [])
 
         def __enter__(self):
             return self

@@ -166,6 +166,23 @@ def test_the_command_line_of_the_server(servers, tmp_path, flags):
     assert server.environment == {"PATH": "/bin"}
 
 
+def test_a_repository_with_a_space_in_its_path_is_served_through_a_link(servers, tmp_path, flags):
+    """Triton cannot serve it (triton-inference-server/python_backend#404); its control file is in the real folder."""
+    repository = tmp_path / "my models"
+    repository.mkdir()
+    seen = []
+
+    def look() -> None:
+        (path,) = (flag.partition("=")[2] for flag in servers[0].command if flag.startswith("--model-repository="))
+        seen.extend([path, Path(path).resolve(), (repository / CONTROL_FILE).is_file()])
+        terminate()()
+
+    servers.append(Server(meanwhile=look))
+    Supervisor(repository, flags).run()
+    assert " " not in seen[0]
+    assert seen[1:] == [repository.resolve(), True]
+
+
 def test_by_default_every_model_is_loaded(servers, tmp_path, flags):
     """Triton's explicit mode loads all of a repository for ``*``."""
     servers.append(Server(meanwhile=terminate()))

@@ -395,6 +395,30 @@ def test_a_reload_that_fails_is_tried_again_after_growing_pauses(triton, threads
     assert watch.steps["ranker"].revived == 1
 
 
+def test_a_step_that_is_unloaded_while_it_cannot_be_reloaded_is_forgotten(triton, threads, tmp_path, monkeypatch, log):
+    """As the real server has it: a reload that fails leaves the model among those that are ready, and unloading takes
+    it out. The watch tried to reload such a step for ever, and the server was never ready again.
+    """
+    PatientEvent.waited = []
+    monkeypatch.setattr("serving.server.watch.threading.Event", PatientEvent)
+    for step in STEPS:
+        triton.start(step)
+    watch = Watch(triton, triton, tmp_path, HANG_SECONDS)
+    watch.refresh()
+    assert wait_for(watch.is_ready)
+    triton.broken = [ServerFailure("failed to load 'ranker'")] * 10_000
+    triton.kill("ranker")
+    assert watch_until(watch, lambda: len(triton.loads) >= 2)
+    assert "ranker" in watch.steps, "it is still loaded, so it is still tried"
+    triton.loaded.remove("ranker")
+    assert watch_until(watch, lambda: "ranker" not in watch.steps)
+    assert watch.is_ready(), "three steps and an ensemble are left"
+    assert ("step unloaded", "ranker") in [(event["event"], event.get("model")) for event in events(log)]
+    watch.stop()
+    for thread in threads:
+        thread.join(5)
+
+
 def test_stopping_ends_attempts_to_load(ready, triton):
     """A step that cannot be loaded must not hold up the server's end: after stop() nothing is loaded any more."""
     triton.broken = [ServerFailure("failed to load 'ranker'")] * 100

@@ -140,7 +140,7 @@ def test_runtime_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, native: bool, installed: bool, expected: tuple[str, str]
 ):
     """bf16 requires a processor with native support, because emulation is slow; OpenVINO must be installed."""
-    monkeypatch.setattr(precision, "_processor_has_bf16", lambda: native)
+    monkeypatch.setattr(precision, "processor_has_bf16", lambda: native)
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: object() if installed else None)
     runtime = choose_runtime("cpu")
     assert (runtime.runtime, runtime.dtype, runtime.device) == (*expected, "cpu")
