@@ -181,9 +181,18 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet_merlin() -> Iterator[None]:
-    """Suppress Merlin's warnings about the missing GPU (at each step) and the missing TensorFlow (at import)."""
+    """Suppress what users cannot act on.
+
+    Merlin warns about the missing GPU (at each step) and the missing TensorFlow (at import), and newer versions of Dask
+    about the data frames that Merlin needs (see :mod:`preprocessing`).
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode|Tensorflow dtype")
+        for message in (
+            "Initializing an NVTabular Dataset in CPU mode",
+            "Tensorflow dtype",
+            "The legacy Dask DataFrame",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 

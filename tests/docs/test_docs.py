@@ -61,6 +61,7 @@ def test_what_is_not_run_is_known():
         ("benchmarking.md", "yaml"),
         ("benchmarking.md", "python"),
         ("client.md", "python"),
+        ("faq.md", "bash"),
         ("robustness.md", "bash"),
         ("robustness.md", "bash"),
         ("serving.md", "bash"),

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from models.ranker.fitting.packing import TREE_ATTENTION, PackedPrompts, pack
+from models.ranker.memory import check_gpu_memory, empty_model, training_bytes
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
@@ -41,8 +42,11 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         depth: number of lower layers that are kept; all if absent.
 
     Raises:
-        InputError: the folder lacks weights of its architecture, or the base has fewer layers than ``depth``.
+        InputError: the folder lacks weights of its architecture, the base has fewer layers than ``depth``, or the GPU
+            has too little free memory, in which case nothing is loaded.
     """
+    if device != "cpu":
+        _check_memory(folder, quantisation, dtype, device, depth)
     given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
         config = BitsAndBytesConfig(
@@ -60,6 +64,16 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
     if quantisation != NF4:
         model = model.to(device)
     return model.requires_grad_(False)
+
+
+def _check_memory(folder: Path, quantisation: str, dtype: torch.dtype, device: str, depth: int | None) -> None:
+    model = empty_model(folder)
+    nf4 = quantisation == NF4
+    if depth is not None and not nf4:  # a quantised base is on the GPU before it is cut
+        _cut(model, depth)
+    quantise = "" if nf4 else "set quantisation to nf4 (as --preset paper does), "
+    remedy = f"use --device cpu, {quantise}or choose a smaller base"
+    check_gpu_memory(folder, training_bytes(model, dtype, nf4=nf4), device, remedy)
 
 
 def _cut(model: Any, depth: int) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.memory import check_gpu_memory, serving_bytes
 from models.ranker.precision import DTYPES
 
 disable_progress_bar()
@@ -19,7 +20,14 @@ class TorchScorer(Scorer):
     """A scorer that runs in PyTorch; in fp32 it is the reference for every other runtime."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
-        """Load the merged model in ``folder``, and set PyTorch's thread count for the whole process."""
+        """Load the merged model in ``folder``, and set PyTorch's thread count for the whole process.
+
+        Raises:
+            InputError: the GPU has too little free memory; nothing is loaded then.
+        """
+        if runtime.device != "cpu":
+            needed = serving_bytes(folder, DTYPES[runtime.dtype])
+            check_gpu_memory(folder, needed, runtime.device, "export with --device cpu, or train a smaller base")
         torch.set_num_threads(runtime.threads)
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
         self._device = torch.device(runtime.device)
