@@ -369,6 +369,14 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_artifacts_in_a_folder_whose_name_is_a_pattern(tmp_path):
+    """Brackets in the name of the folder are characters, not a pattern (fsspec/filesystem_spec#1476)."""
+    options = write_log(tmp_path / "log.csv", generated(1))
+    preprocess(options, tmp_path / "plain")
+    preprocess(options, tmp_path / "art [v2]")
+    assert described(tmp_path / "art [v2]") == described(tmp_path / "plain")
+
+
 def test_a_folder_that_is_none_is_said(tmp_path):
     """`--artifacts` below a file cannot be created."""
     (tmp_path / "file").write_text("")
