@@ -11,6 +11,9 @@ LONGEST_TITLE = 1000
 """Maximum number of characters in a title; prompts contain far fewer."""
 SCRIPT = "scripts of a web page"
 BLANK = "blank"
+WRITTEN_NULL = "a null written as text"
+NULLS = {"nan", "NaN", "None", "null", "NULL", "<NA>", "\\N"}
+"""What pandas, Python and databases write for a missing title."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SCRIPTS = re.compile(r"<(script|style)\b.*?(</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
 _INLINE = re.compile(
@@ -52,6 +55,8 @@ def prompt_title(raw: str, natural: Callable[[str], str] = str) -> tuple[str, st
     """
     if "getTime" in raw:
         return "", SCRIPT
+    if raw in NULLS:
+        return "", WRITTEN_NULL
     text = raw[: 4 * LONGEST_TITLE]
     if "<" in text:  # as in HTML, tags are read before entities: "&lt;b&gt;" is the text "<b>"
         text = _BLOCK.sub(" ", _INLINE.sub("", _SCRIPTS.sub(" ", text)))

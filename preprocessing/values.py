@@ -135,9 +135,9 @@ def read_text(column: pa.Array) -> tuple[pa.Array, Problem | None]:
         return raw.cast(pa.string()), None
     except pa.ArrowInvalid:
         values = raw.to_pylist()
-    readable = pa.array([value is None or _is_utf8(value) for value in values])
-    text = pc.if_else(readable, raw, pa.scalar(None, pa.binary())).cast(pa.string())
-    return text, Problem(pc.invert(readable), NOT_UTF8, raw)
+    wrong = [value is not None and not _is_utf8(value) for value in values]
+    text = pa.array([None if bad else value for bad, value in zip(wrong, values, strict=True)], pa.string())
+    return text, Problem(pa.array(wrong), NOT_UTF8, raw)
 
 
 def json_text(name: str, value: Any) -> str | None:
