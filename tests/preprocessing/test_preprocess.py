@@ -374,7 +374,6 @@ def test_an_append_of_numbers_in_another_unit_is_refused(tmp_path, older):
     with pytest.raises(InputError, match=message):
         append_in_two(tmp_path, numbers(LOG[~LATE], 1), numbers(LOG[LATE], 1000), older)
     assert load_data(tmp_path).statistics.interactions == 120
-    assert append_in_two(tmp_path, numbers(LOG[~LATE], 1), numbers(LOG[LATE], 1), older) == U0
 
 
 def test_the_manifest_says_what_was_read(tmp_path):
