@@ -299,13 +299,12 @@ class TimeUnit:
         """Kind of the times that are kept: that of the numbers, or DATED if any time is dated."""
         return DATED if DATED in self.examples else self.number_unit or ORDINAL
 
-    def add(self, kind: str, count: int, path: Path, example: Example) -> None:
-        """Count rows of one kind.
+    def add(self, kind: str, count: int, path: Path) -> None:
+        """Count rows of a kind, of which :attr:`examples` has one.
 
         Raises:
             InputError: their unit is not that of earlier rows.
         """
-        self.examples.setdefault(kind, example)
         if kind == ORDINAL:
             self.ordinals[path] += count
         else:

@@ -70,9 +70,10 @@ def check_interactions(batch: Batch, units: TimeUnit, log: ReadingLog) -> Iterat
             found = found.filter(kept)
         if not len(found):
             continue
-        first = 0 if kept is None else pc.index(kept, True).as_py()
-        example = Example(str(batch.path), batch.place(first), found["timestamp"][0].as_py())
-        units.add(kind, len(found), batch.path, example)
+        if kind not in units.examples:
+            first = 0 if kept is None else pc.index(kept, True).as_py()
+            units.examples[kind] = Example(str(batch.path), batch.place(first), found["timestamp"][0].as_py())
+        units.add(kind, len(found), batch.path)
         log.rows(batch.path, len(found))
         yield Interactions(kind, found)
 

@@ -137,7 +137,9 @@ def test_a_type_that_is_no_time():
 def test_an_earlier_data_set_decides():
     """Ordinals that were there first are not given up for dates, even if bad lines are skipped."""
     units = TimeUnit(skip=True)
-    units.add(ORDINAL, 5, Path("old"), Example("old", "row 1", 7))
+    units.examples = {ORDINAL: Example("old", "row 1", 7)}
+    units.add(ORDINAL, 5, Path("old"))
     units.settle(None)
+    units.examples["s"] = Example("new", "row 1", AT)
     with pytest.raises(InputError, match="new times must be numbers of the same kind as the earlier ones"):
-        units.add("s", 100, Path("new"), Example("new", "row 1", AT))
+        units.add("s", 100, Path("new"))
