@@ -1,8 +1,9 @@
 """Reads a preprocessed data set as the first part of a longer one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +11,9 @@ import pyarrow.parquet as pq
 from preprocessing.artifacts import Manifest, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import INTERACTIONS_FILE, KIND
-from preprocessing.ingest import RawTables
 from preprocessing.readers import parquet_batches
+from preprocessing.report import ReadingLog
+from preprocessing.values import Batch
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,27 @@ class Previous:
     interactions: Path
     catalogue: pa.Table
 
+    @property
+    def times(self) -> Mapping[str, Any] | None:
+        """How the times were read; None for artifacts of version 0.1.0, whose times are numbers like any others."""
+        found: Mapping[str, Any] | None = self.manifest.facts.get("reading", {}).get("times")
+        return found
+
     def numbered(self) -> list[str]:
         """Return the raw ids of the items in the models' vocabulary, in the order of their numbers, which they keep."""
         known: list[str] = self.catalogue.filter(self.catalogue["training_count"].is_valid())["raw"].to_pylist()
         return known
+
+    def titles(self) -> dict[str, str]:
+        """Return the title of each item by its raw id."""
+        return dict(zip(self.catalogue["raw"].to_pylist(), self.catalogue["title"].to_pylist(), strict=True))
+
+    def batches(self, log: ReadingLog) -> Iterator[Batch]:
+        """Yield all interactions, with the kind of their times where that was recorded."""
+        columns = {name: name for name in ("user", "item", "timestamp")}
+        for batch in parquet_batches(self.interactions, columns, log):
+            log.files[self.interactions].format = "earlier data"
+            yield batch._replace(kind=self.times["kind"] if self.times else None)
 
 
 def load_previous(folder: Path) -> Previous:
@@ -36,37 +55,3 @@ def load_previous(folder: Path) -> Previous:
     """
     manifest = read_manifest(folder, KIND, "llamarec preprocess")
     return Previous(manifest, folder / INTERACTIONS_FILE, pq.read_table(folder / ITEMS_FILE))
-
-
-def joined(previous: Previous, new: RawTables) -> RawTables:
-    """Return the earlier and the new interactions and titles; ids are integers only if they are integers in both."""
-    before = pq.read_schema(previous.interactions)
-    first = next(new.interactions(), None)
-    kinds = {
-        name: before.field(name).type
-        if first is None or first.schema.field(name).type == before.field(name).type
-        else pa.string()
-        for name in ("user", "item")
-    }
-
-    def typed(table: pa.Table) -> pa.Table:
-        for name, kind in kinds.items():
-            if name in table.column_names:
-                table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
-        return table
-
-    def interactions() -> Iterator[pa.Table]:
-        columns = {name: name for name in ("user", "item", "timestamp")}
-        for table in parquet_batches(previous.interactions, columns):
-            yield typed(table)
-        for table in new.interactions():
-            yield typed(table)
-
-    def titles() -> Iterator[pa.Table]:
-        earlier = pa.table([previous.catalogue["raw"], previous.catalogue["title"]], names=["item", "title"])
-        yield typed(earlier)
-        for table in new.titles() if new.titles else ():
-            cleaned = [None if title is None else new.clean(title) for title in table["title"].to_pylist()]
-            yield typed(pa.table([table["item"], pa.array(cleaned, pa.string())], names=["item", "title"]))
-
-    return RawTables(interactions, titles)

@@ -4,6 +4,7 @@ A folder is written under another name and then renamed, so that it is either co
 what it was made from.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -116,7 +117,7 @@ def new_artifact(
         facts: figures for the manifest; the block may add entries.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*"):
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
         shutil.rmtree(stale)  # left by a killed run
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir()

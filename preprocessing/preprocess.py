@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.append import joined, load_previous
-from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact
+from preprocessing.append import load_previous
+from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.data import INTERACTIONS_FILE, KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
 from preprocessing.download import EDITIONS, download_public
 from preprocessing.errors import InputError
+from preprocessing.files import visible_files
 from preprocessing.ingest import Raw, ingest
 from preprocessing.progress import progress_bar
-from preprocessing.readers import BadLines
-from preprocessing.sources import SOURCES, Columns, raw_files
+from preprocessing.report import ReadingLog, relative_names
+from preprocessing.sources import SOURCES, Layout, raw_files
 
 WORKFLOW_FOLDER = "workflow"
 STEPS = 5
@@ -49,8 +50,11 @@ class Preprocessing:
     """Name of the column of timestamps in a ``table``."""
     title_column: str = "title"
     """Name of the column of item titles in a ``table``."""
+    delimiter: str | None = None
+    """Separator of the fields in the text files of a ``table``, one character or ``tab``; if absent, a tab for ``.tsv``
+    and ``.tab`` and a comma for all others."""
     skip_bad_lines: bool = False
-    """Whether to skip and count lines of text files that cannot be parsed, instead of stopping at the first."""
+    """Whether to skip and count rows that cannot be used, instead of stopping at the first."""
     scheduler_address: str | None = None
     """Address of the scheduler of a Dask cluster whose workers see the same files; if absent, the work is done in this
     process."""
@@ -62,11 +66,14 @@ class Preprocessing:
             raise InputError(
                 f"minimum must be at least 3, not {self.minimum}: training, validation and test need one item each"
             )
+        if self.delimiter is not None and (len(self.layout.delimiter or "") != 1 or self.delimiter in '"\r\n'):
+            raise InputError(f"--delimiter must be one character, or `tab`, not {self.delimiter!r}")
 
     @property
-    def columns(self) -> Columns:
-        """Names of the columns of a ``table``."""
-        return Columns(self.user_column, self.item_column, self.timestamp_column, self.title_column)
+    def layout(self) -> Layout:
+        """Layout of a ``table``."""
+        delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+        return Layout(self.user_column, self.item_column, self.timestamp_column, self.title_column, delimiter)
 
     @property
     def name(self) -> str:
@@ -106,10 +113,11 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
         "dataset": options.dataset,
         "name": options.name,
         "minimum": options.minimum,
-        "columns": vars(options.columns),
+        # A delimiter that was not given is not recorded, as in artifacts of versions without the option.
+        "columns": {name: value for name, value in vars(options.layout).items() if value is not None},
         "skip_bad_lines": options.skip_bad_lines,
     }
-    inputs = {path.name: file_fingerprint(path) for path in files}
+    inputs = _fingerprints(files, options.raw)
     folder = artifacts / "data"
     previous = load_previous(folder) if options.append else None
     if previous:
@@ -121,7 +129,7 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     elif is_finished(folder, KIND, options=recorded, inputs=inputs):
         return Statistics.read(folder)
     facts: dict[str, Any] = {}
-    bad = BadLines(options.skip_bad_lines)
+    log = ReadingLog(options.skip_bad_lines)
     with (
         _cluster(options.scheduler_address),
         _progress() as begin,
@@ -131,16 +139,60 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     ):
         begin("reading")
         named = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-        tables = SOURCES[options.dataset].read(files, options.columns, bad)
-        raw = ingest(joined(previous, tables) if previous else tables, partial / INTERACTIONS_FILE, named)
-        for name, count in bad.counts.items():
-            logging.getLogger(__name__).warning("%s: %d lines skipped", name, count)
+        tables = SOURCES[options.dataset].read(files, options.raw, options.layout, log)
+        raw = ingest(tables, partial / INTERACTIONS_FILE, named, log, previous)
+        for path, count in log.skipped().items():
+            logging.getLogger(__name__).warning("%s: %d lines skipped", path, count)
         numbered = previous.numbered() if previous else []
-        table_2 = _run_workflows(raw, recorded["minimum"], numbered, partial, Path(scratch), begin)
+        titled, *table_2 = _run_workflows(raw, recorded["minimum"], numbered, partial, Path(scratch), begin)
         statistics = Statistics(recorded["name"], *table_2)
-        facts.update(statistics.row())
+        facts.update(statistics.row(), reading=_report(log, raw, files, options, titled, statistics))
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics.row(), indent=1) + "\n", encoding="utf-8")
     return statistics
+
+
+def read_report(artifacts: Path) -> dict[str, Any] | None:
+    """Return what was read and left out when ``artifacts/data`` was made; None if version 0.1.0 made it.
+
+    Raises:
+        InputError: the folder is missing or was not written by `llamarec preprocess`.
+    """
+    report: dict[str, Any] | None = read_manifest(artifacts / "data", KIND, "llamarec preprocess").facts.get("reading")
+    return report
+
+
+def _fingerprints(files: list[Path], raw: Path | None) -> dict[str, str]:
+    """Return a hash of each raw file by its name, within the raw folder if there is one."""
+    folder = raw if raw and raw.is_dir() else None
+    return {path.relative_to(folder).as_posix() if folder else path.name: file_fingerprint(path) for path in files}
+
+
+def _report(
+    log: ReadingLog, raw: Raw, files: list[Path], options: Preprocessing, titled: int, statistics: Statistics
+) -> dict[str, Any]:
+    """Return what was read and what was dropped, for the manifest.
+
+    Args:
+        log: record of the files that were read.
+        raw: the data set as read.
+        files: the raw files.
+        options: options of the stage.
+        titled: number of interactions of items with a title.
+        statistics: the result.
+    """
+    folder = options.raw if options.raw and options.raw.is_dir() else None
+    visible = visible_files(folder) if folder else []
+    return {
+        "files": log.report(folder),
+        "unread": relative_names(set(visible) - set(files), folder),
+        "interactions": raw.rows,
+        "times": raw.times,
+        "titles": {"items": len(raw.titles), "several": raw.several_titles, "dropped": dict(log.titles)},
+        "dropped": {
+            "of items without a title": raw.rows - titled,
+            "outside the k-core": titled - statistics.interactions,
+        },
+    }
 
 
 def raw_order(ids: Iterable[Any]) -> Callable[[Any], Any]:
@@ -198,8 +250,12 @@ def _quiet_merlin() -> Iterator[None]:
 
 def _run_workflows(
     raw: Raw, minimum: int, numbered: list[str], folder: Path, scratch: Path, begin: Callable[[str], None]
-) -> tuple[int, int, int]:
-    """Fill ``folder``, and return the number of users, items and interactions; ``numbered`` items come first."""
+) -> tuple[int, int, int, int]:
+    """Fill ``folder``; ``numbered`` items come first.
+
+    Returns:
+        Number of interactions of items with a title, and of the users, items and interactions that are left.
+    """
     begin("title filter")
     # Imported here because NVTabular and Dask take seconds to import, which a finished stage need not spend.
     from preprocessing import workflows
@@ -237,7 +293,7 @@ def _run_workflows(
     ):
         workflow.save(str(folder / WORKFLOW_FOLDER / name))
     _catalogue(items, raw.titles, _training_counts(folder, len(items))).write(folder / ITEMS_FILE)
-    return len(users), len(items), interactions
+    return core.seen, len(users), len(items), interactions
 
 
 def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:

@@ -1,29 +1,44 @@
 """The kinds of raw data sets: where their files are and how they are read."""
 
+import csv
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from preprocessing.errors import InputError
+from preprocessing.files import (
+    CSV,
+    PARQUET,
+    compressed_names,
+    is_parquet,
+    open_text,
+    partition_keys,
+    plain_name,
+    visible_files,
+)
 from preprocessing.ingest import RawTables
-from preprocessing.readers import BadLines, check_columns, csv_batches, json_batches, parquet_batches, readable
-from preprocessing.titles import movie_title, product_title
+from preprocessing.readers import csv_batches, json_batches, parquet_batches, readable, title_lines
+from preprocessing.report import ReadingLog
+from preprocessing.titles import movie_title
+from preprocessing.values import Batch
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a ``table``."""
+class Layout:
+    """Layout of a ``table``: the names of its columns, and the separator of its text files."""
 
     user: str = "user"
     item: str = "item"
     timestamp: str = "timestamp"
     title: str = "title"
+    delimiter: str | None = None
+    """Separator of the fields of text files; if absent, a tab for ``.tsv`` and ``.tab``, and a comma for all others."""
 
 
 class Source(NamedTuple):
@@ -31,8 +46,8 @@ class Source(NamedTuple):
 
     files: Callable[[Path | None], list[Path]]
     """Function that returns the raw files for a value of ``--raw``; all of them exist."""
-    read: Callable[[list[Path], Columns, BadLines], RawTables]
-    """Function that returns the tables in these files."""
+    read: Callable[[list[Path], Path | None, Layout, ReadingLog], RawTables]
+    """Function that returns the batches in these files; the path is the value of ``--raw``."""
 
 
 def raw_files(dataset: str, raw: Path | None) -> list[Path]:
@@ -53,94 +68,88 @@ def raw_files(dataset: str, raw: Path | None) -> list[Path]:
 def _existing(folder: Path | None, names: tuple[str, ...], what: str) -> list[Path]:
     if folder is None:
         raise InputError(f"--raw must be a folder with {' and '.join(names)}: {what}")
-    paths = [folder / name for name in names]
-    for path in paths:
-        zipped = path.with_name(path.name + ".gz")
-        if not path.is_file() and not zipped.is_file():
-            raise InputError(f"{path} does not exist: {what}")
-    return [path if path.is_file() else path.with_name(path.name + ".gz") for path in paths]
+    found = [_stored(folder, name) for name in names]
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise InputError(f"{folder / name} does not exist: {what}")
+    return [path for path in found if path]
+
+
+def _stored(folder: Path, name: str) -> Path | None:
+    """Return the file of this name, plain or compressed; None if there is none."""
+    return next((folder / stored for stored in compressed_names(name) if (folder / stored).is_file()), None)
 
 
 def _movielens_100k_files(raw: Path | None) -> list[Path]:
+    if raw is not None and _stored(raw, "u.data"):
+        return _movielens_files(raw)
     if raw is None:
         spec = importlib.util.find_spec("recbole")  # only its data files are read; the package is never imported
         if spec is None or spec.origin is None:
             raise InputError("MovieLens-100K comes with the recbole package: pip install --no-deps recbole==1.2.1")
         raw = Path(spec.origin).parent / "dataset_example" / "ml-100k"
-    return _existing(raw, ("ml-100k.inter", "ml-100k.item"), "the folder is that of recbole's dataset_example/ml-100k")
+    names = "ml-100k.inter", "ml-100k.item"
+    return _existing(raw, names, "the folder is that of GroupLens, with u.data and u.item, or recbole's ml-100k")
 
 
-def _movielens_100k(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
+def _movielens_100k(files: list[Path], raw: Path | None, layout: Layout, log: ReadingLog) -> RawTables:
     inter, item = files
+    if plain_name(inter) == "u.data":
+        return _movielens(files, raw, layout, log)
     events = {"user_id:token": "user", "item_id:token": "item", "timestamp:float": "timestamp"}
     names = {"item_id:token": "item", "movie_title:token_seq": "name", "release_year:token": "year"}
 
-    def titles() -> Iterator[pa.Table]:
-        for table in csv_batches(item, names, bad, delimiter="\t", quoted=False):
-            year = pc.if_else(pc.is_valid(table["year"]), pc.binary_join_element_wise(" (", table["year"], ")", ""), "")
-            title = pc.binary_join_element_wise(table["name"], year, "")
-            yield pa.table([table["item"], title], names=["item", "title"])
+    def titles() -> Iterator[Batch]:
+        for batch in csv_batches(item, names, log, delimiter="\t", quoted=False):
+            year, name = batch.rows["year"], batch.rows["name"]
+            year = pc.if_else(pc.is_valid(year), pc.binary_join_element_wise(" (", year, ")", ""), "")
+            title = pc.binary_join_element_wise(name, year, "")
+            rows = pa.RecordBatch.from_arrays([batch.rows["item"], title], names=["item", "title"])
+            yield batch._replace(rows=rows, names={"item": batch.names["item"], "title": batch.names["name"]})
 
-    return RawTables(lambda: csv_batches(inter, events, bad, delimiter="\t"), titles, movie_title)
+    return RawTables(csv_batches(inter, events, log, delimiter="\t"), titles(), movie_title)
 
 
 MOVIELENS = "MovieLens data sets are at https://files.grouplens.org/datasets/movielens/"
 
 
 def _movielens_files(raw: Path | None) -> list[Path]:
-    if raw is not None and (raw / "ratings.dat").is_file():
-        return _existing(raw, ("ratings.dat", "movies.dat"), MOVIELENS)
+    for names in (("u.data", "u.item"), ("ratings.dat", "movies.dat")):
+        if raw is not None and _stored(raw, names[0]):
+            return _existing(raw, names, MOVIELENS)
     return _existing(raw, ("ratings.csv", "movies.csv"), MOVIELENS)
 
 
-def _movielens(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
+def _movielens(files: list[Path], _: Path | None, __: Layout, log: ReadingLog) -> RawTables:
     ratings, movies = files
-    if ratings.suffix == ".dat":
+    if plain_name(ratings) == "u.data":
+        names = ["user", "item", "rating", "timestamp"]
+        columns = {name: name for name in ("user", "item", "timestamp")}
+        events = csv_batches(ratings, columns, log, names=names, delimiter="\t", quoted=False)
+        return RawTables(events, title_lines(movies, "|", 24, log), movie_title)
+    if plain_name(ratings) == "ratings.dat":
         columns = {"a": "user", "c": "item", "g": "timestamp"}  # "::" is read as two ":" with an empty field between
-        return RawTables(
-            lambda: csv_batches(ratings, columns, bad, names=[*"abcdefg"], delimiter=":", quoted=False),
-            lambda: _double_colon_lines(movies, bad),
-            movie_title,
-        )
-    events = {"userId": "user", "movieId": "item", "timestamp": "timestamp"}
+        events = csv_batches(ratings, columns, log, names=[*"abcdefg"], delimiter=":", quoted=False)
+        return RawTables(events, title_lines(movies, "::", 3, log), movie_title)
+    columns = {"userId": "user", "movieId": "item", "timestamp": "timestamp"}
     return RawTables(
-        lambda: csv_batches(ratings, events, bad),
-        lambda: csv_batches(movies, {"movieId": "item", "title": "title"}, bad),
+        csv_batches(ratings, columns, log),
+        csv_batches(movies, {"movieId": "item", "title": "title"}, log),
         movie_title,
     )
 
 
-def _double_colon_lines(path: Path, bad: BadLines) -> Iterator[pa.Table]:
-    bad.begin(path)
-    with readable(path, "text"):
-        content = path.read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:  # MovieLens-1M is ISO-8859-1; all others are UTF-8
-        text = content.decode("iso-8859-1")
-    items, titles = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split("::")
-        if len(fields) != 3:
-            bad.add(path, number, f"is {line!r}, not item::title::genres")
-            continue
-        items.append(fields[0])
-        titles.append(fields[1])
-    yield pa.table([pa.array(items, pa.string()), pa.array(titles, pa.string())], names=["item", "title"])
-
-
 AMAZON = (
-    "an Amazon data set is a folder with one ratings file (ratings_*.csv of 2014, or reviews as JSON lines) and one "
-    "meta_*.json or meta_*.jsonl, plain or .gz; see https://jmcauley.ucsd.edu/data/amazon/"
+    "an Amazon data set is a folder with one ratings file (ratings_*.csv of 2014, the CSV of ratings of 2018 or 2023,"
+    " or reviews as JSON lines) and one meta_*.json or meta_*.jsonl, plain or compressed; see"
+    " https://jmcauley.ucsd.edu/data/amazon/ and https://amazon-reviews-2023.github.io/"
 )
 
 
 def _amazon_files(raw: Path | None) -> list[Path]:
     if raw is None or not raw.is_dir():
         raise InputError(f"--raw must be a folder: {AMAZON}")
-    tables = [
-        path for path in sorted(raw.iterdir()) if path.name.removesuffix(".gz").endswith((".csv", ".json", ".jsonl"))
-    ]
+    tables = [path for path in visible_files(raw) if plain_name(path).endswith((".csv", ".json", ".jsonl"))]
     metadata = [path for path in tables if path.name.startswith("meta_")]
     ratings = [path for path in tables if path not in metadata]
     if len(metadata) != 1 or len(ratings) != 1:
@@ -148,25 +157,33 @@ def _amazon_files(raw: Path | None) -> list[Path]:
     return [ratings[0], metadata[0]]
 
 
-def _amazon(files: list[Path], _: Columns, bad: BadLines) -> RawTables:
+def _amazon(files: list[Path], _: Path | None, __: Layout, log: ReadingLog) -> RawTables:
     ratings, metadata = files
     product = _first("parent_asin", "asin")
-
-    def interactions() -> Iterator[pa.Table]:
-        if ratings.name.removesuffix(".gz").endswith(".csv"):
-            # The ratings of 2014 name the user first, the later "ratings only" files the item.
-            order = ["user", "item"] if ratings.name.startswith("ratings_") else ["item", "user"]
-            columns = {name: name for name in ("user", "item", "timestamp")}
-            return csv_batches(ratings, columns, bad, names=[*order, "rating", "timestamp"])
+    if plain_name(ratings).endswith(".csv"):
+        events = _amazon_ratings(ratings, log)
+    else:
         fields = {
             "user": _first("reviewerID", "user_id"),
             "item": product,
             "timestamp": _first("unixReviewTime", "timestamp"),
         }
-        return json_batches(ratings, fields, bad)
+        events = json_batches(ratings, fields, log)
+    return RawTables(events, json_batches(metadata, {"item": product, "title": _first("title")}, log))
 
-    titles = {"item": product, "title": _first("title")}
-    return RawTables(interactions, lambda: json_batches(metadata, titles, bad), product_title)
+
+def _amazon_ratings(path: Path, log: ReadingLog) -> Iterator[Batch]:
+    """Yield a CSV file of ratings: that of 2023 has a header, and those before have none."""
+    with readable(path, "a table"), open_text(path) as file:
+        start = next(csv.reader(file), [])
+    if {"user_id", "timestamp"} <= set(start):
+        item = "parent_asin" if "parent_asin" in start else "asin"
+        yield from csv_batches(path, {"user_id": "user", item: "item", "timestamp": "timestamp"}, log)
+        return
+    # The ratings of 2014 name the user first, those of 2018 the item.
+    order = ["user", "item"] if path.name.startswith("ratings_") else ["item", "user"]
+    columns = {name: name for name in ("user", "item", "timestamp")}
+    yield from csv_batches(path, columns, log, names=[*order, "rating", "timestamp"])
 
 
 def _first(*names: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -175,53 +192,34 @@ def _first(*names: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _table_files(raw: Path | None) -> list[Path]:
+    expected = "set --raw to a CSV or Parquet file, or to a folder of such files"
     if raw is None or not raw.exists():
-        raise InputError(
-            f"{raw or '--raw'} does not exist: set --raw to a CSV or Parquet file, or to a folder of Parquet files"
-        )
-    files = sorted(raw.glob("*.parquet")) if raw.is_dir() else [raw]
+        raise InputError(f"{raw or '--raw'} does not exist: {expected}")
+    if not raw.is_dir():
+        return [raw]
+    files = [path for path in visible_files(raw) if plain_name(path).endswith((*PARQUET, *CSV))]
     if not files:
-        raise InputError(
-            f"{raw} has no *.parquet file: set --raw to a CSV or Parquet file, or to a folder of Parquet files"
-        )
+        raise InputError(f"{raw} has no {' or '.join('*' + end for end in (*PARQUET, *CSV))} file: {expected}")
     return files
 
 
-def _table(files: list[Path], columns: Columns, bad: BadLines) -> RawTables:
-    names = {columns.user: "user", columns.item: "item", columns.timestamp: "timestamp", columns.title: "title"}
+def _table(files: list[Path], raw: Path | None, layout: Layout, log: ReadingLog) -> RawTables:
+    names = {layout.user: "user", layout.item: "item", layout.timestamp: "timestamp", layout.title: "title"}
     if len(names) < 4:
         raise InputError(
             "--user-column, --item-column, --timestamp-column and --title-column must name four different columns"
         )
-    if files[0].suffix != ".parquet":
-        return RawTables(lambda: (table for path in files for table in csv_batches(path, names, bad)))
-    kinds = _id_types(files, columns)
 
-    def interactions() -> Iterator[pa.Table]:
-        for path in files:
-            for table in parquet_batches(path, names):
-                arrays = [table[name].cast(kind) for name, kind in kinds.items()]
-                yield pa.table([*arrays, table["timestamp"]], names=[*kinds, "timestamp"])
+    def read(path: Path) -> Iterator[Batch]:
+        keys = partition_keys(path, raw) if raw else {}
+        with readable(path, "a table"):
+            parquet = is_parquet(path)
+        if parquet:
+            return parquet_batches(path, names, log, keys=keys)
+        delimiter = layout.delimiter or ("\t" if plain_name(path).endswith((".tsv", ".tab")) else ",")
+        return csv_batches(path, names, log, delimiter=delimiter, keys=keys)
 
-    return RawTables(interactions)
-
-
-def _id_types(files: list[Path], columns: Columns) -> dict[str, pa.DataType]:
-    """Return the type of each column: ids that are integers in every file stay integers, as these are faster."""
-    kinds = {"title": pa.string()}
-    for name, column in (("user", columns.user), ("item", columns.item)):
-        found = set()
-        for path in files:
-            with readable(path, "Parquet"):
-                schema = pq.read_schema(path)
-            check_columns(path, schema.names, vars(columns).values())
-            kind = schema.field(column).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise InputError(f"{path}: column {column} has the type {kind}; ids must be integers or strings")
-            found.add(pa.int64() if pa.types.is_integer(kind) else pa.string())
-        kinds[name] = found.pop() if len(found) == 1 else pa.string()
-    return kinds
+    return RawTables(chain.from_iterable(map(read, files)), iter(()))
 
 
 SOURCES: Mapping[str, Source] = {

@@ -7,6 +7,7 @@ operator would get the rows and columns from before it. Second, a partition that
 the encoded interactions are written in buckets of users and opened again.
 """
 
+import glob
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -232,7 +233,8 @@ def open_interactions(path: Path, rows: int) -> Dataset:
     Each partition is looked up in the whole vocabulary and divided among all buckets. If partitions did not grow with
     the data, the time would grow faster than linearly.
     """
-    return Dataset(str(path), engine="parquet", row_groups_per_part=_scale(rows))
+    # Escaped because fsspec takes a path for a pattern.
+    return Dataset(glob.escape(str(path)), engine="parquet", row_groups_per_part=_scale(rows))
 
 
 def _scale(rows: int) -> int:

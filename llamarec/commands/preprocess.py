@@ -6,16 +6,19 @@ from typing import Annotated
 import typer
 
 from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Json, from_given
-from llamarec.tables import print_row
+from llamarec.tables import console, print_json, print_row
 
 
 def preprocess(
     dataset: Annotated[
-        str, typer.Option(help="`movielens-100k`, `movielens`, `amazon` or `table` (any CSV or Parquet).")
+        str, typer.Option(help="`movielens-100k`, `movielens`, `amazon` or `table` (CSV or Parquet of your own).")
     ] = "movielens-100k",
     raw: Annotated[
         Path | None,
-        typer.Option(help="Raw file or folder. `movielens-100k` is included; `movielens` and `amazon` are downloaded."),
+        typer.Option(
+            help="Raw file, or folder, which is read with all its subfolders. `movielens-100k` is included; `movielens`"
+            " and `amazon` are downloaded."
+        ),
     ] = None,
     edition: Annotated[
         str | None,
@@ -26,9 +29,13 @@ def preprocess(
     item_column: Annotated[str, typer.Option(help="Column of the item ids, for `table`.")] = "item",
     timestamp_column: Annotated[str, typer.Option(help="Column of the times, for `table`.")] = "timestamp",
     title_column: Annotated[str, typer.Option(help="Column of the item titles, for `table`.")] = "title",
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Separator in text files of a `table`: `;`, `tab`. Default: a tab for .tsv, else a comma."),
+    ] = None,
     skip_bad_lines: Annotated[
         bool,
-        typer.Option("--skip-bad-lines", help="Skip and count lines that cannot be read, instead of stopping."),
+        typer.Option("--skip-bad-lines", help="Skip and count rows that cannot be used, instead of stopping."),
     ] = False,
     scheduler_address: Annotated[
         str | None,
@@ -40,10 +47,20 @@ def preprocess(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn raw interactions and titles into sequences: title filter, iterative 5-core, leave-one-out split."""
-    given = locals()
-    from preprocessing.preprocess import Preprocessing
-    from preprocessing.preprocess import preprocess as run
+    """Turn raw interactions and titles into sequences: title filter, iterative 5-core, leave-one-out split.
 
-    statistics = run(from_given(Preprocessing, given), artifacts)
-    print_row("the paper's Table 2", statistics.row(), as_json)
+    At the end it reports what was read, in which unit the times were, and what was left out and why.
+    """
+    given = locals()
+    from preprocessing.preprocess import Preprocessing, read_report
+    from preprocessing.preprocess import preprocess as run
+    from preprocessing.report import sentences
+
+    row = run(from_given(Preprocessing, given), artifacts).row()
+    report = read_report(artifacts)
+    if as_json:
+        print_json({**row, "reading": report})
+        return
+    for sentence in sentences(report) if report else ():
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    print_row("the paper's Table 2", row, as_json)

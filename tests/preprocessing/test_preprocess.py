@@ -8,10 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from merlin.io import Dataset
 from merlin.schema import Tags
 from nvtabular import Workflow
+from raw_data import LATE, LOG, U0
 
 from preprocessing import ingest, workflows
 from preprocessing.artifacts import read_manifest
@@ -19,7 +22,7 @@ from preprocessing.catalogue import Catalogue
 from preprocessing.data import KIND, load_data
 from preprocessing.errors import InputError
 from preprocessing.features import FeatureEncoder
-from preprocessing.preprocess import Preprocessing, preprocess, raw_order
+from preprocessing.preprocess import Preprocessing, preprocess, raw_order, read_report
 
 
 def write_log(path, rows):
@@ -161,7 +164,7 @@ def test_manifest_and_statistics_say_what_was_made(tmp_path):
     """The row of Table 2 is in the manifest and in statistics.json, and the workflows are saved with them."""
     statistics = preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path)
     manifest = read_manifest(tmp_path / "data", KIND, "")
-    assert dict(manifest.facts) == statistics.row()
+    assert {name: manifest.facts[name] for name in statistics.row()} == statistics.row()
     assert json.loads((tmp_path / "data" / "statistics.json").read_text()) == statistics.row()
     for name in ("titled", "core", "encode", "sequences"):
         assert f"workflow/{name}/workflow.pkl" in manifest.files
@@ -244,7 +247,7 @@ def test_other_merlin_tools_understand_the_sequences(tmp_path):
     [
         ([("a", 1, 1), ("b", 2, 2)], "3-core filtering leaves nothing of 2 interactions"),
         ([("a", item, item) for item in range(9)], "3-core filtering leaves nothing of 9 interactions"),
-        ([("a", 1, "noon")], "timestamp 'noon' of interaction 1 is not a number"),
+        ([("a", 1, "noon")], "line 2 has a timestamp that is neither a number nor"),
     ],
 )
 def test_refused_data_leaves_what_was_there(tmp_path, rows, message):
@@ -315,6 +318,104 @@ def test_appended_batches_equal_a_full_run(tmp_path, seed, suffix):
     assert described(tmp_path / "grown") == described(tmp_path / "whole")
 
 
+def append_in_two(folder, first, second, older=False):
+    """Preprocess one file, append another, and return the sequence of user u0.
+
+    Args:
+        folder: a new folder.
+        first: function that writes the earlier rows to a path.
+        second: function that writes the later rows to a path.
+        older: whether the first artifact is one of 0.1.0, whose manifest does not tell how the times were read.
+    """
+    for place, write in enumerate((first, second)):
+        path = folder / f"{place}.parquet"
+        write(path)
+        preprocess(Preprocessing(dataset="table", raw=path, append=place > 0), folder)
+        if older and place == 0:
+            manifest = json.loads((folder / "data" / "manifest.json").read_text())
+            del manifest["facts"]["reading"]
+            (folder / "data" / "manifest.json").write_text(json.dumps(manifest))
+    data = load_data(folder)
+    return [*data.raw_history(data.users.index("u0")), data.catalogue.raw(int(data.test[0])).decode()]
+
+
+def typed(rows, unit):
+    """Return a function that writes rows with timestamps of a unit."""
+    stamps = pa.array(pd.to_datetime(rows["timestamp"], unit="s")).cast(pa.timestamp(unit))
+    table = pa.table({"user": rows["user"], "item": rows["item"], "timestamp": stamps, "title": rows["title"]})
+    return lambda path: pq.write_table(table, path, version="2.6")
+
+
+def numbers(rows, scale):
+    """Return a function that writes rows with times as numbers."""
+    return lambda path: rows.assign(timestamp=rows["timestamp"] * scale).to_parquet(path)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "0.1.0"])
+def test_an_append_of_another_unit(tmp_path, older):
+    """Typed times of another unit are joined, and dates with the seconds of before (pola-rs/polars#22307)."""
+    early, late = LOG[~LATE], LOG[LATE]
+    for place, (first, second) in enumerate(
+        [(typed(early, "us"), typed(late, "ms")), (numbers(early, 1), typed(late, "s"))]
+    ):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        assert append_in_two(folder, first, second, older) == U0
+    path = tmp_path / "more.parquet"
+    numbers(late, 1000)(path)
+    with pytest.raises(InputError, match=r"row 1 has the timestamp 1600000000, .*so convert .*more.parquet to seconds"):
+        preprocess(Preprocessing(dataset="table", raw=path, append=True), tmp_path / "1")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "0.1.0"])
+def test_an_append_of_numbers_in_another_unit_is_refused(tmp_path, older):
+    """Seconds, then milliseconds: both are named, with the unit to convert to, and the data set stays as it was."""
+    message = r"interactions.parquet: row 1 has the timestamp 1600000000, a time in seconds, and .*1.parquet: row 1 has"
+    with pytest.raises(InputError, match=message):
+        append_in_two(tmp_path, numbers(LOG[~LATE], 1), numbers(LOG[LATE], 1000), older)
+    assert load_data(tmp_path).statistics.interactions == 120
+
+
+def test_the_manifest_says_what_was_read(tmp_path):
+    """By hand: of 241 rows, one has no user, and the twenty of the item without a title are dropped."""
+    rows = pd.concat([LOG, LOG.head(1).assign(user=None)])
+    (tmp_path / "log").mkdir()
+    rows.assign(title=rows["title"].where(rows["item"] != "i3")).to_csv(tmp_path / "log" / "a.csv", index=False)
+    (tmp_path / "log" / "README").write_text("about")
+    options = Preprocessing(dataset="table", raw=tmp_path / "log", skip_bad_lines=True)
+    preprocess(options, tmp_path / "out")
+    assert read_report(tmp_path / "out") == {
+        "files": [{"path": "a.csv", "format": "CSV", "files": 1, "rows": 240, "skipped": {"no user id": 1}}],
+        "unread": ["README"],
+        "interactions": 240,
+        "times": {
+            "kind": "s",
+            "number_unit": "s",
+            "example": [str(tmp_path / "log" / "a.csv"), "line 2", 1_600_000_000],
+            "read_as": "numbers in seconds",
+            "first": "2020-09-13T12:26:40Z",
+            "last": "2020-09-24T12:26:40Z",
+        },
+        "titles": {"items": 11, "several": 0, "dropped": {}},
+        "dropped": {"of items without a title": 20, "outside the k-core": 0},
+    }
+
+
+def test_files_of_one_name_in_several_folders_are_all_inputs(tmp_path):
+    """A change of either file is detected."""
+    for place, part in enumerate((LOG[~LATE], LOG[LATE])):
+        (tmp_path / "log" / str(place)).mkdir(parents=True)
+        part.to_csv(tmp_path / "log" / str(place) / "part.csv", index=False)
+    preprocess(Preprocessing(dataset="table", raw=tmp_path / "log"), tmp_path)
+    assert set(read_manifest(tmp_path / "data", KIND, "").inputs) == {"0/part.csv", "1/part.csv"}
+
+
+@pytest.mark.parametrize("delimiter", ["", "::", '"', "\n"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(InputError, match="--delimiter must be one character, or `tab`"):
+        Preprocessing(dataset="table", delimiter=delimiter)
+
+
 def test_a_batch_is_appended_once(tmp_path):
     """Appending the same file again, for example after an interruption, counts nothing twice."""
     preprocess(write_log(tmp_path / "log.csv", generated(1)), tmp_path / "out")
@@ -360,13 +461,21 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     """The interactions alone take more than a megabyte."""
     random = np.random.default_rng(0)
     frame = pd.DataFrame({"user": random.integers(0, 5000, 400_000), "item": random.integers(0, 5000, 400_000)})
-    frame = frame.assign(timestamp=random.integers(0, 10**9, 400_000), title="Film")
+    frame = frame.assign(timestamp=random.integers(10**9, 2 * 10**9 - 4 * 10**8, 400_000), title="Film")
     frame.to_parquet(tmp_path / "log.parquet")
     ended = run_limited(tmp_path / "out", tmp_path / "log.parquet", 1)
     assert ended.returncode == 2
     assert "make room" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_artifacts_in_a_folder_whose_name_is_a_pattern(tmp_path):
+    """Brackets in the name of the folder are characters, not a pattern (fsspec/filesystem_spec#1476)."""
+    options = write_log(tmp_path / "log.csv", generated(1))
+    preprocess(options, tmp_path / "plain")
+    preprocess(options, tmp_path / "art [v2]")
+    assert described(tmp_path / "art [v2]") == described(tmp_path / "plain")
 
 
 def test_a_folder_that_is_none_is_said(tmp_path):

@@ -11,18 +11,19 @@ import pytest
 
 from preprocessing.errors import InputError
 from preprocessing.ingest import ingest
-from preprocessing.readers import BadLines
-from preprocessing.sources import SOURCES, Columns, raw_files
+from preprocessing.report import ReadingLog
+from preprocessing.sources import SOURCES, Layout, raw_files
 
-DEFAULT_COLUMNS = Columns()
+DEFAULT_LAYOUT = Layout()
 
 
-def read(dataset, folder, columns=DEFAULT_COLUMNS, bad=None):
+def read(dataset, folder, layout=DEFAULT_LAYOUT, log=None):
     """Return interactions as (user, item, timestamp) and titles by item; ids are strings, whatever Parquet has."""
     files = raw_files(dataset, folder)
-    tables = SOURCES[dataset].read(files, columns, bad or BadLines())
+    log = log or ReadingLog()
+    tables = SOURCES[dataset].read(files, folder, layout, log)
     with tempfile.TemporaryDirectory() as scratch:
-        raw = ingest(tables, Path(scratch) / "interactions.parquet", ", ".join(path.name for path in files))
+        raw = ingest(tables, Path(scratch) / "interactions.parquet", ", ".join(path.name for path in files), log)
         table = pq.read_table(raw.interactions)
     assert len(table) == raw.rows
     users, items, times = (table[name].to_pylist() for name in ("user", "item", "timestamp"))
@@ -59,15 +60,15 @@ def test_titles_that_are_all_skipped_are_no_titles(tmp_path):
     """If every line of the titles is bad and skipped, the error says that no item has a title."""
     files(tmp_path, ratings__dat="1::10::4::100\n", movies__dat="10::Film\n")
     with pytest.raises(InputError, match="no item has a title"):
-        read("movielens", tmp_path, bad=BadLines(skip=True))
+        read("movielens", tmp_path, log=ReadingLog(skip=True))
 
 
-def test_a_file_that_is_read_twice_is_counted_once(tmp_path):
-    """A fraction in the last line makes the reader start over; the line of two fields is still counted once."""
+def test_a_bad_line_next_to_a_fraction_is_counted_once(tmp_path):
+    """The last time has a fraction, which makes all times fractions; the line of two fields is counted once."""
     path = files(tmp_path, log__csv="user,item,timestamp,title\n1,10,9,A\n2,10\n3,10,9.5,A\n") / "log.csv"
-    bad = BadLines(skip=True)
-    assert len(read("table", path, bad=bad)[0]) == 2
-    assert list(bad.counts.values()) == [1]
+    log = ReadingLog(skip=True)
+    assert len(read("table", path, log=log)[0]) == 2
+    assert log.skipped() == {path: 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
@@ -143,12 +144,12 @@ def test_metadata_is_parsed_and_never_run(tmp_path):
     harmful = tmp_path / "harm"
     meta = META_2014 + f"{{'asin': open({str(harmful)!r}, 'w')}}\n"
     files(tmp_path, ratings_Beauty__csv=RATINGS_2014, meta_Beauty__json=meta)
-    with pytest.raises(InputError, match="line 4 is neither JSON nor a Python literal"):
+    with pytest.raises(InputError, match="line 4 has neither a JSON object nor a Python literal"):
         read("amazon", tmp_path)
     assert not harmful.exists()
 
 
-COLUMNS = Columns("who", "what", "when", "name")
+LAYOUT = Layout("who", "what", "when", "name")
 TABLE = pd.DataFrame({"who": [1, 2], "what": ["10", "20"], "when": [100, 200], "name": ["Film A", "Film B"], "x": 0})
 TABLE_RESULT = [("1", "10", 100), ("2", "20", 200)], {"10": "Film A", "20": "Film B"}
 
@@ -162,13 +163,13 @@ def test_table_of_any_kind(tmp_path):
     for place in (0, 1):
         TABLE.iloc[[place]].to_parquet(parts / f"{place}.parquet")
     for path in (tmp_path / "log.csv", tmp_path / "log.parquet", parts):
-        assert read("table", path, COLUMNS) == TABLE_RESULT
+        assert read("table", path, LAYOUT) == TABLE_RESULT
 
 
 def test_times_of_a_table_may_be_dates(tmp_path):
     """Parquet's own timestamps are read as nanoseconds since 1970; only their order matters."""
     TABLE.assign(when=pd.to_datetime(TABLE["when"], unit="s")).to_parquet(tmp_path / "log.parquet")
-    interactions, _ = read("table", tmp_path / "log.parquet", COLUMNS)
+    interactions, _ = read("table", tmp_path / "log.parquet", LAYOUT)
     assert [timestamp for _, _, timestamp in interactions] == [100 * 10**9, 200 * 10**9]
 
 
@@ -197,17 +198,17 @@ BAD = {
     "a timestamp that is a word": (
         "movielens",
         {"ratings__csv": RATINGS + "3,10,4.0,yesterday\n", "movies__csv": MOVIES},
-        "timestamp 'yesterday' of interaction 3 is not a number",
+        "ratings.csv: line 4 has a timestamp that is neither a number nor an ISO 8601 time \\('yesterday'\\)",
     ),
     "a timestamp that is absent": (
         "movielens",
         {"ratings__csv": RATINGS + "3,10,4.0,\n", "movies__csv": MOVIES},
-        "interaction 3 has no timestamp",
+        "ratings.csv: line 4 has no timestamp",
     ),
     "an interaction without a user": (
         "movielens",
         {"ratings__csv": RATINGS + ",10,4.0,300\n", "movies__csv": MOVIES},
-        "1 interactions have no user or no item",
+        "ratings.csv: line 4 has no user id",
     ),
     "blank titles only": (
         "movielens",
@@ -232,7 +233,7 @@ BAD = {
     "colons missing": (
         "movielens",
         {"ratings__dat": "1::10::4::100\n", "movies__dat": "10::Film\n"},
-        "line 1 is '10::Film', not item::title::genres",
+        "movies.dat: line 1 has 2 fields separated by '::', not 3 \\('10::Film'\\)",
     ),
     "no metadata": ("amazon", {"ratings_Beauty__csv": RATINGS_2014}, "1 ratings files and 0 meta files"),
     "metadata cut short": (
@@ -243,12 +244,12 @@ BAD = {
     "a broken line": (
         "amazon",
         {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json": '{"asin": "B1"}\n{"asin": \n'},
-        "line 2 is neither JSON nor a Python literal",
+        "line 2 has neither a JSON object nor a Python literal",
     ),
     "a line that is no object": (
         "amazon",
         {"ratings_Beauty__csv": RATINGS_2014, "meta_Beauty__json": '["B1"]\n'},
-        "line 1 is neither JSON nor a Python literal",
+        "line 1 has neither a JSON object nor a Python literal",
     ),
     "a field missing": (
         "movielens",
@@ -258,14 +259,14 @@ BAD = {
     "before 1970": (
         "movielens",
         {"ratings__csv": RATINGS + "3,10,4.0,-5\n", "movies__csv": MOVIES},
-        "timestamp -5 of interaction 3 is negative",
+        "ratings.csv: line 4 has a timestamp before 1970 \\(-5\\)",
     ),
     "in the future": (
         "movielens",
-        {"ratings__csv": RATINGS + "3,10,4.0,99999999999\n", "movies__csv": MOVIES},
-        "timestamp 99999999999 of interaction 3 is in the future",
+        {"ratings__csv": RATINGS + "3,10,4.0,4000000000\n", "movies__csv": MOVIES},
+        "ratings.csv: line 4 has a timestamp in the future \\(4000000000\\)",
     ),
-    "no Parquet in the folder": ("table", {"log__csv": "user\n"}, "has no \\*.parquet file"),
+    "no table in the folder": ("table", {"log__md": "user\n"}, "has no \\*.parquet or .* file"),
 }
 
 
@@ -285,7 +286,7 @@ def test_a_table_that_is_no_table(tmp_path):
     with pytest.raises(InputError, match="does not exist: set --raw to a CSV or Parquet file"):
         read("table", tmp_path / "absent.csv")
     with pytest.raises(InputError, match="must name four different columns"):
-        read("table", broken, Columns("a", "a", "b", "c"))
+        read("table", broken, Layout("a", "a", "b", "c"))
 
 
 def test_a_fraction_anywhere_makes_all_times_fractions(tmp_path):
@@ -298,7 +299,7 @@ def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
     """Ids are strings in all files, so 10 and "10" are one item."""
     for place, kind in enumerate(("int64", "str")):
         TABLE.astype({"what": kind}).to_parquet(tmp_path / f"{place}.parquet")
-    interactions, titles = read("table", tmp_path, COLUMNS)
+    interactions, titles = read("table", tmp_path, LAYOUT)
     assert [item for _, item, _ in interactions] == ["10", "20", "10", "20"]
     assert set(titles) == {"10", "20"}
 
@@ -306,8 +307,8 @@ def test_ids_that_are_numbers_in_one_file_and_strings_in_the_other(tmp_path):
 def test_ids_of_parquet_that_are_neither(tmp_path):
     """Fractional ids come from missing values, and the intended integer cannot be guessed."""
     TABLE.astype({"what": "float64"}).to_parquet(tmp_path / "log.parquet")
-    with pytest.raises(InputError, match="column what has the type double; ids must be integers or strings"):
-        read("table", tmp_path / "log.parquet", COLUMNS)
+    with pytest.raises(InputError, match="column what has the type double; ids must be integers or text"):
+        read("table", tmp_path / "log.parquet", LAYOUT)
 
 
 WILD_TITLES = {1: " A\x00\nB\u2028\tC ", 2: "x" * 100_000, 3: "\x07\n"}
@@ -324,9 +325,9 @@ def test_skipped_lines_are_counted_by_file(tmp_path):
     """Two broken lines of JSON and one of CSV are counted, and the rest is read."""
     meta = META_2014.splitlines()[0] + "\n{broken\n[]\n"
     files(tmp_path, ratings_Beauty__csv=RATINGS_2014 + "U3,B1\n", meta_Beauty__json=meta)
-    bad = BadLines(skip=True)
-    assert len(read("amazon", tmp_path, bad=bad)[0]) == 2
-    assert {Path(name).name: count for name, count in bad.counts.items()} == {
+    log = ReadingLog(skip=True)
+    assert len(read("amazon", tmp_path, log=log)[0]) == 2
+    assert {path.name: count for path, count in log.skipped().items()} == {
         "ratings_Beauty.csv": 1,
         "meta_Beauty.json": 2,
     }

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.titles import movie_title, product_title
+from preprocessing.titles import BLANK, LONGEST_TITLE, SCRIPT, movie_title, prompt_title
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,33 @@ def test_no_movie_loses_its_title(raw):
     assert bool(movie_title(raw)) == bool(raw.strip())
 
 
-def test_product_titles_lose_entities_and_runs_of_space():
-    """8.6 % of Beauty's titles contain HTML entities; the expected value is by hand."""
-    assert product_title("L&#39;Oreal  Shampoo &amp; Conditioner\n") == "L'Oreal Shampoo & Conditioner"
+@pytest.mark.parametrize(
+    ("raw", "title"),
+    [
+        ("L&#39;Oreal  Shampoo &amp; Conditioner\n", "L'Oreal Shampoo & Conditioner"),
+        ("<b>Bold</b> &amp; more", "Bold & more"),
+        ('<span class="a-size-medium">Soap</span>, <i>12</i> pieces', "Soap, 12 pieces"),
+        ("Two<br/>lines<!-- and a comment -->", "Two lines"),
+        ('Gel<script type="text/javascript">var x = 1;</script>', "Gel"),
+        ("I <3 you & <Unknown> friends: a < b > c", "I <3 you & <Unknown> friends: a < b > c"),
+        ("The &lt;b&gt; element", "The <b> element"),
+        ("AT&T", "AT&T"),
+        ("x" * 5000, "x" * LONGEST_TITLE),
+    ],
+)
+def test_html_is_cleaned(raw, title):
+    """By hand, as a browser shows the text: 8.6 % of Beauty's titles contain HTML entities.
+
+    A sign that belongs to no element of HTML stays.
+    """
+    assert prompt_title(raw) == (title, "")
+
+
+def test_a_script_is_no_title():
+    """Amazon's metadata of 2018 has scripts as titles; its public loaders drop what contains "getTime"."""
+    assert prompt_title("var aPageStart = (new Date()).getTime();\nvar ue_t0=...") == ("", SCRIPT)
+
+
+@pytest.mark.parametrize("raw", ["", " \t", "\x07\n", "<br>", "&nbsp;"])
+def test_nothing_to_see_is_blank(raw):
+    assert prompt_title(raw) == ("", BLANK)
