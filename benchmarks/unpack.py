@@ -101,7 +101,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is missing: copy it from the bundle, next to {Path(__file__).name}") from None
     except ValueError:
         manifest = {}
-    if manifest.get("kind") != "gpu-bundle":
+    if not isinstance(manifest, dict) or manifest.get("kind") != "gpu-bundle":
         raise BundleError(f"{path} is not the manifest of a bundle: copy it from the bundle again")
     return manifest
 
@@ -153,15 +153,15 @@ def check_python(wanted: str) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version != wanted:
         raise BundleError(
-            f"{sys.executable} is Python {version}, but the bundle's packages need Python {wanted}: use that"
+            f"{sys.executable} is Python {version}, but the bundle's packages need {wanted}: use that one"
         )
     if importlib.util.find_spec("torch") is None:
-        raise BundleError(f"{sys.executable} has no PyTorch: start this script with the machine's Python that has it")
+        raise BundleError(f"{sys.executable} has no PyTorch: start this script with the Python that has it")
 
 
 def extract(name: str, pieces: Sequence[Path], folder: Path) -> None:
     """Join an archive's pieces and extract it into ``folder``."""
-    whole = folder / f"{name}.tar.xz"
+    whole = folder / f"{name}.tar"
     with whole.open("wb") as joined:
         for piece in pieces:
             with piece.open("rb") as part:
@@ -256,7 +256,7 @@ def main() -> None:
         print("\n".join(unpack(Path(__file__).resolve().parent, options.to.absolute(), purposes)))
     except BundleError as error:
         sys.exit(f"error: {error}")
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
         sys.exit(f"error: {options.to} could not be written ({error}): make room, or give another folder with --to")
 
 
