@@ -202,11 +202,17 @@ def artifacts_tree(dataset: Path, scratch: Path) -> Tree:
     """Copy a data set's ``data`` and ``retriever`` into a subfolder of ``scratch`` and return their tree.
 
     Raises:
-        InputError: one of them is missing or not finished.
+        InputError: one of them is missing or not finished, they do not belong together, or another data set's folder
+            has the same name.
     """
+    data = read_manifest(dataset / "data", "data", "llamarec preprocess")
+    retriever = read_manifest(dataset / "retriever", "retriever", "llamarec train-retriever")
+    if retriever.inputs["data"] != data.fingerprint:
+        raise InputError(f"{dataset / 'retriever'} was made from other data: run `llamarec train-retriever` again")
     name = dataset.resolve().name
-    for kind, command in (("data", "llamarec preprocess"), ("retriever", "llamarec train-retriever")):
-        read_manifest(dataset / kind, kind, command)
+    if (scratch / ARTIFACTS / name).exists():
+        raise InputError(f"{dataset} has the same name as another folder of artifacts: rename one of them")
+    for kind in ("data", "retriever"):
         shutil.copytree(dataset / kind, scratch / ARTIFACTS / name / kind)
     return Tree(f"{ARTIFACTS}-{name}", scratch / ARTIFACTS / name, f"{ARTIFACTS}/{name}")
 
@@ -226,7 +232,7 @@ def install(packages: Packages, folder: Path) -> Tree:
     if finished.returncode:
         said = [line for line in finished.stderr.splitlines() if line.startswith("ERROR")] or [finished.stderr.strip()]
         names = ", ".join(packages.requirements)
-        raise InputError(f"pip could not download {names} ({said[-1]}): check the access to PyPI, then run it again")
+        raise InputError(f"pip could not download {names} ({said[0]}): check the access to PyPI, then run it again")
     return Tree(packages.name, folder, packages.name, packages.purposes, packages.left_out, packages.compressed)
 
 

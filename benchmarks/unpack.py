@@ -65,7 +65,7 @@ def unpack(bundle: Path, to: Path, purposes: Sequence[str] = PURPOSES) -> list[s
     archives = {
         name: archive["pieces"]
         for name, archive in facts["archives"].items()
-        if not set(purposes).isdisjoint(archive["purposes"])
+        if not set(purposes).isdisjoint(archive["purposes"]) and (name != LIBPYTHON or not has_libpython())
     }
     check_python(facts["python"])
     check_pieces(bundle, [piece for pieces in archives.values() for piece in pieces], manifest)

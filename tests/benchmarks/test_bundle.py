@@ -14,6 +14,7 @@ import tomllib
 
 from benchmarks import bundle, unpack
 from benchmarks.bundle import PACKAGES, Tree, pack, split, write_bundle
+from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.errors import InputError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -284,6 +285,31 @@ def test_code_that_is_not_committed_is_refused(tmp_path: Path, monkeypatch: pyte
         bundle.check_committed()
 
 
-def test_unfinished_artifacts_are_refused(tmp_path: Path):
+def test_artifacts_that_training_would_refuse_are_refused_here(tmp_path: Path):
+    """The target machine could not mend them: unfinished, made from other data, or two folders of one name."""
+    movies, scratch = tmp_path / "movies", tmp_path / "scratch"
     with pytest.raises(InputError, match=r"data does not exist or is not finished: run `llamarec preprocess` first"):
-        bundle.artifacts_tree(tmp_path / "movies", tmp_path)
+        bundle.artifacts_tree(movies, scratch)
+    for kind, inputs in (("data", {}), ("retriever", {"data": "of another data set"})):
+        with new_artifact(movies / kind, kind, options={}, inputs=inputs) as folder:
+            (folder / "content").write_text(kind)
+    with pytest.raises(InputError, match=r"retriever was made from other data: run `llamarec train-retriever` again"):
+        bundle.artifacts_tree(movies, scratch)
+    data = read_manifest(movies / "data", "data", "").fingerprint
+    with new_artifact(movies / "retriever", "retriever", options={}, inputs={"data": data}) as folder:
+        (folder / "content").write_text("retriever")
+    (movies / "retriever-checkpoint.pt").write_text("left out")
+    packed = bundle.artifacts_tree(movies, scratch)
+    assert packed.inside == "artifacts/movies"
+    assert sorted(path.name for path in packed.folder.iterdir()) == ["data", "retriever"]
+    assert read_manifest(packed.folder / "data", "data", "").fingerprint == data
+    with pytest.raises(InputError, match="movies has the same name as another folder of artifacts"):
+        bundle.artifacts_tree(movies, scratch)
+
+
+def test_a_package_that_cannot_be_downloaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without an index and other folders of wheels, pip finds no package."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(InputError, match=r"pip could not download gguf \(ERROR: Could not find .*check the access to"):
+        bundle.install(bundle.Packages("training", ("gguf",), ()), tmp_path / "training")
