@@ -11,7 +11,8 @@ SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving tests
 
 .PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
-	bench audit results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu system-packages clean
+	bench audit gpu-bundle results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu \
+	system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -105,6 +106,10 @@ REPOSITORY ?= model_repository
 results-serving: setup
 	$(BIN)/python -m benchmarks.serving_overhead --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
 	$(BIN)/python -m experiments.served_equals_offline --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
+
+# What the GPU checks need on a machine without a network; docs/gpu.md. ARTIFACTS: one or more data sets' folders.
+gpu-bundle: setup
+	$(BIN)/python -m benchmarks.bundle $(addprefix --artifacts ,$(ARTIFACTS))
 
 # Known advisories for the pinned packages; needs network access. docs/security.md says what each of them means here.
 audit: setup

@@ -29,7 +29,7 @@ class Manifest:
     """Record of an artifact's origin and content."""
 
     kind: str
-    """``data``, ``retriever``, ``ranker``, ``base`` or ``release``."""
+    """``data``, ``retriever``, ``ranker``, ``base``, ``release`` or ``gpu-bundle``."""
     options: Mapping[str, Any]
     """Options that the artifact was made with."""
     inputs: Mapping[str, str]
