@@ -40,8 +40,8 @@ def serving_bytes(folder: Path, dtype: torch.dtype) -> int:
     layers = empty_model(folder).get_decoder()
     embeddings = layers.get_input_embeddings().weight
     widest = max(max(parameter.shape) for parameter in layers.parameters() if parameter is not embeddings)
-    activations = WIDE_TENSORS * PROMPT_TOKENS * widest
-    return dtype.itemsize * (sum(parameter.numel() for parameter in layers.parameters()) + activations)
+    weights: int = sum(parameter.numel() for parameter in layers.parameters())
+    return (weights + WIDE_TENSORS * PROMPT_TOKENS * int(widest)) * dtype.itemsize
 
 
 def training_bytes(model: Any, dtype: torch.dtype, *, nf4: bool) -> int:
@@ -58,7 +58,7 @@ def training_bytes(model: Any, dtype: torch.dtype, *, nf4: bool) -> int:
     head = model.get_output_embeddings()
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     quantised = sum(module.weight.numel() for module in linear) if nf4 else 0
-    others = sum(parameter.numel() for parameter in model.parameters()) - quantised
+    others: int = sum(parameter.numel() for parameter in model.parameters()) - quantised
     return math.ceil(quantised * NF4_BYTES) + others * dtype.itemsize
 
 
