@@ -249,7 +249,14 @@ def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
 
 
 def test_preprocess_prints_the_papers_table_2_row(run, artifacts):
-    """A finished stage prints the figures of its manifest; MovieLens-100K has 943 users."""
+    """A finished stage prints the figures of its manifest; MovieLens-100K has 943 users and 100,000 ratings.
+
+    What was read is under "reading" in JSON, and in sentences above the table.
+    """
     code, out, _ = run("preprocess", "--artifacts", artifacts, "--json")
     assert code == 0
     assert json.loads(out)["users"] == 943
+    assert json.loads(out)["reading"]["interactions"] == 100_000
+    _, out, _ = run("preprocess", "--artifacts", artifacts)
+    assert "read ml-100k.inter (text): 100,000 rows\n" in out
+    assert "times: numbers in seconds, from 1997-09-20" in out
