@@ -31,7 +31,11 @@ MANIFEST = "manifest.json"
 CODE, BASE, TRAINING, NUMPY, SERVER, LIBPYTHON = "code", "base", "training", "numpy", "server", "libpython"
 """Names of the archives; each is unpacked into a folder of its name."""
 ARTIFACTS = "artifacts"
-"""Folder into which the data sets' artifacts are unpacked."""
+"""Folder into which the data sets' artifacts are unpacked; a link in the code's folder leads to it."""
+COMMIT = f"{CODE}/COMMIT"
+"""File with the commit of the code, which has no git repository there."""
+RUN_SERVING = "LLAMAREC_RUN_SERVING"
+"""Environment variable that tells the checks how to start a module where a server can run."""
 MACHINE = "machine"
 """Folder of links to the machine's own packages, for serving."""
 ENVIRONMENT = "environment"
@@ -78,8 +82,10 @@ def unpack(bundle: Path, to: Path, purposes: Sequence[str] = PURPOSES) -> list[s
         partial.mkdir(parents=True)
         for name, pieces in archives.items():
             extract(name, [bundle / piece for piece in pieces], partial)
+        (partial / COMMIT).write_text(f"{facts['commit']}\n", encoding="utf-8")
+        (partial / CODE / ARTIFACTS).symlink_to(Path("..") / ARTIFACTS)
         if "training" in purposes:
-            write_training(partial, to)
+            write_training(partial, to, serving="serving" in purposes)
         if "serving" in purposes:
             write_serving(partial, to)
         partial.replace(to)
@@ -171,17 +177,20 @@ def extract(name: str, pieces: Sequence[Path], folder: Path) -> None:
     whole.unlink()
 
 
-def write_training(folder: Path, final: Path) -> None:
+def write_training(folder: Path, final: Path, *, serving: bool) -> None:
     """Write the script that starts modules with the machine's packages.
 
     Args:
         folder: folder to write into.
         final: the name that this folder gets in the end.
+        serving: whether the environment for serving is there too; the checks then start servers in it.
     """
     paths = [final / CODE, final / CODE / "client", final / TRAINING, final / BASE]
     path = shlex.quote(":".join(map(str, paths)))
-    lines = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", f"exec {shlex.quote(sys.executable)}"]
-    write_script(folder / "run", lines)
+    lines = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    if serving:
+        lines.append(f"export {RUN_SERVING}={shlex.quote(str(final / 'run-serving'))}")
+    write_script(folder / "run", [*lines, f"exec {shlex.quote(sys.executable)}"])
 
 
 def write_serving(folder: Path, final: Path) -> None:
@@ -234,15 +243,12 @@ def has_libpython() -> bool:
 
 def started_by(folder: Path, purposes: Sequence[str]) -> list[str]:
     """Return the lines that say how each purpose is started."""
-    artifacts = "".join(f" --artifacts {path}" for path in sorted((folder / ARTIFACTS).glob("*")))
-    start = {
-        "training": ("training and benchmarks, with the machine's numpy", "run"),
-        "serving": ("serving, with numpy 1.26", "run-serving"),
+    run, serve = folder / "run", folder / "run-serving"
+    lines = {
+        "training": f"the checks, and training with the machine's numpy:\n  {run} benchmarks.device SECTION...",
+        "serving": f"serving, with numpy 1.26:\n  {serve} llamarec.cli serve",
     }
-    return [
-        f"{what}:\n  {folder / script} benchmarks.device SECTION...{artifacts}"
-        for what, script in (start[purpose] for purpose in purposes)
-    ]
+    return [lines[purpose] for purpose in purposes]
 
 
 def main() -> None:

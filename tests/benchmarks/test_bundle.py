@@ -157,7 +157,9 @@ def test_both_environments_run_the_bundle_s_code(made: Path, weights: bytes):
     ended = start(made, "--to", str(to))
     assert ended.returncode == 0, ended.stderr
     assert (to / "base" / "weights").read_bytes() == weights
-    assert (to / "artifacts" / "tiny" / "data" / "manifest.json").read_text() == "{}"
+    # The code finds its commit and the artifacts as in a checkout.
+    assert (to / "code" / "artifacts" / "tiny" / "data" / "manifest.json").read_text() == "{}"
+    assert (to / "code" / "COMMIT").read_text() == f"{COMMIT}\n"
     elsewhere = made.parent / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "probe.py").write_text("print('the wrong one')\n")
