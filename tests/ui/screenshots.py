@@ -55,6 +55,18 @@ def showing(page: DemoPage) -> Iterator[str]:
         page.client.close()
 
 
+def programs() -> tuple[str, str]:
+    """Return the paths of Chromium and of its driver.
+
+    Raises:
+        InputError: one of them is not installed.
+    """
+    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        raise InputError("Chromium and its driver are not installed: run `make system-packages`")
+    return browser, driver
+
+
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
     """Yield a headless Chromium with a new, empty profile; its console is logged.
@@ -62,9 +74,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
     Raises:
         InputError: Chromium or its driver is not installed.
     """
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        raise InputError("Chromium and its driver are not installed: run `make system-packages`")
+    browser, driver = programs()
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
