@@ -13,7 +13,7 @@ from typing import Any
 from export.config import DEFAULTS, Serving, write_configs
 from export.onnx_graph import export_retriever
 from models.ranker.inference.ranker import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
-from models.ranker.inference.runtimes import choose_runtime
+from models.ranker.inference.runtimes import choose_runtime, suited_runtime
 from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
 from models.retriever.inference.index import import_faiss
@@ -36,7 +36,8 @@ class Export:
     """How the artifacts are served; offline evaluation runs the exported files in the same way."""
 
     backend: str | None = None
-    """Runtime of the ranker, ``torch`` or ``openvino``. Default: OpenVINO if it is installed and bf16 is native."""
+    """Runtime of the ranker, ``torch`` or ``openvino``. Default: OpenVINO if it is installed, bf16 is native and its
+    graph computes the model."""
     dtype: str | None = None
     """Precision of the ranker's layers: ``float32``, ``bfloat16``, or on a GPU ``float16``. Default: ``float16`` on a
     GPU, ``bfloat16`` on a processor that supports it."""
@@ -89,12 +90,13 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
         the export id: a hash of the artifacts and of the options.
 
     Raises:
-        InputError: an artifact is missing, the artifacts do not belong together, or faiss is needed but not installed.
+        InputError: an artifact is missing, the artifacts do not belong together, faiss is needed but not installed, or
+            OpenVINO is asked for and cannot run the model.
     """
     manifests = check_artifacts(artifacts)
     if options.index:
         import_faiss()
-    runtime = options.runtime()
+    runtime = suited_runtime(options.runtime(), artifacts / "ranker" / MODEL_FOLDER, chosen=options.backend is not None)
     inputs = {kind: manifest.fingerprint for kind, manifest in manifests.items()}
     recorded = {"runtime": asdict(runtime), "index": options.index}
     release = hashlib.sha256(json.dumps([inputs, recorded], sort_keys=True).encode()).hexdigest()[:16]

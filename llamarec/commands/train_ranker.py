@@ -37,7 +37,11 @@ def train_ranker(
         str | None,
         typer.Option(help="What the ranking is read from: the `letters` after the prompt (paper) or the `lines`."),
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Number of lower layers of the base that are kept.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Maximum number of lower layers of the base that are kept.")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Projections that get adapters, by their names in the base or in Llama: `q_proj,v_proj`."),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Number of upper layers that get adapters.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Maximum number of history items in a prompt.")] = None,
     max_tokens: Annotated[
@@ -48,7 +52,7 @@ def train_ranker(
     as_json: Json = False,
 ) -> None:
     """Tune a Llama with LoRA to rank the retriever's candidates, keep the best validation, and merge it."""
-    given = locals()
+    given = {**locals(), "targets": tuple(targets.split(",")) if targets else None}
     from models.ranker.base import EMBEDDED
     from models.ranker.options import PRESET_BASES, PRESETS, RankerTraining
     from models.ranker.training import train_ranker as run

@@ -87,13 +87,20 @@ def _checked(folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"base model {folder} has no *.safetensors weights: save it with save_pretrained first")
     try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures, quantised = config.get("architectures") or [], config.get("quantization_config")
     except (ValueError, AttributeError):
         raise InputError(f"{folder / 'config.json'} is not a model configuration: download the base again") from None
     if not any(name.endswith(CAUSAL) for name in architectures):
         raise InputError(
             f"base model {folder} has the architecture {architectures}: choose a causal language model,"
             f" such as {EMBEDDED!r}"
+        )
+    if quantised:
+        method = quantised.get("quant_method", "an unknown method")
+        raise InputError(
+            f"base model {folder} is quantised ({method}), and adapters are trained on the original weights: choose the"
+            " model that it was made from; train-ranker quantises it to NF4 itself"
         )
     return folder
 

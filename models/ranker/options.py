@@ -36,7 +36,8 @@ class RankerTraining:
     dropout: float = 0.05
     """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the projections that get an adapter."""
+    """Names of the projections that get an adapter: the base's own, or Llama's, which stand for the base's
+    counterparts."""
     layers: int | None = None
     """Number of upper layers that get adapters; all layers if absent. The layers below need no backward pass."""
     quantisation: Quantisation = "nf4"
@@ -66,7 +67,8 @@ class RankerTraining:
     """Where the ranking is read: ``letters``, the index letters after the prompt, as in the paper; or ``lines``, the
     ends of the candidates' lines, which a small base learns from a fraction of the prompts."""
     depth: int | None = None
-    """Number of the base's lower layers that are kept; all if absent. ``letters`` work well only with all of them."""
+    """Maximum number of the base's lower layers that are kept; all if absent. ``letters`` work well only with all of
+    them."""
     random_prompts: int = 0
     """Number of prompts with random candidates to train on before those with ``negatives``. Titles of random items
     differ more than those of items that a retriever selects together."""

@@ -33,7 +33,7 @@ from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:  # torch, peft and bitsandbytes take seconds to import: not for a stage that is finished
-    from models.ranker.fitting.loop import FittedRanker
+    from models.ranker.fitting.loop import FittedRanker, Logprobs
 
 KIND = "ranker"
 TRAINING_FOLDER = "ranker-training"
@@ -43,6 +43,9 @@ ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.json"
 PROBES = 4
 """Number of validation prompts whose scores are stored, so that every runtime can be checked against them."""
+MERGED_TOLERANCE = {"torch.float32": 0.1, "torch.bfloat16": 1.0}
+"""Largest change of a prompt's log-probabilities (root mean square over the candidates) by merging, by the precision of
+the training. Merged weights are stored in fp16, which changes them by 0.015; bf16 by 0.04 to 0.7."""
 
 
 def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED) -> dict[str, Any]:
@@ -72,11 +75,13 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         return metrics
     given = _read_inputs(options, artifacts, base_folder)
+    model = _load_base(options, base_folder, given)
+    examples = training_examples(options, artifacts, given.data)
     training = artifacts / TRAINING_FOLDER
     checkpoint = Checkpoint(training / CHECKPOINT_FILE, made_with, inputs)
-    facts: dict[str, Any] = {"dataset": given.data.name, "prompts": len(given.examples)}
+    facts: dict[str, Any] = {"dataset": given.data.name, "prompts": len(examples)}
     with new_artifact(folder, KIND, options=made_with, inputs=inputs, facts=facts) as new:
-        fitted = _fit(options, base_folder, given, checkpoint, training)
+        fitted = _fit(options, model, given, examples, checkpoint, training)
         metrics = _measure(options, given, fitted)
         facts["prompts_per_second"] = round(fitted.prompts_per_second, 3)
         _write(new, base, base_folder, given, fitted, metrics)
@@ -101,13 +106,13 @@ def _check_inputs(artifacts: Path, base: str) -> tuple[Path, dict[str, str]]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Everything that a training reads apart from its options and the base's weights."""
+    """What a training reads apart from its options, the base's weights and the examples to train on."""
 
     data: Data
+    tokenizer: Tokenizer
+    """The base's."""
     prompts: PromptBuilder
     letter_ids: list[int]
-    examples: list[Example]
-    """Training examples, in the order of training."""
     everyone: list[Example]
     """One validation example for each user whose validation item the retriever found, in random order."""
     sample: list[Example]
@@ -116,7 +121,10 @@ class _Inputs:
 
 def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Inputs:
     data = load_data(artifacts)
-    tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
+    try:
+        tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
+    except Exception as error:  # the package raises no narrower class
+        raise InputError(f"{base / TOKENIZER_FILE} is not a tokenizer ({error}): download the base again") from None
     settings = PromptSettings(
         max_history=options.max_history,
         title_tokens=options.title_tokens,
@@ -127,16 +135,32 @@ def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Input
     letters = letter_ids(tokenizer, RESPONSE, options.candidates)
     found = validation_examples(validation_table(artifacts, data, options.candidates), data)
     everyone = [found[place] for place in np.random.default_rng(options.seed).permutation(len(found))]
-    examples = training_examples(options, artifacts, data)
-    return _Inputs(data, prompts, letters, examples, everyone, everyone[: options.validation_users])
+    return _Inputs(data, tokenizer, prompts, letters, everyone, everyone[: options.validation_users])
 
 
-def _fit(options: RankerTraining, base: Path, given: _Inputs, checkpoint: Checkpoint, training: Path) -> "FittedRanker":
+def _load_base(options: RankerTraining, folder: Path, given: _Inputs) -> Any:
+    """Return the base, after checks on prompts that share the instruction, and two of them the history too."""
     # On import, bitsandbytes logs a warning about an optional package.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from models.ranker.fitting.base_checks import load_checked
+
+    history, candidates = given.everyone[0].history, given.everyone[0].candidates
+    tried = ((history, candidates), (history, candidates[::-1]), (history[:1], candidates[:2]))
+    prompts = [given.prompts.build(*one) for one in tried]
+    return load_checked(options, folder, given.tokenizer, prompts, given.letter_ids)
+
+
+def _fit(
+    options: RankerTraining,
+    model: Any,
+    given: _Inputs,
+    examples: Sequence[Example],
+    checkpoint: Checkpoint,
+    training: Path,
+) -> "FittedRanker":
     from models.ranker.fitting import loop
 
-    return loop.fit(options, base, given.prompts, given.letter_ids, given.examples, given.sample, checkpoint, training)
+    return loop.fit(options, model, given.prompts, given.letter_ids, examples, given.sample, checkpoint, training)
 
 
 def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") -> dict[str, Any]:
@@ -178,14 +202,35 @@ def _write(
     save_merged(fitted.model, base_folder, new / MODEL_FOLDER)
     given.prompts.save_settings(new)
     verbalizer = fitted.objective.verbalizer()
+    replayed = probes(new / MODEL_FOLDER, given.prompts, verbalizer, given.sample[:PROBES])
+    _check_merged([probe["logprobs"] for probe in replayed], fitted.logprobs, str(fitted.model.dtype))
     stored = {
         VERBALIZER_FILE: verbalizer.stored(),
         FUSION_FILE: {"weight": metrics["weight"], "temperature": metrics["temperature"]},
-        PROBES_FILE: probes(new / MODEL_FOLDER, given.prompts, verbalizer, given.sample[:PROBES]),
+        PROBES_FILE: replayed,
         METRICS_FILE: metrics,
     }
     for name, content in stored.items():
         (new / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_merged(merged: Sequence[Sequence[float]], tuned: "Logprobs", dtype: str) -> None:
+    """Check that the merged model gives the log-probabilities of the tuned one, within the precision of the training.
+
+    The allowed change grows with the spread of a prompt's log-probabilities, as rounding does.
+
+    Raises:
+        InputError: it gives others.
+    """
+    for place, (found, expected) in enumerate(zip(merged, tuned, strict=False)):
+        change = np.sqrt(np.mean((np.asarray(found) - expected) ** 2))
+        allowed = MERGED_TOLERANCE[dtype] * max(1.0, float(np.std(expected)))
+        if not change <= allowed:
+            raise InputError(
+                f"the merged model is not the tuned one: the log-probabilities of probe prompt {place} moved by"
+                f" {change:.3g}, more than the {allowed:.3g} that rounding explains, so nothing was written: choose a"
+                " base such as Llama 2"
+            )
 
 
 def probes(

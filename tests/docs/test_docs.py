@@ -56,6 +56,7 @@ def test_what_is_not_run_is_known():
     TLS, benchmarks and the soak run have separate tests.
     """
     assert [(block.page, block.language) for block in ALL if not block.runs] == [
+        ("bases.md", "bash"),
         ("benchmarking.md", "bash"),
         ("benchmarking.md", "bash"),
         ("benchmarking.md", "yaml"),

@@ -10,6 +10,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import CONFIG, Serving, model_configs
 from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export
+from models.ranker import precision
+from models.ranker.inference import runtimes
+from models.ranker.inference.ranker import read_runtime
+from models.ranker.inference.scorer import Runtime
 from preprocessing.artifacts import MANIFEST
 from preprocessing.errors import InputError
 from serving.contract import STEPS
@@ -114,6 +118,22 @@ def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
         export(Export(backend="openvino", device="gpu"), artifacts, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
     assert Export(backend="openvino").runtime().device == "cpu"
+
+
+def test_a_model_that_openvino_does_not_know_is_exported_for_pytorch(artifacts, tmp_path, monkeypatch, caplog):
+    """A processor with bf16 would choose OpenVINO, which knows few architectures (huggingface/optimum-intel#1411).
+
+    The export falls back to PyTorch and says so; OpenVINO asked for by name is refused before anything is written.
+    """
+    monkeypatch.setattr(precision, "_processor_has_bf16", lambda: True)
+    monkeypatch.setattr(runtimes, "openvino_runs", lambda folder: False)
+    export(Export(threads=1), artifacts, tmp_path / "repository")
+    runtime = read_runtime(step_artifact(tmp_path / "repository", "ranker"))
+    assert runtime == Runtime(runtime="torch", dtype="bfloat16", threads=1)
+    assert "the ranker runs in PyTorch: OpenVINO's graph does not know this model" in caplog.text
+    with pytest.raises(InputError, match="export with --runtime torch"):
+        export(Export(backend="openvino"), artifacts, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("device", ["gpu:3", "tpu"])

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.device import random_state, restore_random_state, torch_device
+from models.device import random_state, restore_random_state
 from models.metrics import ndcg
 from models.ranker.examples.sampling import Example
 from models.ranker.fitting.curves import CURVES_FILE, plot_curves
 from models.ranker.fitting.fusion_fit import fit_fusion
 from models.ranker.fitting.objective import Objective, new_objective
-from models.ranker.fitting.qlora import add_adapters, check_architecture, evaluating, load_base
+from models.ranker.fitting.qlora import add_adapters, evaluating
 from models.ranker.fusion import fused_ranks, log_softmax
 from models.ranker.options import RankerTraining
-from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import PromptBuilder
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
@@ -80,7 +79,7 @@ class FittedRanker:
 
 def fit(
     options: RankerTraining,
-    base: Path,
+    base: Any,
     prompts: PromptBuilder,
     letter_ids: Sequence[int],
     examples: Sequence[Example],
@@ -92,7 +91,7 @@ def fit(
 
     Args:
         options: see :class:`RankerTraining`.
-        base: folder of the base model.
+        base: a model of :func:`models.ranker.fitting.base_checks.load_checked`; the adapters are added to it.
         prompts: builds the prompts.
         letter_ids: token id of each letter.
         examples: the training examples, in the order of training.
@@ -101,8 +100,7 @@ def fit(
         folder: folder for TensorBoard events and ``curves.png``.
 
     Raises:
-        InputError: the prompts are longer than the base's context, the loss is not finite, or the checkpoint belongs to
-            another training.
+        InputError: the loss is not finite, or the checkpoint belongs to another training.
     """
     training = _Training(options, base, prompts, letter_ids, examples, validation, checkpoint)
     progress = training.progress
@@ -136,7 +134,7 @@ class _Training:
     def __init__(
         self,
         options: RankerTraining,
-        base: Path,
+        base: Any,
         prompts: PromptBuilder,
         letter_ids: Sequence[int],
         examples: Sequence[Example],
@@ -145,9 +143,7 @@ class _Training:
     ) -> None:
         self.options, self.prompts, self.validation, self.checkpoint = options, prompts, validation, checkpoint
         torch.manual_seed(options.seed)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        self.model = prepare(options, base, prompts.settings.max_tokens, letter_ids)
+        self.model = _with_adapters(options, base)
         self.objective = new_objective(options, self.model, letter_ids)
         self.trained = [
             *(parameter for parameter in self.model.parameters() if parameter.requires_grad),
@@ -271,36 +267,16 @@ class _Training:
         )
 
 
-def prepare(options: RankerTraining, base: Path, prompt_tokens: int, letter_ids: Sequence[int]) -> Any:
-    """Return the base with fresh adapters, in training mode.
-
-    Args:
-        options: see :class:`RankerTraining`.
-        base: folder of the base model.
-        prompt_tokens: length of the longest prompt.
-        letter_ids: token id of each letter.
-
-    Raises:
-        InputError: the base's context is too short for a prompt and its letter, or its architecture is not supported.
-    """
-    device = torch_device(options.device)
-    native = has_native_bf16(device)
-    dtype = ("bfloat16" if native else "float32") if options.dtype == "auto" else options.dtype
-    model = load_base(base, quantisation=options.quantisation, dtype=DTYPES[dtype], device=device, depth=options.depth)
-    if prompt_tokens + 1 > (context := model.config.max_position_embeddings):
-        raise InputError(
-            f"max_tokens {prompt_tokens} and the letter exceed the base's context of {context}: lower --max-tokens to"
-            f" {context - 1} or less; prompts then drop their oldest history items"
-        )
+def _with_adapters(options: RankerTraining, base: Any) -> Any:
+    """Return the base with fresh adapters, in training mode."""
     model = add_adapters(
-        model,
+        base,
         rank=options.rank,
         alpha=options.alpha,
         dropout=options.dropout,
         targets=options.targets,
         layers=options.layers,
     )
-    check_architecture(model, letter_ids, prompt_tokens)
     if options.gradient_checkpointing:
         model.enable_input_require_grads()
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

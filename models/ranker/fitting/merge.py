@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 SHARD_BYTES = 2 << 30
 """Maximum size of a safetensors file. Memory holds one shard, the base and one tensor in fp32: about 8 GB for 7B in
@@ -47,6 +48,10 @@ def merged_tensors(model: Any, dtype: torch.dtype = torch.float16) -> Iterator[t
             if kind == "weight" and name.endswith(BASE_LAYER):
                 layer = base.get_submodule(name.removesuffix(BASE_LAYER))
                 value = value.float() + layer.get_delta_weight("default").float()
+            if (
+                state is not None and getattr(module, "source_cls", None) is Conv1D
+            ):  # GPT-2's, which is quantised transposed
+                value = value.T
             yield f"{name.removesuffix(BASE_LAYER)}.{kind}", value.detach().to(dtype).cpu().contiguous()
 
 

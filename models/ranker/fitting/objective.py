@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.ranker.examples.sampling import Example
-from models.ranker.fitting.qlora import answer_loss, letter_logits, line_logits, line_loss
+from models.ranker.fitting.qlora import answer_loss, decoder_and_head, letter_logits, line_logits, line_loss
 from models.ranker.inference.verbalizer import LetterVerbalizer, LineVerbalizer, Verbalizer
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import Prompt
@@ -75,7 +75,8 @@ class LineObjective:
 
     def __init__(self, model: Any) -> None:
         """Create the direction, which is zero before the first step and as wide as the model's hidden states."""
-        self._direction = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
+        _, head = decoder_and_head(model)
+        self._direction = torch.zeros(head.weight.shape[1], device=model.device, requires_grad=True)
         self.trained: Sequence[Tensor] = [self._direction]
 
     def loss(self, model: Any, prompts: Sequence[Prompt], examples: Sequence[Example]) -> Tensor:
@@ -92,9 +93,17 @@ class LineObjective:
         return LineVerbalizer(self._direction.detach().cpu().numpy())
 
 
+def end_token(config: Any) -> int | None:
+    """Return the id of the token that ends a text, the first if a base has several, None if it has none."""
+    end = config.eos_token_id
+    first: int | None = next(iter(end), None) if isinstance(end, list) else end
+    return first
+
+
 def new_objective(options: RankerTraining, model: Any, letter_ids: Sequence[int]) -> Objective:
     """Return a new objective of the kind that ``options.read`` names."""
     if options.read == "lines":
         return LineObjective(model)
-    end = model.config.eos_token_id
-    return LetterObjective(letter_ids, end[0] if isinstance(end, list) else end)
+    end = end_token(model.config)
+    assert end is not None, "a base without an end token was refused for letters"
+    return LetterObjective(letter_ids, end)

@@ -4,7 +4,7 @@ Source: Dettmers et al. 2023 (NF4, double quantisation); Hu et al. 2021 (LoRA); 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,33 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.utils.logging import disable_progress_bar
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from models.ranker.fitting.packing import TREE_ATTENTION, PackedPrompts, pack
+from models.ranker.loading import load_causal_lm
 from models.ranker.memory import check_gpu_memory, empty_model, training_bytes
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
-disable_progress_bar()
-
 NF4 = "nf4"
 UNQUANTISED = "none"
+_QUERY_KEY_VALUE = ("qkv_proj", "query_key_value", "c_attn")
+_UP = ("gate_up_proj", "fc1", "dense_h_to_4h", "c_fc")
+COUNTERPARTS: Mapping[str, Sequence[str]] = {
+    "q_proj": _QUERY_KEY_VALUE,
+    "k_proj": _QUERY_KEY_VALUE,
+    "v_proj": _QUERY_KEY_VALUE,
+    "o_proj": ("out_proj", "dense", "attn.c_proj"),
+    "gate_proj": _UP,
+    "up_proj": _UP,
+    "down_proj": ("fc2", "dense_4h_to_h", "mlp.c_proj"),
+}
+"""Other names of Llama's projections: fused ones (Phi-3, GPT-NeoX, GPT-2), and those of OPT, Phi and GPT-2."""
+LAYERS = ("layers", "h")
+"""Names of the list of layers in a decoder; the second is GPT-2's."""
 
 
 def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: str, depth: int | None = None) -> Any:
@@ -39,15 +52,15 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
         quantisation: ``nf4`` or ``none``.
         dtype: precision of the arithmetic and of the weights that are not quantised.
         device: PyTorch's name of the device.
-        depth: number of lower layers that are kept; all if absent.
+        depth: maximum number of lower layers that are kept; all if absent.
 
     Raises:
-        InputError: the folder lacks weights of its architecture, the base has fewer layers than ``depth``, or the GPU
-            has too little free memory, in which case nothing is loaded.
+        InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory, in
+            which case nothing is loaded.
     """
     if device != "cpu":
         _check_memory(folder, quantisation, dtype, device, depth)
-    given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "attn_implementation": TREE_ATTENTION}
+    given: dict[str, Any] = {"dtype": dtype, "attn_implementation": TREE_ATTENTION}
     if quantisation == NF4:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -56,11 +69,11 @@ def load_base(folder: Path, *, quantisation: str, dtype: torch.dtype, device: st
             bnb_4bit_compute_dtype=dtype,
         )
         given |= {"quantization_config": config, "device_map": {"": device}}
-    model, loaded = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **given)
-    if missing := loaded["missing_keys"]:
-        raise InputError(f"base model {folder} lacks weights such as {min(missing)}: download it again")
+    model = load_causal_lm(folder, "download the base again, or choose another one", **given)
     if depth is not None:
-        _cut(model, depth)
+        layers = layers_of(model)
+        del layers[depth:]  # the final norm then follows the last layer that is kept
+        cut_config(model.config, range(len(layers)))
     if quantisation != NF4:
         model = model.to(device)
     return model.requires_grad_(False)
@@ -70,23 +83,65 @@ def _check_memory(folder: Path, quantisation: str, dtype: torch.dtype, device: s
     model = empty_model(folder)
     nf4 = quantisation == NF4
     if depth is not None and not nf4:  # a quantised base is on the GPU before it is cut
-        _cut(model, depth)
+        del layers_of(model)[depth:]
     quantise = "" if nf4 else "set quantisation to nf4 (as --preset paper does), "
     remedy = f"use --device cpu, {quantise}or choose a smaller base"
     check_gpu_memory(folder, training_bytes(model, dtype, nf4=nf4), device, remedy)
 
 
-def _cut(model: Any, depth: int) -> None:
-    """Remove all but the lower layers of a model; its final norm then follows the last layer that is kept."""
+def layers_of(model: Any) -> nn.ModuleList:
+    """Return a model's list of layers.
+
+    Raises:
+        InputError: the model keeps its layers elsewhere than the architectures that are known.
+    """
     decoder = model.get_decoder()
-    if not hasattr(decoder, "layers"):
-        raise InputError(f"{model.config.architectures} has no list of layers named as Llama's: leave depth out")
-    if depth > len(decoder.layers):
-        raise InputError(f"depth is {depth}, but the base has {len(decoder.layers)} layers: lower depth")
-    decoder.layers = decoder.layers[:depth]
-    model.config.num_hidden_layers = depth
-    if getattr(model.config, "layer_types", None):  # Qwen and others have one entry per layer
-        model.config.layer_types = model.config.layer_types[:depth]
+    name = next((name for name in LAYERS if isinstance(getattr(decoder, name, None), nn.ModuleList)), None)
+    if name is None:
+        raise InputError(f"{type(model).__name__} has no list of layers: choose a base such as Llama 2")
+    layers: nn.ModuleList = getattr(decoder, name)
+    return layers
+
+
+def cut_config(config: Any, kept: Sequence[int]) -> None:
+    """Make a configuration that of a model with only these layers, which are given by their places."""
+    config.num_hidden_layers = len(kept)
+    if kinds := getattr(config, "layer_types", None):  # Qwen and others have one entry per layer
+        config.layer_types = [kinds[place] for place in kept]
+
+
+def find_targets(model: Any, targets: Sequence[str]) -> list[str]:
+    """Return the names that the base itself has for these projections, each once.
+
+    Args:
+        model: a model of :func:`load_base`.
+        targets: the base's own names or Llama's, see :data:`COUNTERPARTS`.
+
+    Raises:
+        InputError: one of them is no linear layer of the base, or its experts, which are stacked into one tensor, have
+            it too.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    stacked = {name.rsplit(".", 1)[-1] for name, weight in model.named_parameters() if weight.ndim == 3}
+    found, absent = [], []
+    for target in targets:
+        names = (target, *COUNTERPARTS.get(target, ()))
+        own = next((name for name in names if _named(linear, name)), None)
+        if own is None or stacked.intersection(names):
+            absent.append(target)
+        else:
+            found.append(own)
+    if absent:
+        others = sorted({name.rsplit(".", 1)[-1] for name in linear if "." in name} - stacked - set(absent))
+        raise InputError(
+            f"{type(model).__name__} has no linear layers for adapters on {', '.join(absent)}: choose --targets among"
+            f" {', '.join(others)}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _named(modules: Sequence[str], name: str) -> bool:
+    return any(module.endswith(f".{name}") for module in modules)
 
 
 def add_adapters(
@@ -99,11 +154,11 @@ def add_adapters(
         rank: rank of the adapters.
         alpha: numerator of the adapters' scale ``alpha / rank``.
         dropout: dropout probability of an adapter's input.
-        targets: names of the projections.
+        targets: names of the projections, see :func:`find_targets`.
         layers: number of upper layers that get adapters; all if absent. The layers below need no backward pass.
 
     Raises:
-        InputError: the base has fewer than ``layers`` layers, or no such projections.
+        InputError: the base has fewer than ``layers`` layers, or a projection has no linear layer.
     """
     count = model.config.num_hidden_layers
     if layers is not None and layers > count:
@@ -112,19 +167,15 @@ def add_adapters(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets),
+        target_modules=find_targets(model, targets),
         layers_to_transform=None if layers is None else list(range(count - layers, count)),
-        layers_pattern=None if layers is None else "layers",
+        layers_pattern=None if layers is None else list(LAYERS),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            adapted = get_peft_model(model, config).train()
-        except ValueError as error:
-            raise InputError(
-                f"the base has no projections named {', '.join(targets)} ({error}): set targets to names it has"
-            ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers has renamed
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it itself for GPT-2's transposed weights
+        adapted = get_peft_model(model, config).train()
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
             module.lora_variant.update(dict.fromkeys(module.active_adapters, AddedInOneProduct()))
@@ -167,7 +218,7 @@ def answer_loss(
         answers: token ids of each prompt's answer, all of the same length: the letter and the end token.
         share: whether common prefixes are computed only once; the loss is the same.
     """
-    decoder, head = _decoder_and_head(model)
+    decoder, head = decoder_and_head(model)
     device = head.weight.device
     labels = torch.tensor(answers, device=device)  # [batch, answer]
     width = labels.shape[1]
@@ -178,7 +229,7 @@ def answer_loss(
     # The token at a position is predicted from the position before it.
     places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
     with _mixed_precision(model):
-        logits = head(_hidden_states(decoder, packed)[places]).float()  # [batch, answer, vocabulary]
+        logits = head(hidden_states(decoder, packed)[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 
@@ -201,10 +252,10 @@ def line_loss(
         scores: the retriever's logits [k] of each prompt's candidates, which the lines' logits correct.
         share: whether common prefixes are computed only once; the loss is the same.
     """
-    decoder, _ = _decoder_and_head(model)
+    decoder, _ = decoder_and_head(model)
     packed = pack([prompt.tokens for prompt in prompts], direction.device, share=share)
     with _mixed_precision(model):
-        hidden = _hidden_states(decoder, packed)
+        hidden = hidden_states(decoder, packed)
     loss = direction.new_zeros(())
     for prompt, places, truth, prior in zip(prompts, packed.places, truths, scores, strict=True):
         ends = torch.from_numpy(places[prompt.line_ends]).to(direction.device)  # [k]
@@ -213,7 +264,7 @@ def line_loss(
     return loss
 
 
-def _hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
+def hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
     """Return the normalised hidden states after the last layer [total, hidden]."""
     hidden: Tensor = decoder(
         input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
@@ -252,7 +303,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) -> Tensor:
     """Return the logits of the letters after one prompt [letters], in fp32; call it within :func:`evaluating`."""
-    decoder, head = _decoder_and_head(model)
+    decoder, head = decoder_and_head(model)
     rows = head.weight[list(letter_ids)].float()  # [letters, hidden]
     tokens = torch.tensor([list(prompt)], device=rows.device)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]  # [hidden]
@@ -262,49 +313,14 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
 
 def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
     """Return the logits of one prompt's candidates by their lines [k], in fp32; call it within :func:`evaluating`."""
-    decoder, _ = _decoder_and_head(model)
+    decoder, _ = decoder_and_head(model)
     tokens = torch.tensor([prompt.tokens], device=direction.device)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
     logits: Tensor = hidden[prompt.line_ends].float() @ direction
     return logits
 
 
-def check_architecture(model: Any, letter_ids: Sequence[int], prompt_tokens: int) -> None:
-    """Check that this module computes the base correctly, as it does for most causal models.
-
-    Args:
-        model: a model of :func:`add_adapters`.
-        letter_ids: token id of each letter.
-        prompt_tokens: length of the longest prompt.
-
-    Raises:
-        InputError: the base's attention window is shorter than a prompt, its logits are not the product of hidden state
-            and head, or packed prompts influence one another.
-    """
-    if (window := getattr(model.config, "sliding_window", None)) and window < prompt_tokens:
-        raise InputError(
-            f"{model.config.architectures} attends to {window} tokens and a prompt may have {prompt_tokens}: lower"
-            f" --max-tokens to {window}"
-        )
-    prompts = [[*letter_ids, *letter_ids], [*letter_ids, *letter_ids[1:], 5], letter_ids[:3]]
-    answers = [[letter_ids[0], letter_ids[1]]] * len(prompts)
-    with evaluating(model):
-        tokens = torch.tensor([prompts[0]], device=model.device)
-        own = model(input_ids=tokens, use_cache=False).logits[0, -1, list(letter_ids)].float()
-        ours = letter_logits(model, prompts[0], letter_ids)
-        alone = sum(float(answer_loss(model, [prompt], answers[:1])) for prompt in prompts)
-        packed = float(answer_loss(model, prompts, answers))
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    if float((own - ours).abs().max()) > tolerance * max(1.0, float(own.abs().max())):
-        raise InputError(f"{model.config.architectures} changes its head's logits: choose a base such as Llama 2")
-    if abs(packed - alone) > tolerance * alone:
-        raise InputError(
-            f"{model.config.architectures} does not use transformers' attention interface, so prompts cannot be packed:"
-            " choose a base such as Llama 2"
-        )
-
-
-def _decoder_and_head(model: Any) -> tuple[Any, Any]:
+def decoder_and_head(model: Any) -> tuple[Any, Any]:
     """Return the layers below the head, and the head."""
     base = model.get_base_model()
     return base.get_decoder(), base.get_output_embeddings()

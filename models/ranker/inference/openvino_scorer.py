@@ -20,6 +20,7 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 from safetensors import safe_open
 
+from models.ranker.inference.openvino_support import UNSUPPORTED, openvino_runs
 from models.ranker.inference.scorer import Runtime, Scorer
 from preprocessing.errors import InputError
 
@@ -36,6 +37,8 @@ class OpenVinoScorer(Scorer):
         Raises:
             InputError: the model has a feature that the graph does not implement.
         """
+        if not openvino_runs(folder):
+            raise InputError(UNSUPPORTED)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weight = weights_of(folder)
         head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
@@ -92,22 +95,13 @@ def hidden_states(config: dict[str, Any], weight: Weight, cached: bool = False) 
     """Return the graph from token ids [length] and positions [n] to the normalised hidden states there [n, hidden].
 
     Args:
-        config: configuration of the Hugging Face folder.
+        config: configuration of a Hugging Face folder that OpenVINO runs, see
+            :func:`models.ranker.inference.openvino_support.openvino_runs`.
         weight: function that returns a tensor of the folder by name.
         cached: whether to add a cache of keys and values. It serves only to select OpenVINO's attention kernel for
             cached models, which is faster in bf16 and slower in fp32 (docs/results/ranker.md). Resetting the request's
             state before each prompt empties it.
-
-    Raises:
-        InputError: the architecture is not Llama's, or has biases or scaled rotary embeddings.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    biases = config.get("attention_bias") or config.get("mlp_bias")
-    scaled = rope.get("rope_type", "default") != "default"
-    if config["architectures"] != ["LlamaForCausalLM"] or biases or scaled:
-        raise InputError(
-            "OpenVINO runs LlamaForCausalLM without biases and rope scaling only: export with --runtime torch"
-        )
     eps = config["rms_norm_eps"]
     tokens, places = (op.parameter([-1], np.int64, name=name) for name in ("tokens", "places"))
     x = op.gather(_constant(weight("model.embed_tokens.weight")), tokens, np.int64(0))  # [length, hidden]

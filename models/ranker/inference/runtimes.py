@@ -1,10 +1,13 @@
 """Chooses the ranker's runtime for this machine, and opens a merged model in it."""
 
 import importlib.util
+import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from models.device import torch_device
+from models.ranker.inference.openvino_support import UNSUPPORTED, openvino_runs
 from models.ranker.inference.scorer import Runtime, Scorer
 from preprocessing.errors import InputError
 
@@ -35,6 +38,25 @@ def choose_runtime(device: str = "auto") -> Runtime:
         threads=threads,
         device="cpu",
     )
+
+
+def suited_runtime(runtime: Runtime, folder: Path, *, chosen: bool) -> Runtime:
+    """Return ``runtime``, or PyTorch in the same precision if OpenVINO cannot run the model, and log that.
+
+    Args:
+        runtime: see :class:`Runtime`.
+        folder: the merged model's Hugging Face folder.
+        chosen: whether the caller asked for this runtime by name.
+
+    Raises:
+        InputError: OpenVINO was asked for by name and cannot run the model.
+    """
+    if runtime.runtime != "openvino" or openvino_runs(folder):
+        return runtime
+    if chosen:
+        raise InputError(UNSUPPORTED)
+    logging.getLogger(__name__).warning("the ranker runs in PyTorch: OpenVINO's graph does not know this model")
+    return replace(runtime, runtime="torch")
 
 
 def load_scorer(folder: Path, runtime: Runtime) -> Scorer:

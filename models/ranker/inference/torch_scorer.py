@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.loading import load_causal_lm
 from models.ranker.memory import check_gpu_memory, serving_bytes
 from models.ranker.precision import DTYPES
-
-disable_progress_bar()
 
 
 class TorchScorer(Scorer):
@@ -23,13 +20,14 @@ class TorchScorer(Scorer):
         """Load the merged model in ``folder``, and set PyTorch's thread count for the whole process.
 
         Raises:
-            InputError: the GPU has too little free memory; nothing is loaded then.
+            InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory;
+                nothing is loaded then.
         """
         if runtime.device != "cpu":
             needed = serving_bytes(folder, DTYPES[runtime.dtype])
             check_gpu_memory(folder, needed, runtime.device, "export with --device cpu, or train a smaller base")
         torch.set_num_threads(runtime.threads)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True).eval()
+        model = load_causal_lm(folder, "run `llamarec train-ranker` again", dtype="auto")
         self._device = torch.device(runtime.device)
         # Kept as stored, before the layers, to which the head may be tied, are converted to the runtime's precision.
         self._head = model.get_output_embeddings().weight.detach()  # [vocabulary, hidden]

@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranker_artifacts import CATALOGUE, candidate_table, made_up, write_artifacts
 from safetensors import safe_open
 from tiny import tiny_base
 from transformers import get_linear_schedule_with_warmup
@@ -17,37 +18,18 @@ from models.ranker import training
 from models.ranker.examples.sampling import Example
 from models.ranker.examples.sets import validation_examples
 from models.ranker.fitting import loop
+from models.ranker.fitting.qlora import load_base
 from models.ranker.inference.ranker import Ranker, write_runtime
 from models.ranker.inference.scorer import Runtime
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.prompt import Prompt, PromptSettings
 from models.ranker.training import TRAINING_FOLDER, train_ranker
-from models.retriever.candidates import Candidates, CandidateTable, CandidateWriter
 from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
 
-ITEMS = 30
 LETTERS = list(range(49, 69))
 BRIEF = RankerTraining(max_prompts=8, batch_size=4, micro_batch_size=2, validation_users=3, validate_every=1, threads=1)
-
-
-CATALOGUE = Catalogue(
-    [f"{item}".encode() for item in range(ITEMS)], [f"Film number {item}" for item in range(ITEMS)], [1] * ITEMS
-)
-
-
-def candidate_table(truths: list[int]) -> CandidateTable:
-    """Return a table with items 1 to 20 for every user, in that order."""
-    scores = np.linspace(2, 0, 20, dtype=np.float32)
-    row = Candidates(np.arange(1, 21, dtype=np.int32), scores, np.arange(1, 21, dtype=np.int32))
-    users = [f"u{place}" for place in range(len(truths))]
-    return CandidateTable(users, [row] * len(truths), np.array(truths, np.int32), np.array(truths, np.int32))
-
-
-def write_candidates(path: Path, table: CandidateTable) -> None:
-    with CandidateWriter(path) as writer:
-        writer.write(table.users, table.candidates, table.truth, table.ranks)
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return artifacts of four users; for two of them, the true item is among the candidates."""
-    truths = [3, 5, 25, 26]
-    with new_artifact(tmp_path / "data", "data", options={}, inputs={}) as folder:
-        (folder / "made-up").write_text("")
-    fingerprint = read_manifest(tmp_path / "data", "data", "").fingerprint
-    with new_artifact(tmp_path / "retriever", "retriever", options={}, inputs={"data": fingerprint}) as folder:
-        write_candidates(folder / "candidates-validation.parquet", candidate_table(truths))
-    histories = [np.arange(20, 30, dtype=np.int32)] * 4
-    monkeypatch.setattr(training, "load_data", lambda artifacts: made_up(histories))
-    return tmp_path
-
-
-def made_up(histories: list[np.ndarray]) -> SimpleNamespace:
-    """Return data of users u0, u1, ... with these training sequences."""
-    users = [f"u{place}" for place in range(len(histories))]
-    return SimpleNamespace(name="made-up", catalogue=CATALOGUE, users=users, training=histories)
+    return write_artifacts(tmp_path, monkeypatch)
 
 
 def test_the_stage_writes_a_ranker_that_serves(artifacts: Path, base: str):
@@ -168,12 +135,17 @@ def test_a_retriever_that_found_nobody_is_refused():
         validation_examples(candidate_table([25]), made_up([np.array([29], np.int32)]))
 
 
-def tuned(
-    base: str, folder: Path, options: RankerTraining, examples: list[Example], **limits: int
-) -> loop.FittedRanker:
+def tuned(base: str, folder: Path, options: RankerTraining, examples: list[Example]) -> loop.FittedRanker:
     """Train on ``examples`` and validate on the first one."""
-    prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings(**limits))
-    return loop.fit(options, Path(base), prompts, LETTERS, examples, examples[:1], checkpoint_in(folder), folder)
+    prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
+    model = loaded(base, options)
+    return loop.fit(options, model, prompts, LETTERS, examples, examples[:1], checkpoint_in(folder), folder)
+
+
+def loaded(base: str, options: RankerTraining) -> Any:
+    """Return the base as training loads it, without the checks."""
+    torch.set_num_threads(1)
+    return load_base(Path(base), quantisation=options.quantisation, dtype=torch.float32, device="cpu")
 
 
 def checkpoint_in(folder: Path) -> Checkpoint:
@@ -209,7 +181,14 @@ def test_tuning_learns_a_title_by_its_line(base: str, tmp_path: Path):
     catalogue = Catalogue([word.encode() for word in words], words, [1] * 20)
     prompts = training.PromptBuilder(catalogue, tokenizer_of(base), PromptSettings())
     found = loop.fit(
-        options, Path(base), prompts, LETTERS, examples[:-1], examples[-1:], checkpoint_in(tmp_path), tmp_path
+        options,
+        loaded(base, options),
+        prompts,
+        LETTERS,
+        examples[:-1],
+        examples[-1:],
+        checkpoint_in(tmp_path),
+        tmp_path,
     )
     assert loop.ranks_alone(found.untuned, examples[-1:]).tolist() == [examples[-1].truth + 1]  # all scores are equal
     assert loop.ranks_alone(found.logprobs, examples[-1:]).tolist() == [1]
@@ -232,7 +211,8 @@ def test_adapters_are_chosen_alone_or_as_served(
     monkeypatch.setattr(loop, "score_examples", lambda *args: next(found))
     options = replace(BRIEF, validate_by=validate_by)
     prompts = training.PromptBuilder(CATALOGUE, tokenizer_of(base), PromptSettings())
-    result = loop.fit(options, Path(base), prompts, LETTERS, validation, validation, checkpoint_in(tmp_path), tmp_path)
+    model = loaded(base, options)
+    result = loop.fit(options, model, prompts, LETTERS, validation, validation, checkpoint_in(tmp_path), tmp_path)
     assert result.best_step == best_step
     chosen_by = {"alone": "NDCG@10", "fused": "fused NDCG@10"}[validate_by]
     assert result.log[best_step][chosen_by] == pytest.approx(best, abs=1e-3)
@@ -324,13 +304,6 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(base: str, tmp_path: 
     options = RankerTraining(batch_size=1, learning_rate=1e37, warmup_steps=0, threads=1, targets=("down_proj",))
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step [23], learning rate [\d.e+]+: lower it"):
         tuned(base, tmp_path, options, examples)
-
-
-def test_a_prompt_longer_than_the_bases_context_is_refused(base: str, tmp_path: Path):
-    """The tiny base reads 2,048 tokens, including the letter; positions beyond them were never trained."""
-    examples = [example(2)]
-    with pytest.raises(InputError, match=r"max_tokens 2048 and the letter exceed .* 2048: lower --max-tokens to 2047"):
-        tuned(base, tmp_path, RankerTraining(), examples, max_tokens=2048)
 
 
 def test_presets_are_valid_options():

@@ -15,7 +15,6 @@ from models.ranker.fitting.objective import LineObjective
 from models.ranker.fitting.packing import SHORTEST_SHARED
 from models.ranker.fitting.qlora import add_adapters, evaluating, line_logits, line_loss, load_base
 from models.ranker.prompt import Prompt
-from preprocessing.errors import InputError
 
 STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
 PROMPTS = [
@@ -116,11 +115,11 @@ def test_a_base_that_lists_its_layers_is_merged_with_those_that_are_left(tmp_pat
     assert torch.allclose(again(input_ids=tokens).logits, cut(input_ids=tokens).logits, atol=1e-2)
 
 
-def test_bases_that_cannot_be_cut_are_refused(tmp_path: Path):
-    """A depth above the number of layers is refused, and so is GPT-2, whose layers have another name."""
+def test_a_depth_is_a_maximum_and_gpt_2_has_layers_too(tmp_path: Path):
+    """A preset's depth of 12 leaves a base of 2 layers as it is, and GPT-2's list of layers is found by its name."""
     folder = tiny_base(tmp_path / "llama")
-    with pytest.raises(InputError, match="depth is 3, but the base has 2 layers: lower depth"):
-        load_base(folder, quantisation="none", dtype=torch.float32, device="cpu", depth=3)
+    given = {"quantisation": "none", "dtype": torch.float32, "device": "cpu"}
+    assert len(load_base(folder, **given, depth=12).model.layers) == 2
     GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(InputError, match=r"GPT2LMHeadModel.* has no list of layers named as Llama's: leave depth out"):
-        load_base(tmp_path / "gpt2", quantisation="none", dtype=torch.float32, device="cpu", depth=1)
+    cut = load_base(tmp_path / "gpt2", **given, depth=1)
+    assert (len(cut.transformer.h), cut.config.n_layer) == (1, 1)

@@ -13,11 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_base
 from transformers import (
-    Gemma2ForCausalLM,
     GPT2LMHeadModel,
-    GraniteForCausalLM,
     LlamaForCausalLM,
-    MistralForCausalLM,
     Qwen2ForCausalLM,
 )
 
@@ -26,7 +23,6 @@ from models.ranker.fitting.merge import CHANGED, merged_tensors, save_merged
 from models.ranker.fitting.qlora import (
     add_adapters,
     answer_loss,
-    check_architecture,
     evaluating,
     letter_logits,
     load_base,
@@ -211,7 +207,6 @@ def test_other_causal_models_are_trained_and_merged_alike(
     base = other_base(tmp_path / "base", architecture, **changed)
     model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
     model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=(target,))
-    check_architecture(model, LETTERS, 100)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -221,26 +216,6 @@ def test_other_causal_models_are_trained_and_merged_alike(
     save_merged(model, base, tmp_path / "merged")
     merged = TorchScorer(tmp_path / "merged", Runtime()).score(PROMPTS[:1], LETTERS)[0]
     assert merged == pytest.approx(expected.numpy(), abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "changed", "message"),
-    [
-        (GraniteForCausalLM, {"logits_scaling": 4.0}, "GraniteForCausalLM.* changes its head's logits"),
-        (Gemma2ForCausalLM, {"head_dim": 8}, "Gemma2Attention caps its attention scores"),
-        (MistralForCausalLM, {"sliding_window": 64}, "attends to 64 tokens .* may have 100: lower --max-tokens to 64"),
-    ],
-)
-def test_what_is_computed_otherwise_is_refused(
-    tmp_path: Path, architecture: type, changed: dict[str, object], message: str
-):
-    """With scaled logits, capped attention or a window shorter than a prompt, training would learn other scores."""
-    settings = {"num_key_value_heads": 2, "intermediate_size": 64, "initializer_range": 0.5, **changed}
-    base = other_base(tmp_path, architecture, **settings)
-    model = load_base(base, quantisation="none", dtype=torch.float32, device="cpu")
-    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",))
-    with pytest.raises(InputError, match=message):
-        check_architecture(model, LETTERS, 100)
 
 
 def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path):
@@ -253,7 +228,10 @@ def test_missing_weights_and_projections_are_named(folder: Path, tmp_path: Path)
     with pytest.raises(InputError, match=r"lacks weights such as model.layers.1.mlp.up_proj.weight"):
         load_base(broken, quantisation="none", dtype=torch.float32, device="cpu")
     model = load_base(folder, quantisation="none", dtype=torch.float32, device="cpu")
-    with pytest.raises(InputError, match="the base has no projections named c_attn"):
+    with pytest.raises(
+        InputError,
+        match="has no linear layers for adapters on c_attn: choose --targets among down_proj",
+    ):
         add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("c_attn",))
     with pytest.raises(InputError, match="layers is 3, but the base has 2 layers"):
         add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj",), layers=3)
