@@ -18,11 +18,10 @@ from benchmarks.device.reference import Reference, adapted, compute, losses_and_
 from benchmarks.device.section import Section, section_of
 from benchmarks.device.shapes import TINY, write_model
 from models.checkpoint import Checkpoint
-from models.ranker.examples.sampling import Example
 from models.ranker.examples.sets import training_examples, validation_examples, validation_table
 from models.ranker.fitting.loop import fit
 from models.ranker.fitting.merge import save_merged
-from models.ranker.fitting.qlora import evaluating, letter_logits
+from models.ranker.fitting.qlora import NF4, evaluating, letter_logits, load_base
 from models.ranker.fusion import log_softmax
 from models.ranker.inference.scorer import Dtype, Runtime
 from models.ranker.inference.torch_scorer import TorchScorer
@@ -146,7 +145,6 @@ class StoppingCheckpoint(Checkpoint):
 def resumed(section: Section, base: Path) -> dict[str, Any]:
     """Return how far the adapters of a training that was stopped and resumed are from those of one that was not."""
     options = RankerTraining(
-        quantisation="nf4",
         batch_size=2,
         micro_batch_size=2,
         max_prompts=2 * STEPS,
@@ -164,18 +162,19 @@ def resumed(section: Section, base: Path) -> dict[str, Any]:
     validation = validation_examples(validation_table(section.artifacts, data, options.candidates), data)[:2]
     ways: dict[str, list[torch.Tensor]] = {}
 
-    def train(name: str, checkpoint: Checkpoint, given: Sequence[Example]) -> None:
-        fitted = fit(options, base, prompts, letter_tokens, given, validation, checkpoint, section.work / name)
+    def train(name: str, checkpoint: Checkpoint) -> None:
+        model = load_base(base, quantisation=NF4, dtype=torch.float32, device=section.device)
+        fitted = fit(options, model, prompts, letter_tokens, examples, validation, checkpoint, section.work / name)
         ways[name] = [value.detach().cpu() for value in fitted.model.parameters() if value.requires_grad]
 
     path = section.work / "checkpoint.pt"
     path.unlink(missing_ok=True)
     try:
-        train("stopped", StoppingCheckpoint(path, {}, {}), examples)
+        train("stopped", StoppingCheckpoint(path, {}, {}))
     except StopTrainingError:
-        train("resumed", Checkpoint(path, {}, {}), examples)
+        train("resumed", Checkpoint(path, {}, {}))
     path.unlink()
-    train("whole", Checkpoint(path, {}, {}), examples)
+    train("whole", Checkpoint(path, {}, {}))
     furthest = max(float((a - b).abs().max()) for a, b in zip(ways["resumed"], ways["whole"], strict=True))
     return checked(furthest, 1e-5)
 

@@ -12,6 +12,7 @@ from benchmarks.device.section import Section
 from benchmarks.device.timing import peak_bytes, reset_peak
 from models.checkpoint import Checkpoint
 from models.ranker.examples.sets import training_examples, validation_examples, validation_table
+from models.ranker.fitting.base_checks import load_checked
 from models.ranker.fitting.loop import FittedRanker, fit
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
@@ -58,7 +59,9 @@ def train_steps(section: Section, base: Path, options: RankerTraining) -> tuple[
     clock = StepClock()
     reset_peak(section.device)
     letters = letter_ids(tokenizer, RESPONSE)
-    fitted = fit(options, base, builder, letters, examples, validation, clock, section.work / "training")
+    checked = [builder.build(row.history, row.candidates) for row in validation]
+    model = load_checked(options, base, tokenizer, checked, letters)
+    fitted = fit(options, model, builder, letters, examples, validation, clock, section.work / "training")
     tokens = statistics.mean(len(builder.build(row.history, row.candidates).tokens) for row in examples)
     seconds = [after - before for before, after in zip(clock.seconds, clock.seconds[1:], strict=False)]
     median = statistics.median(seconds[1:])  # the first step also loads kernels
