@@ -82,7 +82,8 @@ def add_section_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        help="Folder for weights. Default: in /dev/shm, if two 7B models fit there.",
+        default=default_work(),
+        help="Folder for weights. Default: in /dev/shm if two 7B models fit there, else a temporary one.",
     )
     parser.add_argument(
         "--bases", type=Path, default=ROOT / "artifacts" / "base", help="Folder for the converted embedded base."

@@ -1,6 +1,7 @@
 """The ensembles on the real tritonserver: their answers, which equal the offline ones, and their refusals."""
 
 import asyncio
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, weighed
 from tiny import tiny_base
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from export.repository import Export, export
 from llamarec.commands.evaluate import ask_server
 from llamarec_client.contract import ENSEMBLE, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import InvalidRequest
+from llamarec_client.messages import Request
 from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from models.ranker.base import EMBEDDED
 from models.ranker.fitting.objective import LineObjective
@@ -144,8 +148,6 @@ def test_a_candidate_without_an_embedding_is_ranked_by_its_title(steps, recommen
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        ({"history": [], "top_k": 0}, "TOP_K"),
-        ({"history": [], "top_k": -1}, "TOP_K"),
         ({"history": [], "top_k": MAX_CANDIDATES + 1}, "TOP_K"),
         ({"history": ["x"] * (MAX_HISTORY + 1)}, "HISTORY"),
         ({"history": ["x" * (MAX_ID_BYTES + 1)]}, "HISTORY"),
@@ -158,6 +160,17 @@ def test_a_request_beyond_a_limit_is_refused_by_name(recommender, request_, name
     """The error is INVALID_ARGUMENT, and its text starts with the step and names the tensor (docs/contract.md)."""
     with pytest.raises(InvalidRequest, match=rf"features: .*{named}"):
         recommender.recommend(**request_)
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_a_top_k_below_1_is_refused_by_name(server, top_k):
+    """The client refuses it before it is sent, so it is sent in the plain protocol."""
+    tensor = grpc.InferInput("TOP_K", [1, 1], "INT32")
+    tensor.set_data_from_numpy(np.array([[top_k]], np.int32))
+    with grpc.InferenceServerClient(server.url) as client, pytest.raises(InferenceServerException) as refused:
+        client.infer(ENSEMBLE, [*Request(["50"]).inputs(), tensor])
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert re.search("features: .*TOP_K", refused.value.message())
 
 
 def test_concurrent_requests_answer_as_single_ones(server, steps):
