@@ -1,7 +1,7 @@
 """Runs the real Triton ensemble with a ranker on the device.
 
 The variant ``embedded`` tunes the embedded base briefly. The variant ``llama-7b`` tunes random weights of Llama 2 7B's
-shape for one step, and is measured at a few loads only. Training and export run here; the server runs where numpy 1.26
+shape for one step, and is measured at a few loads only. The training runs here; export and server run where numpy 1.26
 is (:mod:`benchmarks.device.served`).
 """
 
@@ -11,28 +11,23 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from benchmarks.device import served
 from benchmarks.device.section import ROOT, Section, section_of
 from benchmarks.device.shapes import LLAMA_2_7B, TINY, write_model
-from export.repository import Export, export
-from models.ranker.inference.ranker import FUSION_FILE, RUNTIME_FILE
+from models.ranker.inference.ranker import FUSION_FILE
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.training import train_ranker
 from preprocessing.artifacts import MANIFEST, new_artifact, read_manifest
-from serving.layout import step_artifact
 
 RUN_SERVING = "LLAMAREC_RUN_SERVING"
 """Environment variable with the command that runs a module where a server can run, if that is not this environment."""
 
 
 def measure(section: Section, variant: str) -> None:
-    """Train and export the variant's ranker, and record what the server does with it."""
-    artifacts, repository = served.folders(section, variant)
-    train(section, variant, artifacts)
-    export(Export(device="cpu" if section.dry_run else "gpu"), artifacts, repository)
-    runtime = step_artifact(repository, "ranker") / RUNTIME_FILE
-    section.record("runtime", json.loads(runtime.read_text(encoding="utf-8")))
+    """Train the variant's ranker, and record what the server does with it."""
+    train(section, variant, section.exported(variant)[0])
     if RUN_SERVING not in os.environ:
+        from benchmarks.device import served  # not at module level: only the environment that serves has tritonclient
+
         served.measure(section, variant)
         return
     command = [os.environ[RUN_SERVING], "benchmarks.device.served", variant, "--result", str(section.result)]

@@ -57,6 +57,10 @@ class Section:
         """Return the folder of the embedded base model, which the first call converts."""
         return find_base(EMBEDDED, self.bases)
 
+    def exported(self, variant: str) -> tuple[Path, Path]:
+        """Return the folders for a variant's artifacts and for its model repository."""
+        return self.work / f"{variant}-artifacts", self.work / f"{variant}-repository"
+
     def data(self) -> Data:
         """Return the data set of ``artifacts``.
 

@@ -1,4 +1,4 @@
-"""Measures an exported repository in the real tritonserver: served against offline answers, load, and healing.
+"""Exports a ranker and measures it in the real tritonserver: served against offline answers, load, and healing.
 
 The second half of :mod:`benchmarks.device.ensemble`, in the environment that serves.
 """
@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device.section import ROOT, Section, section_of
+from export.repository import Export, export
 from llamarec_client.contract import ENSEMBLE
 from llamarec_client.errors import ClientError
 from llamarec_client.recommender import RecommenderClient
+from models.ranker.inference.ranker import RUNTIME_FILE
+from serving.layout import step_artifact
 from serving.load_test.perf_analyzer import benchmark
 from serving.server.local import LocalServer
 from serving.server.programs import free_ports
@@ -30,7 +33,10 @@ READY_S = 180.0
 
 def measure(section: Section, variant: str) -> None:
     """Record what the ensemble answers, how fast, and how long it takes to heal."""
-    artifacts, repository = folders(section, variant)
+    artifacts, repository = section.exported(variant)
+    export(Export(device="cpu" if section.dry_run else "gpu"), artifacts, repository)
+    runtime = step_artifact(repository, "ranker") / RUNTIME_FILE
+    section.record("runtime", json.loads(runtime.read_text(encoding="utf-8")))
     whole = variant == "embedded" and not section.dry_run
     section.record("served_equals_offline", compared(artifacts, repository, 200 if whole else 8))
     loads = (1, 2, 4, 8, 16, 32, 64) if whole else (1,) if section.dry_run else (1, 8, 32)
@@ -42,11 +48,6 @@ def measure(section: Section, variant: str) -> None:
             (row,) = benchmark(server.url, histories, [load], requests=requests)
             section.record("perf_analyzer", [*section.findings.get("perf_analyzer", []), asdict(row)])
     section.record("healing_seconds", healing_seconds(repository, histories[0]))
-
-
-def folders(section: Section, variant: str) -> tuple[Path, Path]:
-    """Return the variant's folders for the artifacts and for the model repository."""
-    return section.work / f"{variant}-artifacts", section.work / f"{variant}-repository"
 
 
 def compared(artifacts: Path, repository: Path, users: int) -> list[dict[str, Any]]:

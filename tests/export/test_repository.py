@@ -125,7 +125,7 @@ def test_a_model_that_openvino_does_not_know_is_exported_for_pytorch(artifacts, 
 
     The export falls back to PyTorch and says so; OpenVINO asked for by name is refused before anything is written.
     """
-    monkeypatch.setattr(precision, "_processor_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "processor_has_bf16", lambda: True)
     monkeypatch.setattr(runtimes, "openvino_runs", lambda folder: False)
     export(Export(threads=1), artifacts, tmp_path / "repository")
     runtime = read_runtime(step_artifact(tmp_path / "repository", "ranker"))

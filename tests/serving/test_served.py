@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, weighed
@@ -22,7 +23,6 @@ from llamarec_client.messages import Request
 from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from models.ranker.base import EMBEDDED
 from models.ranker.fitting.objective import LineObjective
-from models.ranker.inference.verbalizer import LineVerbalizer
 from models.ranker.options import RankerTraining
 from models.ranker.training import train_ranker
 from models.retriever.training import train_retriever
@@ -261,9 +261,15 @@ def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, rea
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
     )
-    # After one step the best direction may still be zero, which changes no order; any other direction does.
-    direction = np.random.default_rng(0).normal(size=576).astype(np.float32)
-    monkeypatch.setattr(LineObjective, "verbalizer", lambda objective: LineVerbalizer(direction))
+    create = LineObjective.__init__
+
+    def create_with_a_direction(objective, model):
+        create(objective, model)
+        # After one step the best direction may still be zero, which changes no order; any other direction does.
+        with torch.no_grad():
+            objective._direction.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=576)))
+
+    monkeypatch.setattr(LineObjective, "__init__", create_with_a_direction)
     with weighed(0.0):
         train_ranker(replace(brief, read=read, depth=depth), folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")

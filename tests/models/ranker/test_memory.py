@@ -114,7 +114,7 @@ def test_training_needs_all_of_the_memory(base: Path, gpu, quantisation: str, qu
 def test_layers_that_are_cut_off_take_no_memory(base: Path, gpu):
     """A base that is cut before it is moved needs the memory of its lower layer; in NF4 it is moved first."""
     whole, lower = empty_model(base), empty_model(base)
-    qlora._cut(lower, 1)
+    del qlora.layers_of(lower)[1:]
     layer = sum(parameter.numel() for parameter in whole.get_decoder().layers[1].parameters())
     needed = training_bytes(lower, torch.float32, nf4=False)
     assert needed == training_bytes(whole, torch.float32, nf4=False) - 4 * layer
