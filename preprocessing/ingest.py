@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +191,8 @@ class _Parts:
     def remove(self) -> None:
         """Remove the parts, also after an error."""
         for part in self._parts.values():
-            part.writer.close()
+            with suppress(OSError, pa.ArrowException):  # a file that could not be written cannot be closed either
+                part.writer.close()
             part.writer.path.unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ PACKAGES = [
     *("pynvml", "rich", "scipy", "tensorflow-metadata", "tqdm"),
     # What the command line imports, which some of the tests run.
     *("tritonclient[grpc]", "typer"),
-    *("hypothesis", "pytest"),
+    *("hypothesis", "polars", "pytest"),
 ]
 
 
