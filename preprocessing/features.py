@@ -103,11 +103,12 @@ def _check_ids(name: str, ids: Sequence[bytes]) -> None:
     try:
         b"\n".join(ids).decode()  # a line break is never part of another character, so it cannot complete one
     except UnicodeDecodeError:
-        place, raw = next((place, raw) for place, raw in enumerate(ids) if not _is_utf8(raw))
+        place, raw = next((place, raw) for place, raw in enumerate(ids) if not is_utf8(raw))
         raise InputError(f"{name}[{place}] is {raw!r}, not UTF-8: send ids as they stand in the raw file") from None
 
 
-def _is_utf8(raw: bytes) -> bool:
+def is_utf8(raw: bytes) -> bool:
+    """Return whether bytes are text in UTF-8."""
     try:
         raw.decode()
     except UnicodeDecodeError:

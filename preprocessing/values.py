@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from llamarec_client.contract import MAX_ID_BYTES
 from preprocessing.errors import InputError
+from preprocessing.features import is_utf8
 from preprocessing.report import ReadingLog
 from preprocessing.times import Example, Problem, Times, TimeUnit, is_text, read_times
 
@@ -136,7 +137,7 @@ def read_text(column: pa.Array) -> tuple[pa.Array, Problem | None]:
         return raw.cast(pa.string()), None
     except pa.ArrowInvalid:
         values = raw.to_pylist()
-    wrong = [value is not None and not _is_utf8(value) for value in values]
+    wrong = [value is not None and not is_utf8(value) for value in values]
     text = pa.array([None if bad else value for bad, value in zip(wrong, values, strict=True)], pa.string())
     return text, Problem(pa.array(wrong), NOT_UTF8, raw)
 
@@ -207,14 +208,6 @@ def with_article(noun: str) -> str:
 
 def _named(batch: Batch, name: str) -> str:
     return f"{batch.path}: column {batch.names[name]}"
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _is_encodable(text: str) -> bool:

@@ -13,13 +13,11 @@ from pathlib import Path
 
 from benchmarks.device.section import ROOT, Section, section_of
 from benchmarks.device.shapes import LLAMA_2_7B, TINY, write_model
+from benchmarks.unpack import RUN_SERVING
 from models.ranker.inference.ranker import FUSION_FILE
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.training import train_ranker
 from preprocessing.artifacts import MANIFEST, new_artifact, read_manifest
-
-RUN_SERVING = "LLAMAREC_RUN_SERVING"
-"""Environment variable with the command that runs a module where a server can run, if that is not this environment."""
 
 
 def measure(section: Section, variant: str) -> None:

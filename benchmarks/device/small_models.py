@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from benchmarks.device.section import Section, section_of
 from benchmarks.device.shapes import LLAMA_32_1B, SMOLLM2, TINY, Shape, write_model
 from benchmarks.device.timing import matmul_rate, timed
-from benchmarks.device.training import step_seconds
+from benchmarks.device.training import train_steps
 from models.ranker.inference.scorer import Dtype, Runtime
 from models.ranker.inference.torch_scorer import TorchScorer
 from models.ranker.options import PRESETS, RankerTraining
@@ -43,7 +43,7 @@ def measure(section: Section) -> None:
             section.record(shape.name, found)
         for micro_batch in (4, 16):
             options = training_options(section, micro_batch)
-            found[f"QLoRA, micro-batch {micro_batch}"] = step_seconds(section, folder, options)
+            found[f"QLoRA, micro-batch {micro_batch}"] = train_steps(section, folder, options)[1]
             section.record(shape.name, found)
 
 

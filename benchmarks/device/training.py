@@ -36,11 +36,6 @@ class StepClock(Checkpoint):
         """Return nothing: the training starts anew."""
 
 
-def step_seconds(section: Section, base: Path, options: RankerTraining) -> dict[str, Any]:
-    """Return the findings of :func:`train_steps` without the model."""
-    return train_steps(section, base, options)[1]
-
-
 def train_steps(section: Section, base: Path, options: RankerTraining) -> tuple[FittedRanker, dict[str, Any]]:
     """Train for a few steps, and return the tuned model, the median seconds of a step, and the peak of memory.
 

@@ -104,7 +104,7 @@ def test_without_the_file_of_flags_bf16_is_unknown(facts):
 
 
 def test_memory_is_what_is_left(facts):
-    """Of 16 GiB, 8 are available; a container with a limit of 4 GiB that uses 3 has 1 left, which is little."""
+    """8 of 16 GiB are available; a container with a limit of 4 GiB that uses 3 has 1 left, which is little."""
     assert only(module._memory()) == Finding("memory", "8.0 of 16.0 GiB free")
     (facts.folder / "cgroup" / "memory.max").write_text(f"{4 * GIB}\n")
     (facts.folder / "cgroup" / "memory.current").write_text(f"{3 * GIB}\n")
@@ -153,7 +153,7 @@ def test_no_gpu_is_no_fault(monkeypatch):
 
 
 def test_the_build_of_pytorch_is_read_from_its_file(monkeypatch, tmp_path):
-    """Of PyTorch's own ``version.py``: with CUDA, without, and without PyTorch."""
+    """The version is read from PyTorch's own ``version.py``: with CUDA, without it, and without PyTorch."""
     for text, cuda in (("cuda: Optional[str] = '12.8'\nhip = '6'", "12.8"), ("cuda: Optional[str] = None", "")):
         (tmp_path / "version.py").write_text(f"__version__ = '2.9'\n{text}\n")
         spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])

@@ -212,7 +212,7 @@ def test_llamas_names_stand_for_the_bases_own(name: str, expected: set[str]):
 
 @pytest.mark.parametrize("name", ["Gemma 3", "Qwen3-MoE"])
 def test_the_first_layer_of_each_kind_is_copied_in_fp32(name: str):
-    """Of four layers, the first and the third are the first of their kinds: sliding and full, or dense and sparse."""
+    """The first and the third of four layers are the first of their kinds: sliding and full, or dense and sparse."""
     changed: dict[str, object] = {
         "Gemma 3": {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]},
         "Qwen3-MoE": {"mlp_only_layers": [0, 1]},
