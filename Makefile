@@ -89,6 +89,9 @@ results-retrievers: setup
 
 retrain-retrievers: setup
 	$(BIN)/python -m experiments.train_retrievers
+	$(BIN)/python -m experiments.retrieval_ladder
+	$(BIN)/python -m experiments.retrieval_ladder --random-ties --seed 42
+	$(BIN)/python -m experiments.untrained_items
 
 results-ranker: setup
 	$(BIN)/python -m experiments.ranker_tables

@@ -3,6 +3,7 @@
     python -m benchmarks.retrieval_pass --items 1000000 --json
     python -m benchmarks.retrieval_pass --items 1000000 --index --json    # also with the approximate index
     python -m benchmarks.retrieval_pass --items 10000000 --json           # 2.6 GB of embeddings
+    python -m benchmarks.retrieval_pass --items 12000 --signals --json    # with and without the signals
 
 An untrained LRURec of width 64 is exported and called through :class:`OnnxRetriever`, as in the server: a history of 50
 items, 20 more excluded, exact top 20. Requests and readings take turns; figures are medians. The reading is the fastest
@@ -10,6 +11,9 @@ of three ways to reduce the embeddings to one number, in one thread like the req
 
 The embeddings are drawn from as many clusters as the index has lists, and each history from one cluster. The measured
 recall of the index applies to such data; that of real embeddings will differ.
+
+The signals read random statistics: 12 words of each title and 50 followers of each item. Requests with and without them
+take turns; without them, a request takes the best 20 items from the same scores.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +36,45 @@ from benchmarks.memory import peak_memory
 from export.onnx_graph import export_retriever
 from models.retriever.architectures.lrurec import LRURec
 from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, OnnxRetriever
+from models.retriever.options import RetrieverTraining
+from models.retriever.stage import RetrievalStage
+from models.retriever.trained import TrainedModel, TrainedRetriever
+from models.signals.likeness import TitleLikeness
+from models.signals.signals import RETRIEVERS, SIGNALS, ItemStatistics, Signals
+from models.signals.transitions import Transitions
+from models.sparse import SparseRows
 
 WIDTH, LENGTH = 64, 50
 FLOOR = 1.5
 """Most readings that a request may take."""
 
 
-def write(items: int, folder: Path, index: bool) -> None:
+WORDS, VOCABULARY, FOLLOWERS = 12, 30_000, 50
+"""Words of a title, words of all titles, and followers of an item in the random statistics."""
+
+
+def random_rows(rows: int, columns: int, count: int, rng: np.random.Generator) -> SparseRows:
+    """Return rows with at most ``count`` entries in random columns, each row of length 1 and the first one empty."""
+    found = np.sort(rng.integers(0, columns, (rows, count), np.int32), axis=1)
+    kept = np.diff(found, axis=1, prepend=-1) > 0  # each column once
+    kept[0] = False
+    offsets = np.concatenate(([0], np.cumsum(kept.sum(axis=1))))
+    values = np.repeat(1 / np.sqrt(np.maximum(kept.sum(axis=1), 1)), kept.sum(axis=1))
+    return SparseRows(offsets, found[kept], values.astype(np.float32))
+
+
+def random_signals(items: int) -> Signals:
+    """Return signals over random statistics, all with weight 1."""
+    rng = np.random.default_rng(2)
+    statistics = ItemStatistics(
+        np.log1p(rng.integers(5, 500, items + 1)).astype(np.float32),
+        TitleLikeness(random_rows(items + 1, VOCABULARY, WORDS, rng)),
+        Transitions(random_rows(items + 1, items, FOLLOWERS, rng)),
+    )
+    return Signals(statistics, dict.fromkeys((RETRIEVERS[0], *SIGNALS), 1.0), pool=200)
+
+
+def write(items: int, folder: Path, index: bool, signals: bool) -> None:
     """Export an untrained retriever to ``folder``."""
     torch.manual_seed(0)
     model, rng = LRURec(items, WIDTH).eval(), np.random.default_rng(0)
@@ -47,7 +84,9 @@ def write(items: int, folder: Path, index: bool) -> None:
     for start in range(1, items + 1, clusters):  # item i belongs to cluster (i - 1) % clusters
         some = embeddings[start : start + clusters]
         some[:] = 0.02 * (centres[: len(some)] + 0.5 * rng.standard_normal(some.shape, dtype=np.float32))
-    export_retriever(model, LENGTH, folder, index=index)
+    trained = TrainedModel(model, RetrieverTraining(max_length=LENGTH), items)
+    stage = RetrievalStage(random_signals(items) if signals else None)
+    export_retriever(TrainedRetriever([trained], stage), folder, index=index)
 
 
 def histories(items: int, count: int) -> list[NDArray[np.int32]]:
@@ -82,19 +121,23 @@ def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
     """Return the times of requests to the exported retriever in ``folder``, and of readings of its embeddings."""
     retriever = load(folder, index=False)
+    plain = replace(retriever, stage=RetrievalStage())
     (history,) = histories(items, 1)
     excluded = np.arange(1, 21, dtype=np.int32)
     # The file holds little else: all but a few hundred kilobytes are embeddings.
     weights = np.memmap(folder / f"{MODEL}.data", np.int64, "r", shape=items * WIDTH // 2)
     floats = weights.view(np.float32)
     ways: dict[str, Callable[[], object]] = {
-        "request": lambda: retriever.candidates(history, excluded),
+        "request": lambda: plain.candidates(history, excluded),
+        "request with signals": lambda: retriever.candidates(history, excluded),
         "scores": lambda: retriever.scores(history),
         "add integers": lambda: np.add.reduce(weights),
         "add floats": lambda: np.add.reduce(floats),
         "largest": lambda: np.maximum.reduce(floats),
     }
     taken = seconds(ways, rounds)
+    more = taken["request with signals"] - taken["request"]
+    signals = {"signals_ms": round(1000 * more, 2)} if retriever.stage.signals is not None else {}
     reading = min(taken[name] for name in ("add integers", "add floats", "largest"))
     return {
         "items": items,
@@ -106,6 +149,7 @@ def measure(folder: Path, items: int, rounds: int) -> dict[str, object]:
         "readings_a_request": round(taken["request"] / reading, 2),
         "peak_memory_mib": round(peak_memory()),
         "floor_met": taken["request"] <= FLOOR * reading,
+        **signals,
     }
 
 
@@ -138,12 +182,13 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000, help="Number of items.")
     parser.add_argument("--rounds", type=int, default=15, help="Requests and readings, in turn; medians are printed.")
     parser.add_argument("--index", action="store_true", help="Measure the approximate index as well.")
+    parser.add_argument("--signals", action="store_true", help="Measure requests with signals as well.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a line.")
     parser.add_argument("--folder", type=Path, help="Keep the exported retriever here, or use the one that is here.")
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.export:
-        write(given.items, given.export, given.index)
+        write(given.items, given.export, given.index, given.signals)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
@@ -159,7 +204,7 @@ def main() -> None:
                 "--export",
                 folder,
             ]
-            command += ["--index"] if given.index else []
+            command += [f"--{name}" for name in ("index", "signals") if getattr(given, name)]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         result = measure(folder, given.items, given.rounds)
         if given.index:

@@ -7,7 +7,8 @@ users), and one file per run and way of scoring with the language model's log-pr
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from experiments.datasets import ROOT
+from models.metrics import recall
 from models.retriever.batches import Items
 from models.retriever.options import RetrieverTraining
 from preprocessing.artifacts import replacing
@@ -26,6 +28,7 @@ from preprocessing.errors import InputError
 PAGES = ROOT / "docs" / "results"
 RETRIEVERS = PAGES / "data"
 RANKERS = RETRIEVERS / "ranker"
+LADDERS = RETRIEVERS / "ladder"
 SPLITS = ("validation", "test")
 LISTS_SCHEMA = pa.schema(
     {
@@ -105,8 +108,10 @@ class RetrieverRun:
 
     @property
     def model(self) -> str:
-        """The architecture, with its loss where there is a choice."""
-        return "sasrec, binary loss" if self.options["loss"] == "binary" else str(self.options["model"])
+        """The architecture, with its loss where there is a choice, and whether it reads titles."""
+        loss = ", binary loss" if self.options["loss"] == "binary" else ""
+        titles = "" if self.options["titles"] == "none" else ", titles"
+        return f"{self.options['model']}{loss}{titles}"
 
     @property
     def pruned(self) -> bool:
@@ -144,6 +149,56 @@ def changed_options(options: RetrieverTraining) -> dict[str, Any]:
     """Return the options that differ from the defaults, whatever device the run used."""
     standard = asdict(RetrieverTraining(device=options.device))
     return {name: value for name, value in asdict(options).items() if value != standard[name]}
+
+
+def ladder_path(dataset: str, seed: int) -> Path:
+    """Return where the ranks of one data set's ladder with one seed are kept."""
+    return LADDERS / f"{dataset}-seed{seed}.parquet"
+
+
+def write_ladder(path: Path, users: list[str], rungs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the ranks of every rung of a ladder.
+
+    Args:
+        path: see :func:`ladder_path`.
+        users: raw user ids.
+        rungs: for each rung by name the ranks [users] of both splits, and ``weights``.
+    """
+    columns: dict[str, Any] = {"user": users}
+    for name, rung in rungs.items():
+        columns |= {f"{name}: {split}": pa.array(rung[split], pa.int16()) for split in SPLITS}
+    _write(path, pa.table(columns), {"weights": {name: rung["weights"] for name, rung in rungs.items()}})
+
+
+def read_ladder(path: Path) -> dict[str, dict[str, Any]]:
+    """Return, for each rung by name, the ranks [users] of both splits and the ``weights``."""
+    table = pq.read_table(path)
+    weights: dict[str, dict[str, float]] = json.loads(table.schema.metadata[b"weights"])
+    return {
+        name: {"weights": some, **{split: table[f"{name}: {split}"].to_numpy() for split in SPLITS}}
+        for name, some in weights.items()
+    }
+
+
+def write_untrained(
+    path: Path, users: list[str], new: NDArray[np.bool_], ranks: Mapping[str, NDArray[np.int32]]
+) -> None:
+    """Write the ranks of the experiment with untrained items.
+
+    Args:
+        path: the file.
+        users: raw user ids.
+        new: whether each user's test item was taken out of training [users].
+        ranks: each user's rank of the test item, by way of retrieval.
+    """
+    _write(path, pa.table({"user": users, "new": new, **{way: pa.array(ranks[way], pa.int16()) for way in ranks}}), {})
+
+
+def read_untrained(path: Path) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int16]]]:
+    """Return whether each user's test item was taken out of training, and the ranks by way of retrieval."""
+    table = pq.read_table(path)
+    ranks = {way: table[way].to_numpy() for way in table.column_names if way not in ("user", "new")}
+    return table["new"].to_numpy(), ranks
 
 
 def write_lists(path: Path, lists: RankerLists) -> None:
@@ -231,6 +286,23 @@ def read_retriever_runs(folder: Path) -> list[RetrieverRun]:
         options = asdict(RetrieverTraining(**json.loads(metadata["options"])))
         runs.append(RetrieverRun(metadata["dataset"], options, json.loads(metadata["facts"]), **ranks))
     return runs
+
+
+def choose(runs: Sequence[RetrieverRun]) -> dict[str, list[RetrieverRun]]:
+    """Return, for each model of one data set, the runs of the setting that validation chose, one for each seed.
+
+    A setting is judged by its run with the first seed, so that more seeds give a setting no more chances.
+    """
+    chosen = {}
+    by_model: dict[str, list[RetrieverRun]] = defaultdict(list)
+    for run in runs:
+        if not run.pruned:
+            by_model[run.model].append(run)
+    for model, found in by_model.items():
+        first = min(run.options["seed"] for run in found)
+        best = max((run for run in found if run.options["seed"] == first), key=lambda run: recall(run.validation, 10))
+        chosen[model] = [run for run in found if run.settings() == best.settings()]
+    return chosen
 
 
 def _write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:

@@ -26,7 +26,6 @@ from experiments.ranker_runs import PRESET, RETRIEVERS, Run
 from experiments.title_likeness import TitleLikeness
 from models.ranker.base import EMBEDDED, find_base
 from models.ranker.examples.crossfit import FOLDER as CROSSFIT
-from models.ranker.examples.crossfit import retrieve
 from models.ranker.fusion import log_softmax
 from models.ranker.inference.ranker import MODEL_FOLDER
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
@@ -34,7 +33,8 @@ from models.ranker.inference.verbalizer import VERBALIZER_FILE, LetterVerbalizer
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
 from models.retriever.batches import Items
 from models.retriever.options import RetrieverTraining
-from models.retriever.training import load_retriever, train_retriever
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, load_data
 from preprocessing.preprocess import preprocess
@@ -102,13 +102,13 @@ def score_run(run: Run, folder: Path, work: Path, raw: Path) -> None:
 
 def find_lists(retriever: Path, data: Data, candidates: int) -> RankerLists:
     """Return the retriever's lists that contain the true item."""
-    model, options = load_retriever(retriever)
+    trained = TrainedRetriever.load(retriever)
     likeness = TitleLikeness(data.catalogue)
     counts = np.array([0, *data.catalogue.counts], np.int32)
     parts = {}
     for split, truth in zip(SPLITS, (data.validation, data.test), strict=True):
         histories = histories_of(data, split)
-        retrieved = retrieve(model, options.max_length, histories, candidates)
+        retrieved = trained.retrieve(histories, candidates)
         places = [np.flatnonzero(row.items == item) for row, item in zip(retrieved, truth, strict=True)]
         users = np.flatnonzero([len(place) for place in places])
         if split == "validation":

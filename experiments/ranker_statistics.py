@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap as resample
 
 from experiments.kept import SPLITS, Lists, RankerLists, lists_path, read_lists, read_scores
 from experiments.ranker_runs import Run, runs_of
+from models.conditional_logit import fit_pool
 from models.metrics import summary
-from models.ranker.fitting.fusion_fit import fit_fusion, fit_pool
+from models.ranker.fitting.fusion_fit import fit_fusion
 from models.ranker.fusion import Floats, fused_ranks, log_softmax, true_places
 
 Ranks = NDArray[np.int64]
@@ -180,19 +180,3 @@ def averaged(ranks: Sequence[Ranks]) -> dict[str, float]:
     """Return the six metrics of the paper, averaged over the seeds."""
     rows = [summary(row) for row in ranks]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def bootstrap(differences: NDArray[np.float64], repeats: int = 5000, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean of the users' paired differences and its 95 % interval.
-
-    The interval is that of the percentiles over users drawn with replacement.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = resample((differences,), np.mean, n_resamples=repeats, batch=100, method="percentile", random_state=rng)
-    low, high = drawn.confidence_interval
-    return float(differences.mean()), float(low), float(high)
-
-
-def interval(differences: NDArray[np.float64]) -> str:
-    """Return the mean difference and its 95 % interval as the tables show them."""
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap(differences))

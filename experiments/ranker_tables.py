@@ -21,11 +21,11 @@ from experiments.ranker_statistics import (
     combined_row,
     fused_row,
     gains,
-    interval,
     reciprocals,
     results_of,
     retriever_row,
 )
+from models.intervals import interval
 from models.ranker.fusion import ndcg_by_weight
 
 PAGE = PAGES / "ranker.md"

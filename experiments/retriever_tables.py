@@ -6,17 +6,17 @@ Settings are chosen by validation Recall@10; the tables report the test split of
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.kept import PAGES, RETRIEVERS, RetrieverRun, read_retriever_runs
+from experiments.kept import PAGES, RETRIEVERS, RetrieverRun, choose, read_retriever_runs
+from experiments.ladder_tables import ladder_block
 from experiments.pages import table, write_blocks
 from experiments.paper import METRICS, TABLE_1, TABLE_3
-from models.metrics import recall, summary
+from models.metrics import summary
 from models.retriever.batches import Items
 
 PAGE = PAGES / "retrievers.md"
@@ -26,27 +26,14 @@ LABELS = {
     "narm": "NARM",
     "sasrec, binary loss": "SASRec, binary loss",
     "sasrec": "SASRec, full cross-entropy",
+    "bert4rec, titles": "BERT4Rec with titles",
+    "lrurec, titles": "LRURec with titles",
+    "narm, titles": "NARM with titles",
+    "sasrec, titles": "SASRec, full cross-entropy, with titles",
 }
 """How the models are shown, by :attr:`RetrieverRun.model`."""
 OPTIONS = ("dropout", "weight_decay", "learning_rate", "batch_size", "max_length", "patience", "seed")
 """Options that the table of all runs shows."""
-
-
-def choose(runs: Sequence[RetrieverRun]) -> dict[str, list[RetrieverRun]]:
-    """Return, for each model of one data set, the runs of the setting that validation chose, one for each seed.
-
-    A setting is judged by its run with the first seed, so that more seeds give a setting no more chances.
-    """
-    chosen = {}
-    by_model: dict[str, list[RetrieverRun]] = defaultdict(list)
-    for run in runs:
-        if not run.pruned:
-            by_model[run.model].append(run)
-    for model, found in by_model.items():
-        first = min(run.options["seed"] for run in found)
-        best = max((run for run in found if run.options["seed"] == first), key=lambda run: recall(run.validation, 10))
-        chosen[model] = [run for run in found if run.settings() == best.settings()]
-    return chosen
 
 
 def mean_metrics(ranks: Sequence[Items]) -> dict[str, float]:
@@ -69,6 +56,11 @@ def by_dataset(runs: Sequence[RetrieverRun]) -> dict[str, list[RetrieverRun]]:
     """Return the runs of each data set that has any, in the order of the paper."""
     found = {dataset: [run for run in runs if run.dataset == dataset] for dataset in TABLE_1}
     return {dataset: some for dataset, some in found.items() if some}
+
+
+def ladder() -> str:
+    """Return the tables of the retrieval stage, step by step, of every data set."""
+    return "\n".join(line for dataset in TABLE_1 for line in ladder_block(dataset))
 
 
 def summary_block(runs: Sequence[RetrieverRun]) -> str:
@@ -131,12 +123,15 @@ def paper_row(paper: Mapping[str, Sequence[float]], model: str) -> Sequence[floa
 def all_runs_table(runs: Sequence[RetrieverRun], chosen: Mapping[str, Sequence[RetrieverRun]]) -> list[str]:
     """Return a table of the settings and the validation score of every run."""
     rows = []
-    for run in sorted(runs, key=lambda run: (run.model, run.options["seed"], run.options["dropout"])):
+    for run in sorted(
+        runs, key=lambda run: (run.model, run.options["titles"], run.options["seed"], run.options["dropout"])
+    ):
         ended = ["", ""] if run.pruned else [str(run.facts["best_step"]), f"{run.facts['seconds'] / 60:.0f}"]
         rows.append(
             [
                 LABELS[run.model],
-                f"{run.options['masked_share']:g}" if run.model == "bert4rec" else "",
+                run.options["titles"],
+                f"{run.options['masked_share']:g}" if run.options["model"] == "bert4rec" else "",
                 *(f"{run.options[name]:g}" for name in OPTIONS),
                 str(run.facts["steps"]),
                 *ended,
@@ -145,7 +140,7 @@ def all_runs_table(runs: Sequence[RetrieverRun], chosen: Mapping[str, Sequence[R
             ]
         )
     results = ("steps", "best step", "minutes", "validation Recall@10", "status")
-    return table(("model", "masked share", *OPTIONS, *results), rows)
+    return table(("model", "titles", "masked share", *OPTIONS, *results), rows)
 
 
 def plot_path(dataset: str) -> Path:
@@ -178,7 +173,7 @@ def main() -> None:
     """Parse the command line and write the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     runs = read_retriever_runs(RETRIEVERS)
-    write_blocks(PAGE, {"summary": summary_block(runs), "tables": tables_block(runs)})
+    write_blocks(PAGE, {"ladder": ladder(), "summary": summary_block(runs), "tables": tables_block(runs)})
     for dataset, some in by_dataset(runs).items():
         plot(dataset, some, plot_path(dataset))
 

@@ -23,16 +23,19 @@ from experiments.kept import (
     SPLITS,
     RetrieverRun,
     changed_options,
+    choose,
     ranks_path,
     read_retriever_runs,
     write_ranks,
 )
-from experiments.retriever_tables import choose
 from models.metrics import recall
+from models.ranker.title_states import encode_titles
 from models.retriever.fitting.loop import sent_histories
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import rank_users
-from models.retriever.training import load_retriever, train_retriever
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
+from models.titles.vectors import KIND as TITLES
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import preprocess
@@ -40,6 +43,8 @@ from preprocessing.preprocess import preprocess
 SHORT = {"validate_every": 200, "patience": 8}
 ML = {"max_length": 200, "batch_size": 16, **SHORT}
 BERT = {**SHORT, "model": "bert4rec", "heads": 2, "dropout": 0.2, "batch_size": 256, "patience": 16}
+WORDS = {"titles": "words", "untrained": False}
+"""Untrained items would take places among the candidates, and no test user's next item is one of them."""
 RUNS: dict[str, list[dict[str, Any]]] = {
     "ml-latest-small": [
         *({**ML, "dropout": dropout} for dropout in (0.2, 0.3, 0.4, 0.5)),
@@ -56,6 +61,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
             {**ML, "model": "bert4rec", "heads": 2, "dropout": dropout, "patience": 40, "epochs": epochs}
             for dropout, epochs in ((0.1, 250), (0.4, 200))
         ),
+        {**ML, "dropout": 0.5, "weight_decay": 0.0, **WORDS},
     ],
     "amazon-2014-beauty": [
         {**SHORT, "dropout": 0.5},
@@ -66,6 +72,10 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         *({**SHORT, "model": "narm", "blocks": 1, "dropout": dropout} for dropout in (0.5, 0.6)),
         {**BERT, "masked_share": 0.6, "dropout": 0.4},
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.2},
+        *({**SHORT, "dropout": 0.5, **WORDS, "titles": titles} for titles in ("words", "model")),
+        {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 1e-3, **WORDS},
+        {**BERT, "masked_share": 0.6, **WORDS},
+        {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.5, **WORDS},
     ],
 }
 """What differs from the defaults of :class:`RetrieverTraining`, by data set, in the order of training.
@@ -107,8 +117,11 @@ def train_all(work: Path, raw: Path, datasets: Sequence[str]) -> None:
                 except BlockingIOError:
                     continue
                 if not path.exists():
-                    (folder / "data").unlink(missing_ok=True)
-                    (folder / "data").symlink_to((work / dataset / "data").resolve())
+                    if options.titles == "model":
+                        encode_titles(work / dataset)
+                    for part in ("data", TITLES):
+                        (folder / part).unlink(missing_ok=True)
+                        (folder / part).symlink_to((work / dataset / part).resolve())
                     _train_one(dataset, options, folder, path)
 
 
@@ -123,7 +136,8 @@ def _planned(dataset: str) -> Iterator[RetrieverTraining]:
         yield replace(RetrieverTraining(**run.options), seed=42, weight_decay=0.0)
     chosen = choose(_kept(dataset))
     best = max(chosen, key=lambda model: recall(chosen[model][0].validation, 10))
-    for model in dict.fromkeys(("lrurec", best)):
+    with_titles = [model for model in ("lrurec, titles", "sasrec, titles") if dataset != "ml-latest-small"]
+    for model in dict.fromkeys(("lrurec", best, *with_titles)):
         for seed in SEEDS:
             yield replace(RetrieverTraining(**chosen[model][0].options), seed=seed)
 
@@ -153,7 +167,9 @@ def _pruning(
 ) -> Callable[[int, float], None]:
     """Return what a training calls after every validation: it extends ``curve``, and raises if the run is pruned."""
     others = [
-        run for run in _kept(dataset) if (run.options["model"], run.options["loss"]) == (options.model, options.loss)
+        run
+        for run in _kept(dataset)
+        if all(run.options[name] == getattr(options, name) for name in ("model", "loss", "titles"))
     ]
 
     def watch(step: int, reached: float) -> None:
@@ -176,10 +192,10 @@ def _ranks(folder: Path) -> dict[str, Any]:
 
 
 def _last_window_ranks(folder: Path) -> NDArray[np.int32]:
-    model, options = load_retriever(folder / "retriever")
+    (trained,) = TrainedRetriever.load(folder / "retriever").models
     data = load_data(folder)
-    sent = sent_histories(data.test_histories(), replace(options, mask="last-window"))
-    return rank_users(model, options.max_length, sent, data.test)
+    sent = sent_histories(data.test_histories(), replace(trained.options, mask="last-window"))
+    return rank_users(trained.model, trained.options.max_length, sent, data.test)
 
 
 def main() -> None:

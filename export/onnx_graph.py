@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.inference.index import build_index
-from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, STATE_MODEL
+from models.retriever.inference.onnx_retriever import INDEX, MODEL, SECOND_MODEL, SETTINGS, STATE_MODEL
+from models.retriever.trained import TrainedRetriever
+from preprocessing.errors import InputError
 
 
 class _Last(nn.Module):
@@ -31,27 +34,36 @@ class _Last(nn.Module):
         return self.model.score(state), state
 
 
-def export_retriever(model: Retriever, length: int, folder: Path, *, index: bool = False) -> None:
+def export_retriever(trained: TrainedRetriever, folder: Path, *, index: bool = False) -> None:
     """Write the files that :class:`models.retriever.inference.onnx_retriever.OnnxRetriever` loads.
 
     Args:
-        model: the trained retriever.
-        length: number of most recent items that it reads.
+        trained: the trained retrieval stage.
         folder: an existing folder.
         index: also write an approximate index, which then replaces the exact search.
 
     Raises:
-        InputError: ``index`` is set and faiss is not installed.
+        InputError: ``index`` is set, and faiss is not installed or there are two retrievers.
     """
+    first, *others = trained.models
+    if index and others:
+        raise InputError(
+            "an approximate index searches the items of one retriever, and this one was trained with a second:"
+            " export without --index, or train without --second"
+        )
     if index:
-        build_index(*scoring_vectors(model), folder / INDEX)
-    export_onnx(model, length, folder / MODEL)
+        build_index(*scoring_vectors(first.model), folder / INDEX)
+    # One thread: a pass takes about a millisecond, and the ranker needs the cores.
+    settings: dict[str, Any] = {"length": first.options.max_length, "threads": 1, "index": index}
+    for model, name in zip(trained.models, (MODEL, SECOND_MODEL), strict=False):
+        export_onnx(model.model, model.options.max_length, folder / name)
+    if others:
+        settings["second_length"] = others[0].options.max_length
     if index:
         _write_state_graph(folder)
-    # One thread: a pass takes about a millisecond, and the ranker needs the cores.
-    (folder / SETTINGS).write_text(
-        json.dumps({"length": length, "threads": 1, "index": index}) + "\n", encoding="utf-8"
-    )
+    if trained.stage.signals is not None:
+        trained.stage.signals.save(folder)
+    (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
 def export_onnx(model: Retriever, length: int, path: Path) -> None:

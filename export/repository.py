@@ -18,10 +18,11 @@ from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
 from models.retriever.inference.index import import_faiss
 from models.retriever.inference.onnx_retriever import MODEL
-from models.retriever.training import load_retriever
+from models.retriever.trained import TrainedRetriever
 from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
+from preprocessing.features import save_vocabulary
 from serving.contract import RETRIEVER_SCORES, STEPS
 from serving.layout import KIND, step_artifact
 
@@ -134,11 +135,11 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
 
     def features(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
+        save_vocabulary(folder, TrainedRetriever.load(artifacts / "retriever").models[0].items)
 
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
-        model, options = load_retriever(artifacts / "retriever")
-        export_retriever(model, options.max_length, folder, index=index)
+        export_retriever(TrainedRetriever.load(artifacts / "retriever"), folder, index=index)
 
     def prompt_builder(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)

@@ -14,7 +14,9 @@ Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Releases = Annotated[Path, typer.Option(help="The repository of releases; `llamarec serve --repository` serves it.")]
 Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
-Preset = Annotated[str, typer.Option(help="Named options: `demo` (minutes on two cores) or one of the paper's.")]
+Preset = Annotated[
+    str, typer.Option(help="Named options: `default`, `demo` (minutes on two cores) or one of the paper's.")
+]
 Model = Annotated[
     str | None,
     typer.Option(help="`lrurec` (the paper's retriever), `sasrec`, `bert4rec` or `narm`. Overrides the preset."),

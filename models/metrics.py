@@ -29,10 +29,15 @@ def mrr(ranks: ArrayLike, k: int) -> float:
     return float(np.divide(1.0, places, out=np.zeros_like(places), where=hit).mean())
 
 
-def ndcg(ranks: ArrayLike, k: int) -> float:
-    """Return the mean normalised discounted cumulative gain; the ideal gain is 1 (Jarvelin and Kekalainen 2002)."""
+def gains(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Return each user's normalised discounted cumulative gain; the ideal gain is 1 (Jarvelin and Kekalainen 2002)."""
     places, hit = _hits(ranks, k)
-    return float(np.where(hit, 1.0 / np.log2(np.maximum(places, 1.0) + 1.0), 0.0).mean())
+    return np.where(hit, 1.0 / np.log2(np.maximum(places, 1.0) + 1.0), 0.0)
+
+
+def ndcg(ranks: ArrayLike, k: int) -> float:
+    """Return the mean of the users' :func:`gains`."""
+    return float(gains(ranks, k).mean())
 
 
 def summary(ranks: ArrayLike) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """Encodes a request's raw ids as item numbers and checks the limits of the serving contract; it runs in Triton."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,8 @@ from numpy.typing import NDArray
 from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, TOP_K
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
+
+VOCABULARY_FILE = "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,29 @@ class EncodedRequest:
     """Number of ids in the history outside the retriever's vocabulary."""
 
 
+def save_vocabulary(folder: Path, items: int) -> None:
+    """Write the number of items that the retriever knows into a folder for :meth:`FeatureEncoder.load`."""
+    (folder / VOCABULARY_FILE).write_text(json.dumps({"items": items}) + "\n", encoding="utf-8")
+
+
 class FeatureEncoder:
     """Encoder of requests that looks up raw ids in a catalogue. Ids are compared as bytes, exactly as in the raw file.
 
     Args:
         catalogue: catalogue of the data set that the models were trained on.
+        vocabulary: number of items that the retriever knows; by default those that were trained.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, vocabulary: int | None = None) -> None:
         self._catalogue = catalogue
+        self._vocabulary = catalogue.trained if vocabulary is None else vocabulary
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> "FeatureEncoder":
+        """Return the encoder for the catalogue and the retriever's vocabulary of an exported folder."""
+        path = folder / VOCABULARY_FILE
+        known = json.loads(path.read_text(encoding="utf-8"))["items"] if path.is_file() else None
+        return cls(catalogue, known)
 
     def encode(
         self,
@@ -65,8 +83,8 @@ class FeatureEncoder:
             _check_ids(name, ids)
         if top_k is not None and not 1 <= top_k <= MAX_CANDIDATES:
             raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {MAX_CANDIDATES}, or leave it out for all")
-        trained = self._catalogue.trained
-        known = [item for item in map(self._catalogue.number, history) if item is not None and item <= trained]
+        last = self._vocabulary
+        known = [item for item in map(self._catalogue.number, history) if item is not None and item <= last]
         excluded = {item for raw in exclude if (item := self._catalogue.number(raw))}
         return EncodedRequest(
             history=np.array(known, np.int32),

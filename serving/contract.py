@@ -31,14 +31,15 @@ EXCLUDED_ITEM = TensorSpec("EXCLUDED_ITEM", "INT32", (-1,))
 GIVEN_ITEM = TensorSpec("GIVEN_ITEM", "INT32", (-1,))
 """The caller's candidates, de-duplicated and without those of EXCLUDE; meaningless unless RETRIEVE is 0."""
 RETRIEVE = TensorSpec("RETRIEVE", "INT32", (1,))
-"""1: take the retriever's top candidates; 0: rank GIVEN_ITEM."""
+"""1: take the retrieval stage's top candidates; 0: rank GIVEN_ITEM."""
 LIMIT = TensorSpec("LIMIT", "INT32", (1,))
 """TOP_K after it was checked; 0: return all."""
 CANDIDATE_ITEM = TensorSpec("CANDIDATE_ITEM", "INT32", (-1,))
 CANDIDATE_ID = TensorSpec("CANDIDATE_ID", "STRING", (-1,))
 CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
-"""The retriever's logit; -inf for an item without an embedding."""
+"""Log-probability by the retrieval stage, among the candidates; -inf for an item outside its vocabulary."""
 CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
+"""Place in the retrieval stage's order, from 1; 0 for an item outside its vocabulary."""
 TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, up to the place where the index letter follows."""
 LINE_END = TensorSpec("LINE_END", "INT32", (-1,))

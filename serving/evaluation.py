@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llamarec_client.contract import MAX_CANDIDATES
 from models.metrics import summary
 from models.ranker.fusion import fuse, order
 from models.ranker.inference.ranker import Ranker
-from models.retriever.candidates import Candidates, mask, place_of, top_candidates
-from models.retriever.ranking import score_histories
-from models.retriever.training import load_retriever
+from models.retriever.candidates import Candidates
+from models.retriever.trained import TrainedRetriever
 from preprocessing.artifacts import read_manifest, replacing
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -126,9 +126,7 @@ def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
     candidates, ranks = [], []
     for history, item in track(zip(histories, data.test, strict=True), "retrieving", len(histories)):
         candidates.append(steps.retriever.candidates(history, np.empty(0, np.int32)))
-        scores = steps.retriever.scores(history)
-        mask(scores, history)
-        ranks.append(place_of(scores, int(item)))
+        ranks.append(steps.retriever.rank(history, int(item)))
     return TestUsers(data.users, histories, candidates, data.test, np.array(ranks, np.int32))
 
 
@@ -199,14 +197,14 @@ def _compare_with_oracle(
 ) -> dict[str, Any]:
     """Return the share of lists that retriever and ranker in fp32 PyTorch order identically."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
-    model, options = load_retriever(artifacts / "retriever")
-    scores = score_histories(model, options.max_length, [users.histories[user] for user in chosen])
+    retrieved = TrainedRetriever.load(artifacts / "retriever").retrieve(
+        [users.histories[user] for user in chosen], k=MAX_CANDIDATES
+    )
     runtime = replace(steps.ranker.runtime, runtime="torch", dtype="float32")
     ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)
     oracle = replace(steps, ranker=ranker)
     equal = 0
-    for user, row in zip(track(chosen, "scoring with fp32 PyTorch", len(chosen)), scores, strict=True):
-        candidates = top_candidates(row, users.histories[user], k=20)
+    for user, candidates in zip(track(chosen, "scoring with fp32 PyTorch", len(chosen)), retrieved, strict=True):
         ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
         equal += bool(np.array_equal(ranked, lists[user]))
     return {"equal_to_oracle": equal / max(len(chosen), 1), "oracle_users": len(chosen)}

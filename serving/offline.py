@@ -33,10 +33,11 @@ class ExportedSteps:
         Raises:
             InputError: nothing was exported, or the ranker fails its probes.
         """
-        catalogue = Catalogue.load(step_artifact(repository, "features", suffix) / ITEMS_FILE)
+        features = step_artifact(repository, "features", suffix)
+        catalogue = Catalogue.load(features / ITEMS_FILE)
         return cls(
             catalogue,
-            FeatureEncoder(catalogue),
+            FeatureEncoder.load(features, catalogue),
             OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
             PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
             Ranker.load(step_artifact(repository, "ranker", suffix)),

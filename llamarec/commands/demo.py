@@ -119,13 +119,27 @@ def run_stages(artifacts: Path, repository: Path, preset: str) -> None:
         statistics = preprocess(Preprocessing(dataset="movielens-100k"), artifacts)
     print_table("", list(statistics.row()), [list(statistics.row().values())])
     with _stage("train-retriever: LRURec"):
-        retriever = train_retriever(retriever_options, artifacts)
-    test = retriever["test"]
-    console.print(f"  test Recall@10 {test['Recall@10']:.4f}, Recall@20 {test['Recall@20']:.4f}")
+        train_retriever(retriever_options, artifacts)
+    _print_retrieval(artifacts, retriever_options.model)
     with _stage(f"train-ranker: QLoRA on {EMBEDDED}"):
         train_ranker(ranker_options, artifacts, EMBEDDED)
     with _stage(f"export: {repository}"):
         export(Export(), artifacts, repository)
+
+
+def _print_retrieval(artifacts: Path, model: str) -> None:
+    """Print the retriever's test metrics, alone and reordered by the signals, with the interval of the difference."""
+    from models.intervals import interval
+    from models.metrics import gains, ndcg, recall
+    from models.retriever.candidates import CandidateTable
+
+    table = CandidateTable.read(artifacts / "retriever" / "candidates-test.parquet")
+    rows: list[list[object]] = []
+    for label, ranks in ((f"{model} alone", table.model_ranks), ("reordered by the signals", table.ranks)):
+        gained = interval(gains(ranks, 10) - gains(table.model_ranks, 10)) if rows else ""
+        rows.append([label, recall(ranks, 10), recall(ranks, 20), ndcg(ranks, 10), gained])
+    header = ["", "Recall@10", "Recall@20", "NDCG@10", "difference of NDCG@10, 95 %"]
+    print_table(f"{len(table.users)} test users, all items ranked", header, rows)
 
 
 @contextmanager

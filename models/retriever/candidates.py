@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ SCHEMA = pa.schema(
         "scores": pa.list_(pa.float32()),
         "truth": pa.int32(),
         "rank": pa.int32(),
+        "model_rank": pa.int32(),
     }
 )
 """Columns of a candidates file."""
@@ -26,14 +27,23 @@ LOWEST = np.finfo(np.float32).min
 
 
 class Candidates(NamedTuple):
-    """Items to rank, in the retriever's order."""
+    """Items to rank, in the order of the retrieval stage."""
 
     items: NDArray[np.int32]
     """Item numbers [k]."""
     scores: NDArray[np.float32]
-    """The retriever's logits [k]; -inf for an item outside its vocabulary."""
+    """Logits or log-probabilities [k]; -inf for an item outside the retriever's vocabulary."""
     ranks: NDArray[np.int32]
-    """The retriever's ranks [k], from 1; 0 for an item outside its vocabulary."""
+    """Ranks [k], from 1; 0 for an item outside the retriever's vocabulary."""
+
+    def first(self, k: int) -> "Candidates":
+        """Return the first ``k`` candidates, with their log-probabilities among themselves as scores."""
+        scores = self.scores[:k].astype(np.float64)
+        known = np.isfinite(scores)
+        if known.any():
+            shifted = scores - scores[known].max()
+            scores = shifted - np.log(np.exp(shifted).sum())
+        return Candidates(self.items[:k], scores.astype(np.float32), self.ranks[:k])
 
     def probabilities(self) -> NDArray[np.float32]:
         """Return the softmax of the scores over the candidates [k], which are the scores of a retrieval-only answer."""
@@ -46,7 +56,7 @@ class Candidates(NamedTuple):
         return weights.astype(np.float32)
 
 
-def best_first(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+def best_first(scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Return the indices [k] that sort scores in descending order; equal scores keep their order."""
     return np.argsort(-scores, kind="stable")
 
@@ -95,15 +105,18 @@ def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> C
 
 
 def place_of(scores: NDArray[np.float32], item: int) -> int:
-    """Return the rank (from 1) of ``item`` in a masked row of scores; ties go to the smaller number; 0 if masked."""
-    if not np.isfinite(scores[item]):
+    """Return the rank (from 1) of ``item`` in a masked row of scores; ties go to the smaller number.
+
+    It is 0 for an item that is masked, or that the row has no score of.
+    """
+    if item >= len(scores) or not np.isfinite(scores[item]):
         return 0
     better = np.count_nonzero(scores > scores[item])
     return better + np.count_nonzero(scores[:item] == scores[item]) + 1
 
 
 class CandidateWriter:
-    """A streaming writer of users' candidates to Parquet, with the columns ``user, items, scores, truth, rank``.
+    """A streaming writer of users' candidates to Parquet, with the columns :data:`SCHEMA`.
 
     It holds at most one row group in memory. Use it as a context manager; :class:`CandidateTable` reads the file.
 
@@ -125,7 +138,12 @@ class CandidateWriter:
         self._file.close()
 
     def write(
-        self, users: Sequence[str], candidates: Sequence[Candidates], truth: NDArray[np.int32], ranks: NDArray[np.int32]
+        self,
+        users: Sequence[str],
+        candidates: Sequence[Candidates],
+        truth: NDArray[np.int32],
+        ranks: NDArray[np.int32],
+        model_ranks: NDArray[np.int32],
     ) -> None:
         """Add users; the arguments are the columns of :class:`CandidateTable`."""
         offsets = np.cumsum([0, *(len(row.items) for row in candidates)]).astype(np.int32)
@@ -135,6 +153,7 @@ class CandidateWriter:
             pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.scores for row in candidates]))),
             pa.array(truth, pa.int32()),
             pa.array(ranks, pa.int32()),
+            pa.array(model_ranks, pa.int32()),
         ]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         if sum(map(len, self._waiting)) >= self._rows_at_once:
@@ -148,7 +167,7 @@ class CandidateWriter:
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """Every user's candidates from the retriever, and the item that came next."""
+    """Every user's candidates from the retrieval stage, and the item that came next."""
 
     users: list[str]
     """Raw user ids."""
@@ -157,11 +176,16 @@ class CandidateTable:
     """Number of the item that came next [users]."""
     ranks: NDArray[np.int32]
     """Rank of that item among all items [users], from 1; 0 if it was masked."""
+    model_ranks: NDArray[np.int32]
+    """Its rank by the first retriever alone, without signals [users]."""
 
     @classmethod
     def read(cls, path: Path) -> "CandidateTable":
-        """Return the table in a file that :class:`CandidateWriter` wrote."""
+        """Return the table in a file that :class:`CandidateWriter` wrote, of this version or an earlier one."""
         table = pq.read_table(path).combine_chunks()
+        ranks = table["rank"].to_numpy()
+        # Earlier versions had no signals, and wrote one rank.
+        alone = table["model_rank"].to_numpy() if "model_rank" in table.column_names else ranks
         items, scores = (table[name].combine_chunks() for name in ("items", "scores"))
         ends = items.offsets.to_numpy()[1:-1]
         candidates = [
@@ -170,4 +194,4 @@ class CandidateTable:
                 np.split(items.values.to_numpy(), ends), np.split(scores.values.to_numpy(), ends), strict=True
             )
         ]
-        return cls(table["user"].to_pylist(), candidates, table["truth"].to_numpy(), table["rank"].to_numpy())
+        return cls(table["user"].to_pylist(), candidates, table["truth"].to_numpy(), ranks, alone)

@@ -9,6 +9,7 @@ from preprocessing.errors import InputError
 ARCHITECTURES = ("lrurec", "sasrec", "bert4rec", "narm")
 LOSSES = ("softmax", "binary", "cloze")
 MASKS = ("history", "last-window")
+TITLES = ("none", "words", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,22 @@ class RetrieverTraining:
     """Number of blocks, or of the GRU's layers."""
     heads: int = 1
     """Number of attention heads."""
+    titles: str = "none"
+    """What an item's vector contains of its title, one of :data:`TITLES`: nothing (the paper), a projection of its
+    ``words``, or of the states of a language ``model``."""
     masked_share: float = 0.2
     """Share of the items that are masked for BERT4Rec; its authors mask 0.2 on MovieLens and 0.6 on Beauty (Sun et al.
     2019)."""
+    untrained: bool = True
+    """Whether the catalogue's items that no training sequence contains are retrieved too, by their titles; without
+    titles they are not."""
+    signals: bool = False
+    """Whether popularity, title likeness and transitions between items reorder the retriever's best items, with weights
+    that are fitted on validation users."""
+    pool: int = 200
+    """Number of the retriever's best items that the signals reorder."""
+    second: str | None = None
+    """Preset of a second retriever, whose best items join the pool and whose scores join the signals."""
     dropout: float = 0.2
     """Share of activations that are dropped in training."""
     max_length: int = 50
@@ -64,9 +78,25 @@ class RetrieverTraining:
             raise InputError(f"{self.model} cannot train with loss {self.loss}: use cloze for bert4rec, and only there")
         if self.mask not in MASKS:
             raise InputError(f"there is no mask {self.mask!r}: choose one of {', '.join(MASKS)}")
-        for name in ("width", "blocks", "heads", "max_length", "batch_size", "epochs", "validate_every", "patience"):
+        if self.titles not in TITLES:
+            raise InputError(f"there are no titles {self.titles!r}: choose one of {', '.join(TITLES)}")
+        for name in (
+            "width",
+            "blocks",
+            "heads",
+            "max_length",
+            "batch_size",
+            "epochs",
+            "validate_every",
+            "patience",
+            "pool",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.second is not None and self.second not in PRESETS:
+            raise InputError(f"there is no preset {self.second!r}: choose one of {', '.join(PRESETS)}")
+        if self.second is not None and not self.signals:
+            raise InputError("a second retriever is weighed together with the signals: use signals too")
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not a multiple of heads {self.heads}")
         if not 0 < self.masked_share <= 1:
@@ -74,9 +104,22 @@ class RetrieverTraining:
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
+    @property
+    def whole_catalogue(self) -> bool:
+        """Whether items are retrieved that no training sequence contains."""
+        return self.untrained and self.titles != "none"
+
+    def second_options(self) -> "RetrieverTraining":
+        """Return the options of the second retriever: its preset, with the titles, seed and device of the first."""
+        assert self.second is not None
+        shared = {name: getattr(self, name) for name in ("titles", "untrained", "mask", "seed", "device")}
+        return RetrieverTraining(**{**PRESETS[self.second], **shared, "signals": False, "second": None})
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {"titles": "words", "signals": True, "dropout": 0.5, "validate_every": 200, "patience": 8},
     "demo": {
+        "signals": True,
         "max_length": 100,
         "batch_size": 64,
         "learning_rate": 2e-3,
@@ -90,6 +133,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Options by name.
 
+- ``default``: LRURec with the words of titles, reordered by the signals; see docs/results/retrievers.md.
 - ``demo``: takes two minutes on two cores.
 - ``paper``, ``paper-ml-latest-small``: the paper's options, for Beauty and Games, and for ml-latest-small.
 - ``sasrec-beauty``: options from the literature for SASRec with full cross-entropy on Beauty.

@@ -1,17 +1,15 @@
-"""Ranks the catalogue for every user, for the metrics and for the ranker's candidates, without holding all scores."""
+"""Scores and ranks the catalogue for every user with one retriever, without holding all scores."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
-from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.batches import Items, pad_left
-from models.retriever.candidates import CandidateWriter, mask, place_of, top_candidates
+from models.retriever.candidates import mask, place_of
 
 USERS_AT_ONCE = 256
 """Maximum number of users in a batch."""
@@ -29,14 +27,14 @@ def score_histories(model: Retriever, length: int, histories: Sequence[Items]) -
         histories: item numbers of each history, oldest first.
     """
     model.eval()
-    weight, _ = model.head()
+    weight, bias = model.head()
     size = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // len(weight)))
     for start in range(0, len(histories), size):
         some = histories[start : start + size]
         # Pad to the longest history of the batch, with one more position for BERT4Rec's mask.
         places = min(length, max(map(len, some)) + 1)
         items = torch.from_numpy(pad_left(some, places)).to(weight.device)
-        yield from model.score(model.last_state(items)).cpu().numpy()
+        yield from F.linear(model.last_state(items), weight, bias).cpu().numpy()
 
 
 def rank_users(
@@ -58,38 +56,4 @@ def rank_users(
     for user, scores in zip(users, rows, strict=True):
         mask(scores, histories[user])
         ranks[user] = place_of(scores, int(truth[user]))
-    return ranks
-
-
-def write_candidates(
-    path: Path,
-    model: Retriever,
-    length: int,
-    users: Sequence[str],
-    histories: Sequence[Items],
-    truth: NDArray[np.int32],
-) -> NDArray[np.int32]:
-    """Write every user's top 20 and the rank of the true item to Parquet, batch by batch, and return the ranks.
-
-    Args:
-        path: the Parquet file.
-        model: the retriever.
-        length: maximum number of history items that the model reads.
-        users: raw user ids.
-        histories: item numbers of each history, oldest first; they are masked.
-        truth: number of each user's true item [users].
-
-    Returns:
-        the ranks [users] of :func:`rank_users`.
-    """
-    ranks = np.empty(len(users), np.int32)
-    rows = score_histories(model, length, histories)
-    with CandidateWriter(path) as writer:
-        for start in range(0, len(users), USERS_AT_ONCE):
-            candidates = []
-            for user, scores in enumerate(islice(rows, USERS_AT_ONCE), start):
-                candidates.append(top_candidates(scores, histories[user], MAX_CANDIDATES))
-                ranks[user] = place_of(scores, int(truth[user]))
-            some = slice(start, start + USERS_AT_ONCE)
-            writer.write(users[some], candidates, truth[some], ranks[some])
     return ranks

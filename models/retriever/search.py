@@ -18,6 +18,7 @@ from models.checkpoint import Checkpoint
 from models.device import torch_device
 from models.retriever.fitting.loop import fit
 from models.retriever.options import RetrieverTraining
+from models.retriever.titles import Titles, encode_titles
 from preprocessing.artifacts import write_whole
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -97,6 +98,7 @@ def search(options: Search, artifacts: Path) -> dict[str, Any]:
     """
     options = replace(options, training=replace(options.training, device=torch_device(options.training.device)))
     data = load_data(artifacts)
+    titles = encode_titles(options.training, data, artifacts)
     searched = asdict(replace(options, budget=1))  # a larger budget is the same search
     settings = hashlib.sha256(json.dumps([searched, data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
     folder = artifacts / "tuning" / f"{options.training.model}-{options.space}-{settings}"
@@ -104,7 +106,7 @@ def search(options: Search, artifacts: Path) -> dict[str, Any]:
     optuna.logging.set_verbosity(logging.ERROR)  # otherwise Ctrl-C prints a page of warnings
     study = _open(options, folder / STUDY)
     if (left := options.trainings - len(_ended(study))) > 0:
-        study.optimize(lambda trial: _train(trial, options, data, folder), n_trials=left)
+        study.optimize(lambda trial: _train(trial, options, data, titles, folder), n_trials=left)
     result = {
         "dataset": data.name,
         "model": options.training.model,
@@ -154,7 +156,7 @@ def _open(options: Search, path: Path) -> optuna.Study:
     return study
 
 
-def _train(trial: Trial, options: Search, data: Data, folder: Path) -> float:
+def _train(trial: Trial, options: Search, data: Data, titles: Titles, folder: Path) -> float:
     """Run one training, and return its best validation Recall@10."""
     chosen: dict[str, Any] = {
         name: trial.suggest_float(name, values.low, values.high, log=values.log)
@@ -171,7 +173,7 @@ def _train(trial: Trial, options: Search, data: Data, folder: Path) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    _, progress = fit(training, data, checkpoint, folder / "logs" / name, watch)
+    _, progress = fit(training, data, checkpoint, folder / "logs" / name, watch, titles.trained(data))
     checkpoint.remove()
     trial.set_user_attr("seconds", round(progress.seconds, 1))
     return progress.best

@@ -1,73 +1,114 @@
 """The retriever's training stage: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
 
 from llamarec_client.contract import MAX_CANDIDATES
 from models.checkpoint import Checkpoint
 from models.device import torch_device
 from models.metrics import recall, summary
-from models.retriever.architectures.build import build_model
-from models.retriever.architectures.retriever import Retriever
+from models.retriever.batches import Items
 from models.retriever.fitting.curves import plot_curve
 from models.retriever.fitting.loop import TrainingProgress, Watch, fit, sent_histories
+from models.retriever.fitting.sums import PROJECTION, with_sums
 from models.retriever.options import RetrieverTraining
-from models.retriever.ranking import write_candidates
+from models.retriever.stage import RetrievalStage, pool_of
+from models.retriever.titles import Titles, all_titles, encode_titles
+from models.retriever.trained import CONFIG, KIND, SECOND, WEIGHTS, TrainedModel, TrainedRetriever
+from models.signals.fitting import count_statistics, fit_weights
+from models.signals.signals import Signals
+from models.titles.vectors import COMMAND
+from models.titles.vectors import KIND as TITLES
+from models.titles.words import WordEncoder
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
-KIND = "retriever"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 METRICS = "metrics.json"
 CURVE = "curve.png"
-CHECKPOINT = "retriever-checkpoint.pt"
+PROJECTION_FILE = "projection.safetensors"
+CHECKPOINTS = ("retriever-checkpoint.pt", "second-retriever-checkpoint.pt")
 LOGS = "logs"
+FITTED_USERS = 10_000
+"""Maximum number of validation users on whom the signals' weights are fitted."""
 
 
 def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | None = None) -> dict[str, Any]:
     """Train a retriever, write ``artifacts/retriever`` with the weights of the best validation, and return the metrics.
 
-    The folder holds the weights, ``candidates-validation.parquet`` and ``candidates-test.parquet`` (every user's top 20
-    and the rank of the true item among all items), ``metrics.json`` and ``curve.png``. A folder made from the same
-    options and data is left as it is; an interrupted training resumes from its last validation. Under
-    ``accelerate launch`` all processes train together and the first one writes.
+    The folder holds the weights, the signals with their weights if there are any, ``candidates-validation.parquet`` and
+    ``candidates-test.parquet`` (every user's top 20 and the rank of the true item among all items), ``metrics.json``
+    and ``curve.png``. A folder made from the same options and data is left as it is; an interrupted training resumes
+    from its last validation. Under ``accelerate launch`` all processes train together and the first one writes.
 
     Args:
         options: see :class:`RetrieverTraining`.
-        artifacts: folder that holds ``data``.
-        watch: function that is called with the step and Recall@10 of every validation. An exception in it ends the
-            training, and nothing is written.
+        artifacts: folder that holds ``data``, and ``titles`` for a training with a language model's title vectors.
+        watch: function that is called with the step and Recall@10 of every validation of the first retriever. An
+            exception in it ends the training, and nothing is written.
 
     Returns:
-        the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``.
+        the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``; with signals, ``"model_alone"`` has the
+        metrics of the first retriever without them.
 
     Raises:
-        InputError: ``artifacts`` holds no preprocessed data, the checkpoint there belongs to another training, or the
-            loss is not finite.
+        InputError: ``artifacts`` holds no preprocessed data, the catalogue's titles have no words in common, the
+            checkpoint there belongs to another training, or the loss is not finite.
     """
     options = replace(options, device=torch_device(options.device))
-    data_manifest = read_manifest(artifacts / "data", "data", "llamarec preprocess")
-    folder, inputs = artifacts / "retriever", {"data": data_manifest.fingerprint}
+    folder, inputs = artifacts / "retriever", _inputs(options, artifacts)
     if is_finished(folder, KIND, options=asdict(options), inputs=inputs):
         return _metrics(folder)
     data = load_data(artifacts)
     if not data.users:
         raise InputError(f"{artifacts / 'data'} has no users to train on: run `llamarec preprocess` on more data")
-    checkpoint = Checkpoint(artifacts / CHECKPOINT, asdict(options), inputs)
-    model, progress = fit(options, data, checkpoint, artifacts / LOGS / "retriever", watch)
+    titles = encode_titles(options, data, artifacts)
+    fitted: list[_Fitted] = []
+    checkpoints: list[Checkpoint] = []
+    for some, name in zip((options, *_second(options)), CHECKPOINTS, strict=False):
+        checkpoint = Checkpoint(artifacts / name, asdict(some), inputs)
+        logs = artifacts / LOGS / ("second-retriever" if fitted else "retriever")
+        model, progress = fit(some, data, checkpoint, logs, None if fitted else watch, titles.trained(data))
+        served = with_sums(model, some, data.catalogue.trained, titles.retrieved(some, data))
+        fitted.append(_Fitted(served, progress, model.state_dict().get(PROJECTION)))
+        checkpoints.append(checkpoint)
     processes = PartialState()
     if processes.is_main_process:
-        _write(options, data, folder, model, progress, inputs)
-        checkpoint.remove()
+        _write(options, data, folder, fitted, titles, inputs)
+        for checkpoint in checkpoints:
+            checkpoint.remove()
     processes.wait_for_everyone()
     return _metrics(folder)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A trained model, how its training went, and the projection of titles that it learned."""
+
+    served: TrainedModel
+    progress: TrainingProgress
+    projection: Tensor | None
+
+
+def _inputs(options: RetrieverTraining, artifacts: Path) -> dict[str, str]:
+    """Return the fingerprints of what the training reads."""
+    inputs = {"data": read_manifest(artifacts / "data", "data", "llamarec preprocess").fingerprint}
+    if options.titles == "model":
+        inputs[TITLES] = read_manifest(artifacts / TITLES, TITLES, COMMAND).fingerprint
+    return inputs
+
+
+def _second(options: RetrieverTraining) -> list[RetrieverTraining]:
+    return [] if options.second is None else [options.second_options()]
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
@@ -79,43 +120,82 @@ def _write(
     options: RetrieverTraining,
     data: Data,
     folder: Path,
-    model: Retriever,
-    progress: TrainingProgress,
+    fitted: list[_Fitted],
+    titles: Titles,
     inputs: dict[str, str],
 ) -> None:
-    metrics: dict[str, Any] = {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "best_validation_Recall@10": progress.best,
-        "seconds": round(progress.seconds, 1),
-    }
-    facts = {"dataset": data.name, "users": len(data.users), "items": data.catalogue.trained}
+    models = [one.served for one in fitted]
+    facts = {"dataset": data.name, "users": len(data.users), "items": models[0].items}
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
-        save_file(model.state_dict(), partial / WEIGHTS)
-        (partial / CONFIG).write_text(json.dumps({**asdict(options), "items": data.catalogue.trained}, indent=1))
-        for split, histories, truth in (
-            ("validation", data.training, data.validation),
-            ("test", data.test_histories(), data.test),
-        ):
-            path = partial / f"candidates-{split}.parquet"
-            sent = sent_histories(histories, options)
-            ranks = write_candidates(path, model, options.max_length, data.users, sent, truth)
-            metrics[split] = {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
-        metrics["curve"] = progress.curve
+        signals = _fit_signals(options, data, models, titles.encoder) if options.signals else None
+        for place, one in enumerate(fitted):
+            _write_model(one, partial / SECOND if place else partial)
+        if titles.encoder is not None:
+            titles.encoder.save(partial)
+        if signals is not None:
+            signals.save(partial)
+        trained = TrainedRetriever(models, RetrievalStage(signals))
+        progress = fitted[0].progress
+        metrics: dict[str, Any] = {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "best_validation_Recall@10": progress.best,
+            "seconds": round(sum(one.progress.seconds for one in fitted), 1),
+            **_measure(options, data, trained, lambda split: partial / f"candidates-{split}.parquet"),
+            "curve": progress.curve,
+        }
+        if signals is not None:
+            metrics["weights"] = dict(signals.weights)
         (partial / METRICS).write_text(json.dumps(metrics, indent=1))
         plot_curve(progress.curve, f"{options.model} on {data.name}", partial / CURVE)
 
 
-def load_retriever(folder: Path) -> tuple[Retriever, RetrieverTraining]:
-    """Return the trained model, in evaluation mode on the CPU, and the options that it was trained with.
+def _write_model(fitted: _Fitted, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file(fitted.served.model.state_dict(), folder / WEIGHTS)
+    config = {**asdict(fitted.served.options), "items": fitted.served.items}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    if fitted.projection is not None:
+        save_file({"projection": fitted.projection}, folder / PROJECTION_FILE)
 
-    Raises:
-        InputError: ``folder`` is not a finished retriever.
+
+def _measure(
+    options: RetrieverTraining, data: Data, trained: TrainedRetriever, path: Callable[[str], Path]
+) -> dict[str, Any]:
+    """Write every user's candidates, and return the metrics of both splits."""
+    metrics: dict[str, Any] = {}
+    alone: dict[str, Any] = {}
+    for split, histories, truth in (
+        ("validation", data.training, data.validation),
+        ("test", data.test_histories(), data.test),
+    ):
+        sent = sent_histories(histories, options)
+        ranks, first = trained.write_candidates(path(split), data.users, sent, truth, MAX_CANDIDATES)
+        metrics[split], alone[split] = _summary(ranks), _summary(first)
+    return {**metrics, "model_alone": alone} if options.signals else metrics
+
+
+def _summary(ranks: NDArray[np.int32]) -> dict[str, float]:
+    return {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
+
+
+def _fit_signals(
+    options: RetrieverTraining, data: Data, models: list[TrainedModel], encoder: WordEncoder | None
+) -> Signals:
+    """Return the signals with weights fitted on validation users whose true item is in the pool.
+
+    Transitions are counted in the training sequences alone, which do not contain the validation items.
     """
-    read_manifest(folder, KIND, "llamarec train-retriever")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    items = config.pop("items")
-    options = RetrieverTraining(**config)
-    model = build_model(options, items)
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval(), options
+    statistics = count_statistics(data.training, all_titles(data), data.catalogue.trained, encoder)
+    users = np.random.default_rng(options.seed).permutation(len(data.users))[:FITTED_USERS]
+    histories: list[Items] = [data.training[user] for user in users]
+    pools = TrainedRetriever(models, RetrievalStage())
+    sources: list[NDArray[np.float64]] = []
+    truths: list[int] = []
+    for user, history, rows in zip(users, histories, pools.rows(histories), strict=True):
+        items, logits = pool_of(rows, history, options.pool)
+        found = np.flatnonzero(items == data.validation[user])
+        if len(found):
+            sources.append(np.concatenate((logits, statistics.signals(history, items)), axis=1))
+            truths.append(int(found[0]))
+    return Signals(statistics, fit_weights(sources, truths, len(models)), options.pool)

@@ -22,8 +22,8 @@ class FeaturesStep:
 
     @classmethod
     def load(cls, folder: Path) -> "FeaturesStep":
-        """Open ``items.parquet``."""
-        return cls(FeatureEncoder(Catalogue.load(folder / ITEMS_FILE)))
+        """Open ``items.parquet`` and ``vocabulary.json``."""
+        return cls(FeatureEncoder.load(folder, Catalogue.load(folder / ITEMS_FILE)))
 
     def answer(self, request: Tensors) -> Answer:
         """Return the item numbers of a request.

@@ -59,7 +59,7 @@ class RetrieverStep:
 
     @classmethod
     def load(cls, folder: Path, scores_model: str | None = None) -> "RetrieverStep":
-        """Open ``retriever.onnx`` and ``items.parquet``.
+        """Open the retriever's graphs and signals, and ``items.parquet``.
 
         Args:
             folder: what `llamarec export` wrote.

@@ -10,7 +10,6 @@ from experiments.kept import RankerLists, Scores
 from experiments.ranker_statistics import (
     alone_row,
     averaged,
-    bootstrap,
     combined_row,
     fused_row,
     gains,
@@ -74,15 +73,3 @@ def test_gains_are_averaged_over_the_seeds_for_each_user():
 def test_metrics_are_averaged_over_the_seeds():
     """Recall@5 of ranks (1, 11) is 1/2, of (3, 2) it is 1."""
     assert averaged([np.array([1, 11]), np.array([3, 2])])["Recall@5"] == 0.75
-
-
-def test_bootstrap_is_the_interval_of_the_normal_approximation():
-    """400 differences of mean .1 and deviation .5: .1 +- 1.96 * .5 / 20; the same seed gives the same interval."""
-    rng = np.random.default_rng(0)
-    differences = rng.normal(size=400)
-    differences = 0.1 + 0.5 * (differences - differences.mean()) / differences.std()
-    mean, low, high = bootstrap(differences)
-    assert mean == pytest.approx(0.1)
-    assert (low, high) == pytest.approx((0.1 - 0.049, 0.1 + 0.049), abs=0.005)
-    assert bootstrap(differences) == (mean, low, high)
-    assert bootstrap(np.zeros(10)) == (0.0, 0.0, 0.0)

@@ -14,6 +14,7 @@ from experiments.kept import RETRIEVERS, RetrieverRun, read_retriever_runs
 from experiments.retriever_tables import (
     PAGE,
     choose,
+    ladder,
     mean_metrics,
     plot,
     standard_error,
@@ -31,11 +32,13 @@ def run(
     validation: tuple[int, ...] = (1, 0),
     test: tuple[int, ...] = (1, 0),
     loss: str | None = None,
+    titles: str = "none",
     pruned: bool = False,
 ) -> RetrieverRun:
     options = {
         "model": model,
         "loss": loss,
+        "titles": titles,
         "seed": seed,
         "dropout": dropout,
         "weight_decay": 0.01,
@@ -67,9 +70,10 @@ def test_a_lucky_second_seed_does_not_choose():
     assert choose(runs)["lrurec"] == runs[:1]
 
 
-def test_losses_of_sasrec_are_models_of_their_own():
-    runs = [run(model="sasrec"), run(model="sasrec", loss="binary")]
-    assert list(choose(runs)) == ["sasrec", "sasrec, binary loss"]
+def test_losses_and_titles_are_models_of_their_own():
+    """SASRec has two losses, and a retriever with titles is compared with the one without; words and model compete."""
+    runs = [run(model="sasrec"), run(model="sasrec", loss="binary"), run(titles="words"), run(titles="model")]
+    assert list(choose(runs)) == ["sasrec", "sasrec, binary loss", "lrurec, titles"]
 
 
 def test_an_option_that_did_not_exist_yet_has_its_default(tmp_path: Path):
@@ -98,7 +102,7 @@ def test_the_page_names_every_run_and_the_papers_figures(tmp_path: Path):
     tables = tables_block(runs).splitlines()
     comparison = next(line for line in tables if line.startswith("| LRURec | 1 |"))
     assert comparison.split(" | ")[7] == "0.6667 / 0.1426"
-    assert [line.rsplit(" | ", 1)[1] for line in tables if line.startswith("| LRURec | | ")] == ["chosen |", "pruned |"]
+    assert [line.rsplit(" | ", 1)[1] for line in tables if line.startswith("| LRURec | none | | ")] == ["chosen |", "pruned |"]
     assert "The 2 users (0.6667 of all) whose true item is in LRURec's top 20;" in "\n".join(tables)
     # NDCG@10 (1 + 1 / log2(3)) / 3 = .5436
     (summary,) = summary_block(runs).splitlines()[2:]
@@ -110,5 +114,6 @@ def test_the_page_names_every_run_and_the_papers_figures(tmp_path: Path):
 def test_the_committed_page_is_what_the_code_writes():
     """Run `make results-retrievers` after a change of the tables or of the kept files."""
     runs, text = read_retriever_runs(RETRIEVERS), PAGE.read_text(encoding="utf-8")
-    for name, block in (("summary", summary_block(runs)), ("tables", tables_block(runs))):
+    blocks = {"ladder": ladder(), "summary": summary_block(runs), "tables": tables_block(runs)}
+    for name, block in blocks.items():
         assert text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0].strip() == block.strip()

@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from google.protobuf import text_format
+from pipeline import BRIEF_RETRIEVER
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import CONFIG, Serving, model_configs
@@ -14,7 +18,11 @@ from models.ranker import precision
 from models.ranker.inference import runtimes
 from models.ranker.inference.ranker import read_runtime
 from models.ranker.inference.scorer import Runtime
-from preprocessing.artifacts import MANIFEST
+from models.retriever.options import PRESETS
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
+from preprocessing.artifacts import MANIFEST, new_artifact, read_manifest
+from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from serving.contract import STEPS
 from serving.layout import exported_release, step_artifact
@@ -88,6 +96,82 @@ def test_artifacts_of_another_data_set_are_refused(artifacts, tmp_path):
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match="made from other data"):
         export(OPTIONS, mixed, tmp_path / "repository")
+
+
+def with_retriever(artifacts, folder, retriever):
+    """Return a copy of the artifacts with another retriever, which the ranker's manifest names as its own."""
+    copied(artifacts, folder, "data", "ranker")
+    shutil.copytree(retriever, folder / "retriever")
+    content = json.loads((folder / "ranker" / MANIFEST).read_text())
+    content["inputs"]["retriever"] = read_manifest(folder / "retriever", "retriever", "").fingerprint
+    (folder / "ranker" / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
+def raw_history(data, user):
+    return [data.catalogue.raw(int(item)).decode() for item in data.training[user]]
+
+
+def test_the_features_know_the_trained_items(artifacts, repository):
+    """The vocabulary of a retriever without titles, which the history is encoded with, is what it was trained on."""
+    stored = json.loads((step_artifact(repository, "features") / "vocabulary.json").read_text())
+    assert stored == {"items": load_data(artifacts).catalogue.trained}
+
+
+@pytest.mark.thorough
+def test_titles_signals_and_a_second_retriever_are_exported(artifacts, tmp_path, monkeypatch):
+    """The exported steps know the whole catalogue, and give the trained stage's candidates in its order.
+
+    Log-probabilities agree within 1e-4. An untrained item that is sent in a history is not skipped.
+    """
+    tiny = {"model": "sasrec", "width": 8, "blocks": 1, "max_length": 20, "epochs": 1, "validate_every": 50}
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    training = tmp_path / "training"
+    training.mkdir()
+    (training / "data").symlink_to(artifacts / "data")
+    train_retriever(replace(BRIEF_RETRIEVER, titles="words", signals=True, second="tiny"), training)
+    whole = with_retriever(artifacts, tmp_path / "artifacts", training / "retriever")
+    export(OPTIONS, whole, tmp_path / "repository")
+    steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(artifacts)
+    trained = TrainedRetriever.load(training / "retriever")
+    assert len(trained.models) == 2
+    assert trained.models[0].items == len(data.catalogue) > data.catalogue.trained
+    for history, expected in zip(data.training[:20], trained.retrieve(data.training[:20], 20), strict=True):
+        found = steps.retriever.candidates(history, np.empty(0, np.int32))
+        assert found.items.tolist() == expected.items.tolist()
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    untrained = data.catalogue.raw(len(data.catalogue)).decode()
+    assert steps.features.encode([untrained.encode()]).history.tolist() == [len(data.catalogue)]
+    assert len(steps.recommend([*raw_history(data, 0), untrained])) == 20
+
+
+@pytest.mark.thorough
+def test_artifacts_of_an_earlier_version_are_exported(artifacts, repository, tmp_path):
+    """A retriever whose options lack the new ones, and whose candidates lack a column, is served as before.
+
+    The answers are those of the same retriever in the present format.
+    """
+    old, stored = tmp_path / "retriever", artifacts / "retriever"
+    new = ("titles", "untrained", "signals", "pool", "second")
+    manifest = read_manifest(stored, "retriever", "")
+    made_with = {name: value for name, value in manifest.options.items() if name not in new}
+    with new_artifact(old, "retriever", options=made_with, inputs=manifest.inputs, facts={**manifest.facts}) as partial:
+        for name in manifest.files:
+            shutil.copy(stored / name, partial)
+        config = json.loads((partial / "config.json").read_text())
+        (partial / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in new}))
+        for split in ("validation", "test"):
+            table = pq.read_table(partial / f"candidates-{split}.parquet").drop_columns("model_rank")
+            pq.write_table(table, partial / f"candidates-{split}.parquet")
+    export(OPTIONS, with_retriever(artifacts, tmp_path / "artifacts", old), tmp_path / "repository")
+    found, expected, data = (
+        ExportedSteps.load(tmp_path / "repository"),
+        ExportedSteps.load(repository),
+        load_data(artifacts),
+    )
+    for user in range(3):
+        history = raw_history(data, user)
+        assert found.recommend(history) == expected.recommend(history)
 
 
 def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):

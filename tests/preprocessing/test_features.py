@@ -1,5 +1,7 @@
 """Encoding a request's raw ids as item numbers: the limits of the contract, on 30 items of which 25 are trained."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
 from preprocessing.catalogue import Catalogue
 from preprocessing.errors import InputError
-from preprocessing.features import FeatureEncoder
+from preprocessing.features import FeatureEncoder, save_vocabulary
 
 TRAINED, TITLED = 25, 30
 
@@ -19,7 +21,8 @@ def raw(item: int) -> bytes:
 
 
 ITEMS = range(1, TITLED + 1)
-ENCODER = FeatureEncoder(Catalogue([raw(item) for item in ITEMS], [f"Film {item}" for item in ITEMS], [1] * TRAINED))
+CATALOGUE = Catalogue([raw(item) for item in ITEMS], [f"Film {item}" for item in ITEMS], [1] * TRAINED)
+ENCODER = FeatureEncoder(CATALOGUE)
 
 
 def test_history_keeps_order_and_repetitions_and_counts_the_rest():
@@ -28,6 +31,32 @@ def test_history_keeps_order_and_repetitions_and_counts_the_rest():
     assert encoded.history.tolist() == [3, 1, 3]
     assert encoded.history.dtype == np.int32
     assert encoded.unknown == 2
+
+
+def test_the_exports_vocabulary_may_hold_untrained_items(tmp_path: Path):
+    """By hand: a retriever that knows 28 items by their titles reads 26 and 28 in a history, and 29 is unknown."""
+    save_vocabulary(tmp_path, 28)
+    encoded = FeatureEncoder.load(tmp_path, CATALOGUE).encode([raw(3), raw(26), raw(29), raw(28), b"never seen"])
+    assert encoded.history.tolist() == [3, 26, 28]
+    assert encoded.unknown == 2
+
+
+def test_without_a_vocabulary_the_trained_items_are_known(tmp_path: Path):
+    """Exports of earlier versions have no such file, and their retrievers know no other items."""
+    encoded = FeatureEncoder.load(tmp_path, CATALOGUE).encode([raw(25), raw(26)])
+    assert (encoded.history.tolist(), encoded.unknown) == ([25], 1)
+
+
+@pytest.mark.parametrize("vocabulary", [0, 1, TRAINED, TITLED])
+def test_the_vocabulary_limits_the_history_alone(vocabulary):
+    """Excluded items and the caller's candidates may be any of the catalogue, whatever the retriever knows."""
+    everything = [raw(item) for item in ITEMS]
+    encoder = FeatureEncoder(CATALOGUE, vocabulary)
+    encoded = encoder.encode(everything, exclude=everything[-3:], candidates=everything[:1] + everything[-2:])
+    assert encoded.history.tolist() == list(range(1, vocabulary + 1))
+    assert encoded.unknown == TITLED - vocabulary
+    assert encoded.excluded.tolist() == [28, 29, 30]
+    assert encoder.encode([], candidates=[raw(30)]).given.tolist() == [30]
 
 
 def test_only_history_is_needed():

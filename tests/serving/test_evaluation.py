@@ -12,7 +12,13 @@ import pytest
 from models.ranker.inference.ranker import Ranker
 from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import Prompt
-from models.retriever.inference.onnx_retriever import OnnxRetriever
+from models.retriever.inference.onnx_retriever import Graph, OnnxRetriever
+from models.retriever.stage import RetrievalStage
+from models.retriever.trained import TrainedRetriever
+from models.signals.likeness import TitleLikeness
+from models.signals.signals import ItemStatistics, Signals
+from models.signals.transitions import Transitions
+from models.sparse import SparseRows
 from preprocessing.artifacts import new_artifact
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, Statistics
@@ -112,6 +118,7 @@ class World:
         self.data = data_of()
         self.language_model = Verbalizer(LOGITS)
         self.weight = 0.5
+        self.stage = RetrievalStage()
         write_export(self.repository, "export1")
 
     def steps(self, repository: Path) -> ExportedSteps:
@@ -119,7 +126,8 @@ class World:
         prompts = types.SimpleNamespace(build=lambda history, items: Prompt([history, items], []))
         ranker = Ranker(None, self.language_model, self.weight, Runtime(threads=3))
         catalogue = self.data.catalogue
-        return ExportedSteps(catalogue, FeatureEncoder(catalogue), OnnxRetriever(Session(), 50), prompts, ranker)
+        retriever = OnnxRetriever([Graph(Session(), 50)], self.stage)
+        return ExportedSteps(catalogue, FeatureEncoder(catalogue), retriever, prompts, ranker)
 
     def evaluate(self, **options):
         return evaluate(self.artifacts, self.repository, **options)
@@ -189,6 +197,25 @@ def test_nobody_in_the_subset_leaves_its_table_empty(world):
     assert world.language_model.asked == []
 
 
+def test_the_rank_of_a_stage_with_signals_counts_all_items(world, oracle):
+    """By hand: a pool of the model's best 20, which popularity alone orders, here by descending item number.
+
+    Anna's pool is 3 to 22, of which her 4 is the second to last; so is ben's 2 of 1, 2 and 4 to 21; eve's 3 is the
+    third to last of 1 to 3 and 5 to 21. Cleo's 26 is outside her pool, which the model's own order follows: 25th of
+    25. The trained stage orders the candidates as the exported one.
+    """
+    nothing = SparseRows(np.zeros(28, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+    popularity = np.arange(27, dtype=np.float32)
+    statistics = ItemStatistics(popularity, TitleLikeness(nothing), Transitions(nothing))
+    signals = {"retriever": 0.0, "likeness_mean": 0.0, "likeness_max": 0.0, "likeness_last": 0.0, "transitions": 0.0}
+    world.stage = RetrievalStage(Signals(statistics, {**signals, "popularity": 1.0}, pool=20))
+    world.weight = 1.0
+    served = world.evaluate(ask=lambda histories: [ServedList([], [])] * 5)["served"]
+    assert stored_ranks(world)["retriever"] == [19, 19, 25, 0, 18]
+    assert stored_ranks(world)["ranker"] == [19, 19, 0, 0, 18]
+    assert served["equal_to_oracle"] == 1.0
+
+
 # --- kept scores
 
 
@@ -254,13 +281,12 @@ def oracle(world, monkeypatch) -> Verbalizer:
         loaded.append((folder, runtime))
         return Ranker(None, language_model, world.weight, runtime)
 
-    def scores(model, max_length, histories):
-        assert (model, max_length) == ("the trained retriever", 50)
-        return [score_row(user_of(history)) for history in histories]
+    def load_trained(folder: Path) -> TrainedRetriever:
+        assert folder == world.artifacts / "retriever"
+        model = types.SimpleNamespace(scores=lambda histories: (score_row(user_of(history)) for history in histories))
+        return TrainedRetriever([model], world.stage)
 
-    options = types.SimpleNamespace(max_length=50)
-    monkeypatch.setattr("serving.evaluation.load_retriever", lambda folder: ("the trained retriever", options))
-    monkeypatch.setattr("serving.evaluation.score_histories", scores)
+    monkeypatch.setattr("serving.evaluation.TrainedRetriever.load", load_trained)
     monkeypatch.setattr("serving.evaluation.Ranker.load", load)
     return language_model
 

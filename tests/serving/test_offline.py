@@ -8,10 +8,11 @@ import pytest
 from models.ranker.inference.ranker import Ranker
 from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import Prompt
-from models.retriever.inference.onnx_retriever import OnnxRetriever
+from models.retriever.inference.onnx_retriever import Graph, OnnxRetriever
+from models.retriever.stage import RetrievalStage
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
-from preprocessing.features import FeatureEncoder
+from preprocessing.features import FeatureEncoder, save_vocabulary
 from serving.offline import ExportedSteps
 
 CATALOGUE = Catalogue([b"a", b"b", b"c", b"d", b"new"], ["A", "B", "C", "D", "New"], [9, 8, 7, 6])
@@ -60,7 +61,8 @@ def session() -> Session:
 def steps(session) -> ExportedSteps:
     """The language model ranks alone: the retriever's weight is 0."""
     ranker = Ranker(None, Verbalizer(), weight=0.0, runtime=Runtime())
-    return ExportedSteps(CATALOGUE, FeatureEncoder(CATALOGUE), OnnxRetriever(session, 10), Prompts(), ranker)
+    retriever = OnnxRetriever([Graph(session, 10)], RetrievalStage())
+    return ExportedSteps(CATALOGUE, FeatureEncoder(CATALOGUE), retriever, Prompts(), ranker)
 
 
 def rows(*expected: tuple[str, float, int]) -> list[tuple]:
@@ -131,11 +133,15 @@ def test_a_request_is_refused_as_the_server_refuses_it(steps, options, named):
 
 
 def test_the_parts_of_the_way_are_there_for_evaluation(steps):
-    """Candidates of an encoded request, and the ranker's raw logits in the retriever's order, before any fusion."""
+    """Candidates of an encoded request, and the ranker's raw logits in the retriever's order, before any fusion.
+
+    The retriever's logits 3, 1 and 0 become log-probabilities: less the logarithm of e^3 + e + 1.
+    """
     request = steps.features.encode([b"b"], [], None, None)
     candidates = steps.candidates(request)
     assert candidates.items.tolist() == [1, 3, 4]
-    assert candidates.scores.tolist() == [3.0, 1.0, 0.0]
+    total = np.log(np.exp(3) + np.exp(1) + 1)
+    np.testing.assert_allclose(candidates.scores, [3 - total, 1 - total, -total], rtol=1e-6)
     np.testing.assert_allclose(steps.logits([2], candidates), [0.0, np.log(2.0), np.log(3.0)], rtol=1e-6)
 
 
@@ -156,3 +162,5 @@ def test_each_step_is_loaded_from_its_own_folder(tmp_path, monkeypatch, suffix):
     assert loaded == tuple((step, folder(step)) for step in ("retriever", "prompt_builder", "ranker"))
     assert [steps.catalogue.raw(item) for item in range(1, 6)] == [b"a", b"b", b"c", b"d", b"new"]
     assert steps.features.encode([b"d", b"new"]).history.tolist() == [4]
+    save_vocabulary(folder("features"), 5)  # of a retriever that knows the fifth item by its title
+    assert ExportedSteps.load(tmp_path, suffix).features.encode([b"d", b"new"]).history.tolist() == [4, 5]

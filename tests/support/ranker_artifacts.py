@@ -22,12 +22,13 @@ def candidate_table(truths: list[int]) -> CandidateTable:
     scores = np.linspace(2, 0, 20, dtype=np.float32)
     row = Candidates(np.arange(1, 21, dtype=np.int32), scores, np.arange(1, 21, dtype=np.int32))
     users = [f"u{place}" for place in range(len(truths))]
-    return CandidateTable(users, [row] * len(truths), np.array(truths, np.int32), np.array(truths, np.int32))
+    places = np.array(truths, np.int32)
+    return CandidateTable(users, [row] * len(truths), places, places, places)
 
 
 def write_candidates(path: Path, table: CandidateTable) -> None:
     with CandidateWriter(path) as writer:
-        writer.write(table.users, table.candidates, table.truth, table.ranks)
+        writer.write(table.users, table.candidates, table.truth, table.ranks, table.model_ranks)
 
 
 def made_up(histories: list[np.ndarray]) -> SimpleNamespace:

@@ -2,7 +2,8 @@
 
 A retriever ranks the sequences it was trained on far too well, and a ranker trained on such lists learns to trust the
 first candidate. Therefore users are split into folds, and each fold's lists come from a retriever trained on the other
-folds. The true item then has the rank that it would have for an unseen user, as in validation and test.
+folds. The true item then has the rank that it would have for an unseen user, as in validation and test. The signals of
+that retriever are counted without its fold's users too, so that no transition counts the pair that it predicts.
 """
 
 import json
@@ -17,12 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.ranker.examples.sampling import Position
-from models.retriever.architectures.retriever import Retriever
-from models.retriever.batches import Items
-from models.retriever.candidates import Candidates, top_candidates
+from models.retriever.candidates import Candidates
 from models.retriever.options import RetrieverTraining
-from models.retriever.ranking import score_histories
-from models.retriever.training import load_retriever, train_retriever
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
+from models.titles.vectors import KIND as TITLES
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Data, Statistics, read_sequences
@@ -32,36 +32,22 @@ DEALING_SEED = 0
 """Seed of the split into folds, fixed so that trainings with different seeds share the folds and their retrievers."""
 
 
-def retrieve(model: Retriever, length: int, histories: Sequence[Items], k: int) -> list[Candidates]:
-    """Return the retriever's best ``k`` items for each history, with the items of the history masked.
-
-    Args:
-        model: a model of :func:`models.retriever.training.load_retriever`.
-        length: maximum number of history items that the model reads.
-        histories: item numbers of each history, oldest first.
-        k: number of candidates.
-    """
-    scored = score_histories(model, length, histories)
-    return [top_candidates(scores, history, k) for scores, history in zip(scored, histories, strict=True)]
-
-
 @dataclass(frozen=True)
 class CrossFit:
     """One retriever for each fold of users, trained without those users."""
 
     fold: NDArray[np.int64]
     """Fold of each user [users]."""
-    retrievers: list[tuple[Retriever, int]]
-    """For each fold, the model and the maximum number of history items that it reads."""
+    retrievers: list[TrainedRetriever]
     candidates: int
     """Number of candidates in a list."""
 
     def lists(self, positions: Sequence[Position]) -> list[Candidates]:
         """Return the candidates of each position, best first, from the retriever of its user's fold."""
         made: dict[int, Candidates] = {}
-        for fold, (model, length) in enumerate(self.retrievers):
+        for fold, retriever in enumerate(self.retrievers):
             rows = [row for row, position in enumerate(positions) if self.fold[position.user] == fold]
-            found = retrieve(model, length, [positions[row].history for row in rows], self.candidates)
+            found = retriever.retrieve([positions[row].history for row in rows], self.candidates)
             made.update(zip(rows, found, strict=True))
         return [made[row] for row in range(len(positions))]
 
@@ -80,7 +66,7 @@ def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> Cr
     Raises:
         InputError: data or retriever are missing.
     """
-    _, options = load_retriever(artifacts / "retriever")
+    options = TrainedRetriever.load(artifacts / "retriever").options
     fold = np.random.default_rng(DEALING_SEED).permutation(len(data.users)) % folds
     retrievers = []
     for number in range(folds):
@@ -90,12 +76,13 @@ def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> Cr
     return CrossFit(fold, retrievers, candidates)
 
 
-def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Path) -> tuple[Retriever, int]:
-    """Return the retriever in ``folder``, trained on these users only, and its maximum history length."""
+def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Path) -> TrainedRetriever:
+    """Return the retriever in ``folder``, trained on these users only."""
     _write_users(data, users, folder / "data")
+    if options.titles == "model" and not (folder / TITLES).exists():
+        (folder / TITLES).symlink_to((data.parent / TITLES).resolve())
     train_retriever(options, folder)
-    model, trained_with = load_retriever(folder / "retriever")
-    return model, trained_with.max_length
+    return TrainedRetriever.load(folder / "retriever")
 
 
 def _write_users(data: Path, users: list[str], folder: Path) -> None:

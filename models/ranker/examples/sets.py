@@ -10,7 +10,7 @@ from llamarec_client.contract import MAX_CANDIDATES
 from models.ranker.examples.sampling import Example, RandomPools, RetrievedPools, sample_examples
 from models.ranker.options import RankerTraining
 from models.retriever.batches import Items
-from models.retriever.candidates import Candidates, CandidateTable
+from models.retriever.candidates import CandidateTable
 from preprocessing.data import Data
 from preprocessing.errors import InputError
 
@@ -50,12 +50,10 @@ def validation_table(artifacts: Path, data: Data, candidates: int) -> CandidateT
     table = CandidateTable.read(artifacts / "retriever" / "candidates-validation.parquet")
     if candidates == MAX_CANDIDATES:
         return table
-    from models.ranker.examples.crossfit import retrieve
-    from models.retriever.training import load_retriever
+    from models.retriever.trained import TrainedRetriever
 
-    model, options = load_retriever(artifacts / "retriever")
-    rows: list[Candidates] = retrieve(model, options.max_length, data.training, candidates)
-    return CandidateTable(data.users, rows, data.validation, table.ranks)
+    rows = TrainedRetriever.load(artifacts / "retriever").retrieve(data.training, candidates)
+    return CandidateTable(data.users, rows, data.validation, table.ranks, table.model_ranks)
 
 
 def validation_examples(table: CandidateTable, data: Data) -> list[Example]:

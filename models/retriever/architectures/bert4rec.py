@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.retriever.architectures.dropout import Dropout
+from models.retriever.architectures.item_embedding import ItemEmbedding
 from models.retriever.architectures.packing import PaddedModel
 
 
@@ -20,15 +21,23 @@ class BERT4Rec(PaddedModel):
         blocks: number of encoder layers.
         heads: number of attention heads, among which the width is divided.
         dropout: share of activations that are dropped in training.
+        titles: see :class:`ItemEmbedding`.
     """
 
     def __init__(
-        self, items: int, length: int, width: int = 64, blocks: int = 2, heads: int = 2, dropout: float = 0.2
+        self,
+        items: int,
+        length: int,
+        width: int = 64,
+        blocks: int = 2,
+        heads: int = 2,
+        dropout: float = 0.2,
+        titles: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.mask = items + 1
         self.heads = heads
-        self.embedding = nn.Embedding(items + 2, width, padding_idx=0)
+        self.embedding = ItemEmbedding(items + 2, width, titles)
         self.position = nn.Parameter(torch.zeros(length, width))
         self.embedding_norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
@@ -61,4 +70,4 @@ class BERT4Rec(PaddedModel):
 
     def head(self) -> tuple[Tensor, Tensor]:
         """Return the items' vectors [items + 1, width] and biases [items + 1]."""
-        return self.embedding.weight[:-1], self.bias
+        return self.embedding.table()[:-1], self.bias

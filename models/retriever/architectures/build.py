@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from models.retriever.architectures.bert4rec import BERT4Rec
 from models.retriever.architectures.lrurec import LRURec
 from models.retriever.architectures.narm import NARM
@@ -10,16 +12,22 @@ from models.retriever.architectures.retriever import Retriever
 from models.retriever.architectures.sasrec import SASRec
 from models.retriever.options import RetrieverTraining
 
-MODELS: Mapping[str, Callable[[RetrieverTraining, int], Any]] = {
-    "lrurec": lambda o, items: LRURec(items, o.width, o.blocks, o.dropout),
-    "sasrec": lambda o, items: SASRec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout),
-    "bert4rec": lambda o, items: BERT4Rec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout),
-    "narm": lambda o, items: NARM(items, o.width, o.blocks, o.dropout),
+MODELS: Mapping[str, Callable[[RetrieverTraining, int, Tensor | None], Any]] = {
+    "lrurec": lambda o, items, titles: LRURec(items, o.width, o.blocks, o.dropout, titles),
+    "sasrec": lambda o, items, titles: SASRec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout, titles),
+    "bert4rec": lambda o, items, titles: BERT4Rec(items, o.max_length, o.width, o.blocks, o.heads, o.dropout, titles),
+    "narm": lambda o, items, titles: NARM(items, o.width, o.blocks, o.dropout, titles),
 }
-"""Builders of the architectures, by their name in ``--model``; each takes the options and the number of items."""
+"""Builders of the architectures, by their name in ``--model``; the arguments are those of :func:`build_model`."""
 
 
-def build_model(options: RetrieverTraining, items: int) -> Retriever:
-    """Return a newly initialised model of the architecture that the options name."""
-    model: Retriever = MODELS[options.model](options, items)
+def build_model(options: RetrieverTraining, items: int, titles: Tensor | None = None) -> Retriever:
+    """Return a newly initialised model of the architecture that the options name.
+
+    Args:
+        options: see :class:`RetrieverTraining`.
+        items: number of items.
+        titles: vectors of the items' titles; see :class:`models.retriever.architectures.item_embedding.ItemEmbedding`.
+    """
+    model: Retriever = MODELS[options.model](options, items, titles)
     return model

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.retriever.architectures.dropout import Dropout
+from models.retriever.architectures.item_embedding import ItemEmbedding
 from models.retriever.architectures.packing import Packing
 
 
@@ -183,11 +184,14 @@ class LRURec(nn.Module):
         width: size of the item embeddings.
         blocks: number of LRU blocks.
         dropout: share of activations that are dropped in training.
+        titles: see :class:`ItemEmbedding`.
     """
 
-    def __init__(self, items: int, width: int = 64, blocks: int = 2, dropout: float = 0.2) -> None:
+    def __init__(
+        self, items: int, width: int = 64, blocks: int = 2, dropout: float = 0.2, titles: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
+        self.embedding = ItemEmbedding(items + 1, width, titles)
         self.embedding_norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(LRUBlock(width, dropout) for _ in range(blocks))
@@ -227,7 +231,7 @@ class LRURec(nn.Module):
 
     def head(self) -> tuple[Tensor, Tensor]:
         """Return the items' vectors [items + 1, width] and biases [items + 1]."""
-        return self.embedding.weight, self.bias
+        return self.embedding.table(), self.bias
 
     def score(self, states: Tensor) -> Tensor:
         """Map states [..., width] to the logits of every item number, including the padding's [..., items + 1]."""

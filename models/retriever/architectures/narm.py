@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.retriever.architectures.dropout import Dropout
+from models.retriever.architectures.item_embedding import ItemEmbedding
 from models.retriever.architectures.packing import PaddedModel
 
 
@@ -18,11 +19,14 @@ class NARM(PaddedModel):
         width: size of the item embeddings and of the GRU's state.
         blocks: number of layers of the GRU.
         dropout: share of the embeddings and of the session's representation that is dropped in training.
+        titles: see :class:`ItemEmbedding`.
     """
 
-    def __init__(self, items: int, width: int = 64, blocks: int = 1, dropout: float = 0.25) -> None:
+    def __init__(
+        self, items: int, width: int = 64, blocks: int = 1, dropout: float = 0.25, titles: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
+        self.embedding = ItemEmbedding(items + 1, width, titles)
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(width, width, blocks, batch_first=True)
         self.query = nn.Linear(width, width, bias=False)
@@ -55,4 +59,4 @@ class NARM(PaddedModel):
 
     def head(self) -> tuple[Tensor, None]:
         """Return the items' vectors [items + 1, width]; there are no biases."""
-        return self.embedding.weight, None
+        return self.embedding.table(), None

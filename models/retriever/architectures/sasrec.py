@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.retriever.architectures.dropout import Dropout
+from models.retriever.architectures.item_embedding import ItemEmbedding
 from models.retriever.architectures.packing import PaddedModel
 
 
@@ -54,13 +55,21 @@ class SASRec(PaddedModel):
         blocks: number of blocks.
         heads: number of attention heads, among which the width is divided.
         dropout: share of activations that are dropped in training.
+        titles: see :class:`ItemEmbedding`.
     """
 
     def __init__(
-        self, items: int, length: int, width: int = 64, blocks: int = 2, heads: int = 1, dropout: float = 0.2
+        self,
+        items: int,
+        length: int,
+        width: int = 64,
+        blocks: int = 2,
+        heads: int = 1,
+        dropout: float = 0.2,
+        titles: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(items + 1, width, padding_idx=0)
+        self.embedding = ItemEmbedding(items + 1, width, titles)
         self.position = nn.Parameter(torch.zeros(length, width))
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(SASRecBlock(width, heads, dropout) for _ in range(blocks))
@@ -88,4 +97,4 @@ class SASRec(PaddedModel):
 
     def head(self) -> tuple[Tensor, None]:
         """Return the items' vectors [items + 1, width]; there are no biases."""
-        return self.embedding.weight, None
+        return self.embedding.table(), None

@@ -66,7 +66,12 @@ def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.
 
 
 def fit(
-    options: RetrieverTraining, data: Data, checkpoint: Checkpoint, logs: Path, watch: Watch | None = None
+    options: RetrieverTraining,
+    data: Data,
+    checkpoint: Checkpoint,
+    logs: Path,
+    watch: Watch | None = None,
+    titles: NDArray[np.float32] | None = None,
 ) -> tuple[Retriever, TrainingProgress]:
     """Train until validation Recall@10 stops rising.
 
@@ -80,6 +85,8 @@ def fit(
         checkpoint: checkpoint that is written at every validation; if it exists, the training resumes from it.
         logs: folder for TensorBoard events.
         watch: see :data:`Watch`.
+        titles: vectors of the trained items' titles [items + 1, dimensions], the padding's first; None for a model
+            without titles.
 
     Returns:
         the model with the weights of the best validation, on the CPU, and the progress of the training.
@@ -87,7 +94,7 @@ def fit(
     Raises:
         InputError: the loss is not finite, or the checkpoint belongs to another training.
     """
-    training = _Training(options, data, checkpoint)
+    training = _Training(options, data, checkpoint, titles)
     progress = training.progress
     writer = SummaryWriter(str(logs), purge_step=progress.step + 1) if training.processes.is_main_process else None
     with progress_bar() as bar:
@@ -123,7 +130,13 @@ def _loss(options: RetrieverTraining) -> Loss:
 class _Training:
     """Model, optimiser and progress of one training, in one of its processes; each phase of the loop is a method."""
 
-    def __init__(self, options: RetrieverTraining, data: Data, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        options: RetrieverTraining,
+        data: Data,
+        checkpoint: Checkpoint,
+        titles: NDArray[np.float32] | None,
+    ) -> None:
         self.options, self.data, self.checkpoint = options, data, checkpoint
         device = torch_device(options.device)
         self.processes = PartialState(cpu=device == "cpu")
@@ -131,7 +144,8 @@ class _Training:
         alone = device == "cpu" or self.processes.num_processes == 1
         self.device = torch.device(device) if alone else self.processes.device
         torch.manual_seed(options.seed)
-        self.model = build_model(options, data.catalogue.trained).to(self.device)
+        vectors = None if titles is None else torch.from_numpy(titles)
+        self.model = build_model(options, data.catalogue.trained, vectors).to(self.device)
         self.optimizer = make_optimizer(self.model, options)
         torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process draws its own masks
         windows = training_windows(data.training, options.max_length)

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,20 +93,71 @@ def test_retrieval_probabilities_by_hand():
     np.testing.assert_allclose(found.probabilities(), [0.75, 0.25, 0.0], atol=1e-6)
 
 
+def test_log_probabilities_of_the_first_by_hand():
+    """Of scores ln 6, ln 2, ln 1 and none, the first two are 3 and 1 of 4, and the first three 6, 2 and 1 of 9.
+
+    An item outside the vocabulary keeps its score of minus infinity and takes nothing from the others.
+    """
+    scores = np.array([np.log(6), np.log(2), 0, -np.inf], np.float32)
+    found = Candidates(np.array([4, 7, 2, 9], np.int32), scores, np.array([1, 2, 3, 0], np.int32))
+    two, four = found.first(2), found.first(9)
+    assert (two.items.tolist(), two.ranks.tolist()) == ([4, 7], [1, 2])
+    np.testing.assert_allclose(np.exp(two.scores), [3 / 4, 1 / 4], rtol=1e-6)
+    assert (four.items.tolist(), four.ranks.tolist()) == ([4, 7, 2, 9], [1, 2, 3, 0])
+    np.testing.assert_allclose(np.exp(four.scores), [6 / 9, 2 / 9, 1 / 9, 0], rtol=1e-6)
+    np.testing.assert_allclose(two.probabilities(), np.exp(two.scores), rtol=1e-6)
+
+
+def test_no_candidates_and_none_in_the_vocabulary_have_no_log_probabilities():
+    """An empty list stays empty, and unknown items alone keep their scores of minus infinity, without a warning."""
+    nothing = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32)).first(20)
+    assert [len(column) for column in nothing] == [0, 0, 0]
+    unknown = Candidates(np.array([8], np.int32), np.array([-np.inf], np.float32), np.zeros(1, np.int32)).first(20)
+    assert (unknown.items.tolist(), unknown.scores.tolist(), unknown.ranks.tolist()) == ([8], [-np.inf], [0])
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=30), st.integers(1, 40))
+def test_log_probabilities_keep_the_order_and_sum_to_one(scores, k):
+    """For any scores and any cut, however far apart the scores are."""
+    descending = np.sort(np.array(scores, np.float32))[::-1]
+    items = np.arange(1, len(scores) + 1, dtype=np.int32)
+    found = Candidates(items, descending, items).first(k)
+    assert len(found.items) == min(k, len(scores))
+    assert (np.diff(found.scores) <= 0).all()
+    assert np.exp(found.scores.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_a_table_reads_back_as_written(tmp_path: Path):
     """Users with two, one and no candidates are written to Parquet in two batches and read back."""
     two, one, none = (
         top_candidates(np.array([0, 1, 2], np.float32), np.array(m, np.int32), 20) for m in ([], [2], [1, 2])
     )
     with CandidateWriter(tmp_path / "t.parquet") as writer:
-        writer.write(["a", "b"], [two, one], np.array([2, 1], np.int32), np.array([1, 1], np.int32))
-        writer.write(["c"], [none], np.array([1], np.int32), np.array([0], np.int32))
+        columns = ([2, 1], [1, 1], [2, 1])
+        writer.write(["a", "b"], [two, one], *(np.array(column, np.int32) for column in columns))
+        writer.write(["c"], [none], *(np.array([value], np.int32) for value in (1, 0, 0)))
     table = CandidateTable.read(tmp_path / "t.parquet")
     assert table.users == ["a", "b", "c"]
     assert [row.items.tolist() for row in table.candidates] == [[2, 1], [1], []]
     assert [row.scores.tolist() for row in table.candidates] == [[2.0, 1.0], [1.0], []]
     assert [row.ranks.tolist() for row in table.candidates] == [[1, 2], [1], []]
     assert (table.truth.tolist(), table.ranks.tolist()) == ([2, 1, 1], [1, 1, 0])
+    assert table.model_ranks.tolist() == [2, 1, 0]
+
+
+def test_a_table_of_an_earlier_version_reads(tmp_path: Path):
+    """Earlier versions had no signals and no column ``model_rank``; the one rank that they wrote was the model's."""
+    columns = {
+        "user": pa.array(["a"], pa.string()),
+        "items": pa.array([[2, 1]], pa.list_(pa.int32())),
+        "scores": pa.array([[5.0, 4.0]], pa.list_(pa.float32())),
+        "truth": pa.array([1], pa.int32()),
+        "rank": pa.array([2], pa.int32()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = CandidateTable.read(tmp_path / "t.parquet")
+    assert (table.ranks.tolist(), table.model_ranks.tolist()) == ([2], [2])
+    assert table.candidates[0].scores.tolist() == [5.0, 4.0]
 
 
 def test_the_file_grows_as_users_come(tmp_path: Path):
@@ -112,7 +165,7 @@ def test_the_file_grows_as_users_come(tmp_path: Path):
     row, one = top_candidates(np.zeros(2, np.float32), np.empty(0, np.int32), 20), np.array([1], np.int32)
     with CandidateWriter(tmp_path / "t.parquet", rows_at_once=2) as writer:
         for user in "abcde":
-            writer.write([user], [row], one, one)
+            writer.write([user], [row], one, one, one)
     groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
     assert [groups.row_group(group).num_rows for group in range(groups.num_row_groups)] == [2, 2, 1]
 

@@ -17,13 +17,15 @@ from models.metrics import recall
 from models.retriever import training
 from models.retriever.candidates import CandidateTable
 from models.retriever.options import PRESETS, RetrieverTraining
-from models.retriever.training import load_retriever, train_retriever
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
 from preprocessing.artifacts import read_manifest
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing, preprocess
 from serving.server.programs import free_ports
 
+CHECKPOINT = training.CHECKPOINTS[0]
 BRIEF = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=12, validate_every=4, batch_size=16, seed=3)
 
 
@@ -114,9 +116,9 @@ def test_a_finished_training_is_left_alone(artifacts, monkeypatch):
 
 def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
     """With the options that it was trained with, where the device is the one that ``auto`` stood for."""
-    model, options = load_retriever(artifacts / "retriever")
-    assert options == replace(BRIEF_RETRIEVER, device=torch_device("auto"))
-    assert not model.training
+    trained = TrainedRetriever.load(artifacts / "retriever")
+    assert trained.options == replace(BRIEF_RETRIEVER, device=torch_device("auto"))
+    assert [model.model.training for model in trained.models] == [False]
     assert (
         read_manifest(artifacts / "retriever", "retriever", "").facts["items"] == load_data(artifacts).catalogue.trained
     )
@@ -135,6 +137,10 @@ def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
         ({"patience": 0}, "patience must be at least 1"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"masked_share": 0.0}, "masked_share must be above 0 and at most 1, not 0.0"),
+        ({"titles": "covers"}, "there are no titles 'covers': choose one of none, words, model"),
+        ({"pool": 0}, "pool must be at least 1"),
+        ({"signals": True, "second": "gru4rec"}, "there is no preset 'gru4rec': choose one of default, demo"),
+        ({"second": "paper"}, "a second retriever is weighed together with the signals: use signals too"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong, message):
@@ -145,7 +151,16 @@ def test_options_out_of_range_are_refused(wrong, message):
 def test_every_preset_is_of_the_model_it_names():
     """`sasrec-beauty` trains a SASRec without a further option; the paper's presets train LRURec."""
     models = {name: RetrieverTraining(**preset).model for name, preset in PRESETS.items()}
-    assert models == {"demo": "lrurec", "paper": "lrurec", "paper-ml-latest-small": "lrurec", "sasrec-beauty": "sasrec"}
+    lrurec = dict.fromkeys(("default", "demo", "paper", "paper-ml-latest-small"), "lrurec")
+    assert models == {**lrurec, "sasrec-beauty": "sasrec"}
+
+
+def test_the_papers_presets_are_the_papers():
+    """They have neither titles nor signals, which the paper does not have; the default has both."""
+    presets = {name: RetrieverTraining(**preset) for name, preset in PRESETS.items()}
+    for name in ("paper", "paper-ml-latest-small", "sasrec-beauty"):
+        assert (presets[name].titles, presets[name].signals, presets[name].second) == ("none", False, None)
+    assert (presets["default"].titles, presets["default"].signals) == ("words", True)
 
 
 def test_without_data_the_command_is_named(tmp_path):
@@ -183,7 +198,7 @@ def test_an_interrupted_training_goes_on_where_it_was(cycling, tmp_path, model):
     assert again["curve"] == through["curve"]
     whole, broken = (trained_weights(tmp_path / name) for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert not (tmp_path / "broken" / training.CHECKPOINT).exists()
+    assert not (tmp_path / "broken" / CHECKPOINT).exists()
 
 
 def test_what_the_watcher_raises_ends_the_training_and_leaves_nothing(cycling, tmp_path):
@@ -215,10 +230,10 @@ def test_a_checkpoint_of_another_training_is_refused(cycling, tmp_path, changed,
     (tmp_path / "data").symlink_to(cycling / "data")
     with pytest.raises(Interrupted):
         train_retriever(BRIEF, tmp_path, watch=lambda *_: (_ for _ in ()).throw(Interrupted))
-    kept = (tmp_path / training.CHECKPOINT).read_bytes()
+    kept = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(InputError, match=message):
         train_retriever(replace(BRIEF, **changed), tmp_path)
-    assert (tmp_path / training.CHECKPOINT).read_bytes() == kept
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
 
 
 def test_a_checkpoint_of_another_data_set_is_refused(cycling, artifacts, tmp_path):
@@ -234,7 +249,7 @@ def test_a_checkpoint_of_another_data_set_is_refused(cycling, artifacts, tmp_pat
 def test_a_file_that_is_no_checkpoint_is_named(cycling, tmp_path):
     """Nothing in it is unpickled, because weights_only loading refuses anything but tensors."""
     (tmp_path / "data").symlink_to(cycling / "data")
-    torch.save({"made_by": print}, tmp_path / training.CHECKPOINT)
+    torch.save({"made_by": print}, tmp_path / CHECKPOINT)
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         train_retriever(BRIEF, tmp_path)
 

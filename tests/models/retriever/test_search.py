@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from made_up_data import COLOURED, ITEMS, NUMBERED, write_circle
 
 from models.retriever import search as module
 from models.retriever.options import RetrieverTraining
@@ -107,7 +109,7 @@ def test_a_poor_training_is_pruned(artifacts, monkeypatch):
     """Three trainings reach 0.9 at every validation; the fourth reaches 0.1 and ends at the first that may prune it."""
     course = module.fit
 
-    def watched(training, data, checkpoint, logs, watch):
+    def watched(training, data, checkpoint, logs, watch, titles):
         value = 0.9 if len(seen) < 3 else 0.1
         seen.append([])
 
@@ -115,7 +117,7 @@ def test_a_poor_training_is_pruned(artifacts, monkeypatch):
             seen[-1].append(step)
             watch(step, value)
 
-        return course(training, data, checkpoint, logs, watch_instead)
+        return course(training, data, checkpoint, logs, watch_instead, titles)
 
     seen = []
     monkeypatch.setattr(module, "fit", watched)
@@ -124,6 +126,32 @@ def test_a_poor_training_is_pruned(artifacts, monkeypatch):
     assert [row["state"] for row in result["trials"]] == ["complete"] * 3 + ["pruned"]
     assert seen[3] == [0, 2, 4]
     assert result["trials"][-1]["validation_Recall@10"] == 0.1
+
+
+def test_every_training_reads_the_titles(tmp_path, monkeypatch):
+    """A search with the words of titles trains with the vectors of the trained items' titles, which are encoded once.
+
+    Item 31, which no sequence contains, is not trained.
+    """
+    fit, given = module.fit, []
+    monkeypatch.setattr(module, "fit", lambda *rest: given.append(rest[-1]) or fit(*rest))
+    write_circle(tmp_path, (*COLOURED, "Red Newt"))
+    with_titles = replace(TRAINING, titles="words")
+    result = search(Search(training=with_titles, space="dropout", budget=2), tmp_path)
+    assert [row["state"] for row in result["trials"]] == ["complete"] * 2
+    assert [len(vectors) for vectors in given] == [ITEMS + 1] * 2
+    assert np.shares_memory(*given)
+    without = search(Search(training=TRAINING, space="dropout", budget=1), tmp_path)
+    assert given[2] is None
+    assert without["folder"] != result["folder"]
+
+
+def test_titles_without_words_in_common_are_refused(tmp_path):
+    """Before any training, with the message of the training itself."""
+    write_circle(tmp_path, NUMBERED)
+    with pytest.raises(InputError, match="train with --titles none"):
+        search(Search(training=replace(TRAINING, titles="words"), budget=1), tmp_path)
+    assert not (tmp_path / "tuning").exists()
 
 
 def test_other_options_are_another_search(artifacts):

@@ -17,7 +17,10 @@ from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import Prompt
 from models.retriever.candidates import Candidates
 from preprocessing.artifacts import new_artifact
+from preprocessing.catalogue import ITEMS_FILE
+from preprocessing.catalogue import Catalogue as ItemCatalogue
 from preprocessing.errors import InputError
+from preprocessing.features import save_vocabulary
 from serving.contract import (
     CANDIDATE_ID,
     CANDIDATE_ITEM,
@@ -239,7 +242,7 @@ class Retriever:
 
     def candidates(self, history, excluded) -> Candidates:
         self.asked = (history.tolist(), excluded.tolist())
-        return Candidates(ints(7, 5, 9), np.array([2, 1, 0], np.float32), ints(1, 2, 3))
+        return Candidates(ints(7, 5, 9), np.array([2, 1, 0], np.float32), ints(1, 2, 3)).first(3)
 
     def given(self, history, items) -> Candidates:
         ranks = [*range(1, len(items)), 0][-len(items) :]
@@ -257,17 +260,17 @@ def retrieval_request(retrieve: int, limit: int, items: tuple[int, ...] = ()) ->
     }
 
 
-def test_retrieval_answers_with_probabilities_and_passes_logits_on():
-    """The answer has probabilities and is cut at LIMIT; the candidates for the next step keep their logits and number.
+def test_retrieval_answers_with_probabilities_and_passes_their_logarithms_on():
+    """The answer has probabilities and is cut at LIMIT; the candidates for the next step keep their scores and number.
 
-    The softmax of (2, 1, 0) is (.66524, .24473, .09003), computed by hand.
+    The softmax of (2, 1, 0) is (.66524, .24473, .09003), computed by hand; the scores are its logarithms.
     """
     retriever = Retriever()
     answer = RetrieverStep(retriever, Catalogue()).answer(retrieval_request(1, 2))
     assert retriever.asked == ([3, 4], [8])
     assert answer[CANDIDATE_ITEM].tolist() == [7, 5, 9]
     assert answer[CANDIDATE_ID].tolist() == [b"raw7", b"raw5", b"raw9"]
-    assert answer[CANDIDATE_SCORE].tolist() == [2, 1, 0]
+    np.testing.assert_allclose(answer[CANDIDATE_SCORE], np.log([0.66524, 0.24473, 0.09003]), atol=1e-4)
     assert answer[CANDIDATE_RANK].tolist() == [1, 2, 3]
     assert answer[ITEM_ID].tolist() == [b"raw7", b"raw5"]
     np.testing.assert_allclose(answer[SCORE], [0.66524, 0.24473], atol=1e-5)
@@ -372,6 +375,18 @@ def test_features_tell_absent_from_empty():
     step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
     assert encoder.asked == ([], [b"c"], [], 3)
     assert set(answer) == set(STEP_SPECS["features"].outputs)
+
+
+def test_features_read_the_retrievers_vocabulary(tmp_path):
+    """Of two items, one of them trained, a retriever whose vocabulary has two knows both.
+
+    The step opens the files of its folder; without the vocabulary of an export, only the trained item is known.
+    """
+    ItemCatalogue([b"a", b"new"], ["A", "New"], [1]).write(tmp_path / ITEMS_FILE)
+    asked = {HISTORY: texts(b"new", b"a")}
+    assert FeaturesStep.load(tmp_path).answer(asked)[HISTORY_ITEM].tolist() == [1]
+    save_vocabulary(tmp_path, 2)
+    assert FeaturesStep.load(tmp_path).answer(asked)[HISTORY_ITEM].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

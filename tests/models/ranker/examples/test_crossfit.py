@@ -1,15 +1,17 @@
 """Cross-fitting: the candidate lists of a user come from a retriever that was not trained on this user."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_data import COLOURED, ITEMS, write_circle
 from pipeline import weighed
 from tiny import tiny_base
 
 from models.ranker.examples import crossfit
-from models.ranker.examples.crossfit import cross_fit, retrieve
+from models.ranker.examples.crossfit import cross_fit
 from models.ranker.examples.sampling import Position, RetrievedPools, sample_examples
 from models.ranker.examples.sets import training_examples, validation_table
 from models.ranker.inference.ranker import Ranker
@@ -18,7 +20,12 @@ from models.ranker.options import RankerTraining
 from models.ranker.prompt import Prompt
 from models.ranker.training import train_ranker
 from models.retriever.candidates import Candidates, CandidateTable
-from models.retriever.training import load_retriever
+from models.retriever.options import RetrieverTraining
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
+from models.signals.fitting import count_transitions
+from models.titles.vectors import save_vectors
+from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.data import load_data
 
 
@@ -33,12 +40,12 @@ def copied(artifacts: Path, tmp_path: Path) -> Path:
 def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch):
     """Each of two folds of 943 users has a retriever trained without its users, on all items, with the same options."""
     data = load_data(copied)
-    _, whole = load_retriever(copied / "retriever")
+    whole = TrainedRetriever.load(copied / "retriever").options
     fitted = cross_fit(copied, data, folds=2, candidates=20)
     folders = sorted((copied / "crossfit").iterdir())
     assert [folder.name for folder in folders] == ["fold1of2", "fold2of2"]
     for fold, folder in enumerate(folders):
-        seen, (_, options) = load_data(folder), load_retriever(folder / "retriever")
+        seen, options = load_data(folder), TrainedRetriever.load(folder / "retriever").options
         assert set(seen.users) == {user for user, its in zip(data.users, fitted.fold, strict=True) if its != fold}
         assert seen.catalogue.trained == data.catalogue.trained
         place = data.users.index(seen.users[7])
@@ -47,8 +54,8 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
 
     positions = [Position(user, data.training[user][:9], int(data.training[user][9])) for user in range(6)]
     for position, listed in zip(positions, fitted.lists(positions), strict=True):
-        model, length = fitted.retrievers[fitted.fold[position.user]]
-        expected = retrieve(model, length, [position.history], 20)[0]
+        retriever = fitted.retrievers[fitted.fold[position.user]]
+        (expected,) = retriever.retrieve([position.history], 20)
         assert listed.items.tolist() == expected.items.tolist()
         assert listed.scores == pytest.approx(expected.scores, abs=1e-5)  # in a batch the last bits differ
         assert not set(listed.items.tolist()) & set(position.history.tolist())
@@ -58,6 +65,51 @@ def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path,
 
     monkeypatch.setattr("models.retriever.training.fit", trained_again)
     assert (cross_fit(copied, data, folds=2, candidates=20).fold == fitted.fold).all()
+
+
+BRIEF = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=2, validate_every=4, batch_size=16, device="cpu")
+
+
+def test_signals_are_counted_without_the_folds_own_users(tmp_path: Path):
+    """A transition never counts the pair that it is to predict: the reference counts the other fold's sequences.
+
+    The words of titles are those of the whole catalogue, and untrained items are retrieved by every fold.
+    """
+    write_circle(tmp_path, (*COLOURED, "Red Newt"))
+    train_retriever(replace(BRIEF, titles="words", signals=True), tmp_path)
+    data = load_data(tmp_path)
+    fitted = cross_fit(tmp_path, data, folds=2, candidates=20)
+    whole = TrainedRetriever.load(tmp_path / "retriever")
+    for fold, retriever in enumerate(fitted.retrievers):
+        signals = retriever.stage.signals
+        assert signals is not None
+        others = [data.training[user] for user in np.flatnonzero(fitted.fold != fold)]
+        expected = np.bincount(np.concatenate(others), minlength=ITEMS + 2)
+        assert signals.statistics.popularity == pytest.approx(np.log1p(expected))
+        transitions = count_transitions(others, ITEMS + 1)
+        for found, counted in zip(signals.statistics.transitions.counts, transitions.counts, strict=True):
+            np.testing.assert_array_equal(found, counted)
+        assert whole.stage.signals is not None
+        for found, same in zip(
+            signals.statistics.likeness.rows, whole.stage.signals.statistics.likeness.rows, strict=True
+        ):
+            np.testing.assert_array_equal(found, same)
+        assert retriever.models[0].items == ITEMS + 1
+
+
+@pytest.mark.thorough
+def test_a_language_models_titles_are_shared_by_the_folds(tmp_path: Path):
+    """Each fold trains with the vectors of the whole data set, whose items have the same numbers, without a copy."""
+    write_circle(tmp_path)
+    vectors = np.random.default_rng(0).normal(size=(ITEMS + 1, 5)).astype(np.float32)
+    with new_artifact(tmp_path / "titles", "titles", options={}, inputs={}) as partial:
+        save_vectors(partial, vectors)
+    train_retriever(replace(BRIEF, titles="model"), tmp_path)
+    for _ in range(2):  # the second call finds the folds finished
+        cross_fit(tmp_path, load_data(tmp_path), folds=2, candidates=20)
+    for folder in (tmp_path / "crossfit").iterdir():
+        assert (folder / "titles").resolve() == (tmp_path / "titles").resolve()
+        assert read_manifest(folder / "retriever", "retriever", "").options["titles"] == "model"
 
 
 def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(

@@ -10,14 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrieval import alone, random_model
 
 from export.onnx_graph import export_retriever
 from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK
-from models.retriever.architectures.build import MODELS, build_model
+from models.retriever.architectures.build import MODELS
 from models.retriever.batches import pad_left
 from models.retriever.candidates import top_candidates
 from models.retriever.inference.onnx_retriever import MODEL, STATE_MODEL, OnnxRetriever
 from models.retriever.options import RetrieverTraining
+from models.retriever.trained import TrainedModel
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
@@ -32,20 +34,19 @@ OPTIONS = {name: RetrieverTraining(model=name, width=16, blocks=2, heads=2, max_
     params=[pytest.param(name, marks=() if name in ("lrurec", "sasrec") else pytest.mark.thorough) for name in MODELS],
 )
 def model(request):
-    torch.manual_seed(7)
-    model = build_model(OPTIONS[request.param], ITEMS).eval()
-    with torch.no_grad():  # larger weights than at the start of a training, so that differences show
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    return model
+    return random_model(OPTIONS[request.param], ITEMS).model
+
+
+def stage_of(model):
+    """Return a retrieval stage of this model without signals; the export reads the length from its options."""
+    return alone(TrainedModel(model, RetrieverTraining(max_length=LENGTH), ITEMS))
 
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     """Return the folder that the retriever's step reads."""
     folder = tmp_path_factory.mktemp("exported")
-    export_retriever(model, LENGTH, folder)
+    export_retriever(stage_of(model), folder)
     ids = [str(item) for item in range(1, ITEMS + 1)]
     Catalogue([raw.encode() for raw in ids], ids, [1] * ITEMS).write(folder / ITEMS_FILE)
     return folder
@@ -147,7 +148,7 @@ def indexed(model, exported, tmp_path_factory):
     The index of 50 items has 7 lists and reads all of them, so that it must be exact.
     """
     folder = tmp_path_factory.mktemp("indexed")
-    export_retriever(model, LENGTH, folder, index=True)
+    export_retriever(stage_of(model), folder, index=True)
     shutil.copy(exported / ITEMS_FILE, folder)
     return folder
 
@@ -183,6 +184,6 @@ def test_without_faiss_the_index_is_refused(model, exported, indexed, tmp_path, 
     with pytest.raises(InputError, match=r"needs faiss.*llamarec\[faiss\].*without --index"):
         OnnxRetriever.load(indexed)
     with pytest.raises(InputError, match="needs faiss"):
-        export_retriever(model, LENGTH, tmp_path, index=True)
+        export_retriever(stage_of(model), tmp_path, index=True)
     assert not (tmp_path / MODEL).exists()
     OnnxRetriever.load(exported)

@@ -1,0 +1,181 @@
+"""Measures the retrieval of items that were not trained, by their titles.
+
+    python -m experiments.untrained_items    # make retrain-untrained: an hour
+
+A tenth of the items is taken out of training altogether: out of every training sequence, and out of every history. The
+test users whose next item is one of them show whether it is found by its title among all items ("new items"); the
+others show what the known items lose by the competition ("known items"). How an untrained item's vector is completed is
+chosen on the validation users whose next item was taken out.
+"""
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from experiments.datasets import ROOT, SOURCES, add_data_option, data_folder, preprocessing_of
+from experiments.kept import LADDERS, write_untrained
+from experiments.retrieval_ladder import BEAUTY, ML
+from models.metrics import recall
+from models.retriever.batches import Items
+from models.retriever.candidates import mask, place_of
+from models.retriever.options import RetrieverTraining
+from models.retriever.stage import rank_in
+from models.retriever.titles import all_titles
+from models.retriever.trained import TrainedRetriever
+from models.retriever.training import train_retriever
+from models.signals.fitting import count_statistics
+from models.signals.signals import RECENT
+from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, TYPES, Data, load_data
+from preprocessing.errors import InputError
+from preprocessing.preprocess import preprocess
+
+SHARE, SEED = 0.1, 0
+"""Share of the items that are taken out, and the seed by which they are drawn."""
+MODELS: Mapping[str, Mapping[str, Any]] = {"ml-latest-small": ML, "amazon-2014-beauty": BEAUTY}
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "LRURec": {},
+    "LRURec with titles": {"titles": "words", "untrained": False},
+    "LRURec with titles, untrained items too": {"titles": "words"},
+    "LRURec with titles and signals, untrained items too": {"titles": "words", "signals": True},
+}
+
+
+def take_out(whole: Path, folder: Path) -> Path:
+    """Write the data set without a tenth of its items in the sequences into ``folder``, and return that folder.
+
+    The items that were taken out stay in the catalogue, after the others, with a title and no count. The last two of
+    the remaining items before a user's test item become the end of training and the validation item; the test item
+    stays what it was. Users with fewer than three remaining items are left out.
+    """
+    manifest = read_manifest(whole / "data", KIND, "llamarec preprocess")
+    options, inputs = {"taken_out": SHARE, "seed": SEED}, {"data": manifest.fingerprint}
+    if is_finished(folder / "data", KIND, options=options, inputs=inputs):
+        return folder
+    data = load_data(whole)
+    items = data.catalogue.trained
+    out = np.random.default_rng(SEED).permutation(items)[: round(SHARE * items)] + 1
+    kept = np.setdiff1d(np.arange(1, items + 1), out)
+    order = np.concatenate((kept, np.sort(out)))
+    number = np.zeros(items + 1, np.int32)
+    number[order] = np.arange(1, items + 1)
+    rows: dict[str, list[Any]] = {name: [] for name in TYPES}
+    for user, history, item in zip(data.users, data.test_histories(), data.test, strict=True):
+        left = number[history]
+        left = left[left <= len(kept)]
+        if len(left) >= 2:
+            for name, value in zip(TYPES, (user, left[:-1], left[-1], number[item]), strict=True):
+                rows[name].append(value)
+    counts = np.bincount(np.concatenate(rows["training"]), minlength=items + 1)[1 : len(kept) + 1]
+    catalogue = Catalogue(
+        [data.catalogue.raw(int(item)) for item in order],
+        [data.catalogue.title(int(item)) for item in order],
+        counts.tolist(),
+    )
+    with new_artifact(folder / "data", KIND, options=options, inputs=inputs, facts=dict(manifest.facts)) as new:
+        (new / SEQUENCES_FOLDER).mkdir()
+        pq.write_table(pa.table(rows, pa.schema(TYPES)), new / SEQUENCES_FOLDER / "part_0.parquet")
+        catalogue.write(new / ITEMS_FILE)
+        shutil.copy(whole / "data" / STATISTICS_FILE, new)
+    return folder
+
+
+def by_titles(data: Data) -> NDArray[np.int32]:
+    """Return each test user's rank of the true item by title likeness to the recent history alone."""
+    statistics = count_statistics(data.training, all_titles(data), data.catalogue.trained)
+    items = np.arange(len(data.catalogue) + 1, dtype=np.int32)
+    ranks = []
+    for history, item in zip(data.test_histories(), data.test, strict=True):
+        scores = statistics.likeness(items, history[-RECENT:]).mean(axis=1)
+        ranks.append(_rank(scores, history, int(item)))
+    return np.array(ranks, np.int32)
+
+
+def by_popularity(data: Data) -> NDArray[np.int32]:
+    """Return each test user's rank of the true item by popularity in the training sequences."""
+    counts = np.zeros(len(data.catalogue) + 1, np.float32)
+    counts[1 : data.catalogue.trained + 1] = data.catalogue.counts
+    histories = zip(data.test_histories(), data.test, strict=True)
+    return np.array([_rank(counts.copy(), history, int(item)) for history, item in histories], np.int32)
+
+
+def by_chance(data: Data) -> NDArray[np.int32]:
+    """Return each test user's rank of the true item in a random order of all items."""
+    draw = np.random.default_rng(SEED)
+    histories = zip(data.test_histories(), data.test, strict=True)
+    return np.array(
+        [_rank(draw.random(len(data.catalogue) + 1, np.float32), history, int(item)) for history, item in histories],
+        np.int32,
+    )
+
+
+def _rank(scores: NDArray[np.float32], history: Items, item: int) -> int:
+    mask(scores, history)
+    return place_of(scores, item)
+
+
+def by_retriever(retriever: TrainedRetriever, data: Data) -> NDArray[np.int32]:
+    """Return each test user's rank of the true item by a trained retriever; 0 for an item that it does not know."""
+    histories, ranks = data.test_histories(), []
+    for rows, history, item in zip(retriever.rows(histories), histories, data.test, strict=True):
+        ordered = retriever.stage.ordered(rows, history, history, 20)
+        ranks.append(rank_in(ordered, rows[0], int(item)))
+    return np.array(ranks, np.int32)
+
+
+def train(dataset: str, way: str, work: Path, folder: Path) -> TrainedRetriever:
+    """Return the retriever of one of :data:`WAYS`, trained where it is missing."""
+    artifacts = work / f"{folder.name}-{way.replace(' ', '-').replace(',', '')}"
+    artifacts.mkdir(exist_ok=True)
+    (artifacts / "data").unlink(missing_ok=True)
+    (artifacts / "data").symlink_to((folder / "data").resolve())
+    train_retriever(RetrieverTraining(**MODELS[dataset], **WAYS[way]), artifacts)
+    return TrainedRetriever.load(artifacts / "retriever")
+
+
+def measure(dataset: str, work: Path, folder: Path, path: Path) -> None:
+    """Measure every way on one data set, and keep the ranks."""
+    data = load_data(folder)
+    ranks = {"chance": by_chance(data), "popularity": by_popularity(data), "title likeness": by_titles(data)}
+    for way in WAYS:
+        ranks[way] = by_retriever(train(dataset, way, work, folder), data)
+    new = data.test > data.catalogue.trained
+    for name, found in ranks.items():
+        print(f"{name}: new {_recalls(found[new])}, known {_recalls(found[~new])}", flush=True)
+    write_untrained(path, data.users, new, ranks)
+
+
+def _recalls(ranks: Sequence[int] | NDArray[np.int32]) -> str:
+    return f"{recall(ranks, 10):.4f} / {recall(ranks, 20):.4f}"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_option(parser)
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "artifacts" / "results", help="Folder for data, weights and checkpoints."
+    )
+    parser.add_argument("--dataset", action="append", choices=tuple(SOURCES), help="Repeatable. Default: both.")
+    given = parser.parse_args()
+    try:
+        for dataset in given.dataset or tuple(SOURCES):
+            folder = given.work / dataset
+            preprocess(preprocessing_of(dataset, data_folder(given.data)), folder)
+            folder = take_out(folder, given.work / f"{dataset}-untrained")
+            if not (path := LADDERS / f"{folder.name}.parquet").exists():
+                measure(dataset, given.work, folder, path)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
