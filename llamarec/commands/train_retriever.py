@@ -1,6 +1,7 @@
 """`llamarec train-retriever`."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,6 +55,14 @@ def train_retriever(
         str | None,
         typer.Option(help="Preset of a second retriever, which is weighed together with the signals."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of an earlier retriever to go on from, such as artifacts/NAME/retriever; new items start from"
+            " their titles.",
+        ),
+    ] = None,
     epochs: Epochs = None,
     max_length: Annotated[int | None, typer.Option(help="Number of most recent items that the model reads.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Training windows per step.")] = None,
@@ -86,10 +95,10 @@ def train_retriever(
     if options.titles == "model":
         from models.ranker.title_states import encode_titles
 
-        encode_titles(artifacts, base or EMBEDDED, device=options.device)
+        encode_titles(artifacts, base or EMBEDDED, device=options.device, keep=start is not None)
     elif base is not None:
         raise InputError("--base names the language model that encodes titles: use it with --titles model")
-    metrics = run(options, artifacts)
+    metrics = run(options, artifacts, start=start)
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` only the first process prints
         return
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from models.device import torch_device
@@ -32,7 +32,7 @@ DIMENSIONS = 256
 
 
 def encode_titles(
-    artifacts: Path, base: str = EMBEDDED, *, layer: int | None = None, device: str = "auto"
+    artifacts: Path, base: str = EMBEDDED, *, layer: int | None = None, device: str = "auto", keep: bool = False
 ) -> NDArray[np.float32]:
     """Write ``artifacts/titles``, the whitened vectors of all titles of the catalogue, and return them.
 
@@ -43,6 +43,8 @@ def encode_titles(
         base: see :func:`models.ranker.base.find_base`.
         layer: number of layers after which the states are read. Default: :data:`LAYER_SHARE` of them.
         device: see :func:`models.device.torch_device`.
+        keep: whether the projection of an earlier artifact there is kept, for a training that goes on from an earlier
+            one, whose weights fit no other projection.
 
     Returns:
         the vectors [items + 1, dimensions], zeros for the padding first; each has length 1, or 0 for an empty title.
@@ -58,7 +60,12 @@ def encode_titles(
     if not is_finished(artifacts / KIND, KIND, options=options, inputs=inputs):
         titles = [catalogue.title(item) for item in range(1, len(catalogue) + 1)]
         states = title_states(folder, titles, layer, torch_device(device))
-        whitening = fit_whitening(states[: catalogue.trained])
+        earlier = artifacts / KIND / WHITENING_FILE
+        whitening = (
+            Whitening(**load_file(earlier))
+            if keep and earlier.is_file()
+            else fit_whitening(states[: catalogue.trained])
+        )
         vectors = np.concatenate((np.zeros((1, whitening.kept), np.float32), whitening(states)))
         with new_artifact(artifacts / KIND, KIND, options=options, inputs=inputs) as partial:
             save_vectors(partial, vectors)

@@ -35,11 +35,19 @@ class Titles:
         return None if vectors is None else torch.from_numpy(vectors)
 
 
-def encode_titles(options: RetrieverTraining, data: Data, artifacts: Path) -> Titles:
+def encode_titles(
+    options: RetrieverTraining, data: Data, artifacts: Path, earlier: WordEncoder | None = None
+) -> Titles:
     """Return the title vectors of a training.
 
     Words and their frequencies are learned from the titles of trained items only, so that an untrained item is encoded
     in the same way as one that is added later.
+
+    Args:
+        options: options of the training.
+        data: the data that it trains on.
+        artifacts: folder that holds the data.
+        earlier: encoder of the retriever that the training goes on from, whose projection fits no other.
 
     Raises:
         InputError: no word occurs in two titles, or a language model's vectors are missing.
@@ -49,7 +57,7 @@ def encode_titles(options: RetrieverTraining, data: Data, artifacts: Path) -> Ti
     if options.titles == "model":
         return Titles(load_vectors(artifacts / KIND, len(data.catalogue)), None)
     titles = all_titles(data)
-    encoder = fit_words(titles[: data.catalogue.trained])
+    encoder = earlier or fit_words(titles[: data.catalogue.trained])
     if not encoder.components.size:
         raise InputError(
             f"no two words of the titles in {artifacts / 'data'} occur in two titles each, so titles say nothing of how"

@@ -23,6 +23,7 @@ from preprocessing.artifacts import read_manifest
 KIND = "retriever"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PROJECTION_FILE = "projection.safetensors"
 SECOND = "second"
 """Subfolder of the second retriever."""
 

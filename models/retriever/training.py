@@ -19,30 +19,41 @@ from models.metrics import recall, summary
 from models.retriever.batches import Items
 from models.retriever.fitting.curves import plot_curve
 from models.retriever.fitting.loop import TrainingProgress, Watch, fit, sent_histories
+from models.retriever.fitting.start import earlier_state
 from models.retriever.fitting.sums import PROJECTION, with_sums
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage, pool_of
 from models.retriever.titles import Titles, all_titles, encode_titles
-from models.retriever.trained import CONFIG, KIND, SECOND, WEIGHTS, TrainedModel, TrainedRetriever
+from models.retriever.trained import (
+    CONFIG,
+    KIND,
+    PROJECTION_FILE,
+    SECOND,
+    WEIGHTS,
+    TrainedModel,
+    TrainedRetriever,
+)
 from models.signals.fitting import count_statistics, fit_weights
 from models.signals.signals import Signals
 from models.titles.vectors import COMMAND
 from models.titles.vectors import KIND as TITLES
 from models.titles.words import WordEncoder
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 METRICS = "metrics.json"
 CURVE = "curve.png"
-PROJECTION_FILE = "projection.safetensors"
 CHECKPOINTS = ("retriever-checkpoint.pt", "second-retriever-checkpoint.pt")
 LOGS = "logs"
 FITTED_USERS = 10_000
 """Maximum number of validation users on whom the signals' weights are fitted."""
 
 
-def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | None = None) -> dict[str, Any]:
+def train_retriever(
+    options: RetrieverTraining, artifacts: Path, watch: Watch | None = None, start: Path | None = None
+) -> dict[str, Any]:
     """Train a retriever, write ``artifacts/retriever`` with the weights of the best validation, and return the metrics.
 
     The folder holds the weights, the signals with their weights if there are any, ``candidates-validation.parquet`` and
@@ -55,6 +66,8 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
         artifacts: folder that holds ``data``, and ``titles`` for a training with a language model's title vectors.
         watch: function that is called with the step and Recall@10 of every validation of the first retriever. An
             exception in it ends the training, and nothing is written.
+        start: artifact of an earlier retriever to go on from, such as ``artifacts/retriever`` itself. Its items are
+            found by their raw ids; new items start from their titles.
 
     Returns:
         the metrics: ``{"validation": {...}, "test": {...}, "steps": n, ...}``; with signals, ``"model_alone"`` has the
@@ -62,22 +75,27 @@ def train_retriever(options: RetrieverTraining, artifacts: Path, watch: Watch | 
 
     Raises:
         InputError: ``artifacts`` holds no preprocessed data, the catalogue's titles have no words in common, the
-            checkpoint there belongs to another training, or the loss is not finite.
+            checkpoint there belongs to another training, the loss is not finite, or ``start`` is not a retriever of
+            the same architecture.
     """
     options = replace(options, device=torch_device(options.device))
-    folder, inputs = artifacts / "retriever", _inputs(options, artifacts)
+    folder, inputs = artifacts / "retriever", _inputs(options, artifacts, start)
     if is_finished(folder, KIND, options=asdict(options), inputs=inputs):
         return _metrics(folder)
     data = load_data(artifacts)
     if not data.users:
         raise InputError(f"{artifacts / 'data'} has no users to train on: run `llamarec preprocess` on more data")
-    titles = encode_titles(options, data, artifacts)
+    earlier = WordEncoder.load(start) if start is not None and options.titles == "words" else None
+    titles = encode_titles(options, data, artifacts, earlier)
     fitted: list[_Fitted] = []
     checkpoints: list[Checkpoint] = []
     for some, name in zip((options, *_second(options)), CHECKPOINTS, strict=False):
         checkpoint = Checkpoint(artifacts / name, asdict(some), inputs)
         logs = artifacts / LOGS / ("second-retriever" if fitted else "retriever")
-        model, progress = fit(some, data, checkpoint, logs, None if fitted else watch, titles.trained(data))
+        state = None
+        if start is not None:
+            state = earlier_state(start / SECOND if fitted else start, some, data, titles)
+        model, progress = fit(some, data, checkpoint, logs, None if fitted else watch, titles.trained(data), state)
         served = with_sums(model, some, data.catalogue.trained, titles.retrieved(some, data))
         fitted.append(_Fitted(served, progress, model.state_dict().get(PROJECTION)))
         checkpoints.append(checkpoint)
@@ -99,11 +117,13 @@ class _Fitted:
     projection: Tensor | None
 
 
-def _inputs(options: RetrieverTraining, artifacts: Path) -> dict[str, str]:
+def _inputs(options: RetrieverTraining, artifacts: Path, start: Path | None) -> dict[str, str]:
     """Return the fingerprints of what the training reads."""
     inputs = {"data": read_manifest(artifacts / "data", "data", "llamarec preprocess").fingerprint}
     if options.titles == "model":
         inputs[TITLES] = read_manifest(artifacts / TITLES, TITLES, COMMAND).fingerprint
+    if start is not None:
+        inputs["start"] = read_manifest(start, KIND, "llamarec train-retriever").fingerprint
     return inputs
 
 
@@ -129,7 +149,7 @@ def _write(
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
         signals = _fit_signals(options, data, models, titles.encoder) if options.signals else None
         for place, one in enumerate(fitted):
-            _write_model(one, partial / SECOND if place else partial)
+            _write_model(one, data, partial / SECOND if place else partial)
         if titles.encoder is not None:
             titles.encoder.save(partial)
         if signals is not None:
@@ -150,8 +170,9 @@ def _write(
         plot_curve(progress.curve, f"{options.model} on {data.name}", partial / CURVE)
 
 
-def _write_model(fitted: _Fitted, folder: Path) -> None:
+def _write_model(fitted: _Fitted, data: Data, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
+    data.catalogue.write(folder / ITEMS_FILE)  # a later training goes on from these items
     save_file(fitted.served.model.state_dict(), folder / WEIGHTS)
     config = {**asdict(fitted.served.options), "items": fitted.served.items}
     (folder / CONFIG).write_text(json.dumps(config, indent=1))

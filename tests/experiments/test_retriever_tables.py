@@ -102,7 +102,10 @@ def test_the_page_names_every_run_and_the_papers_figures(tmp_path: Path):
     tables = tables_block(runs).splitlines()
     comparison = next(line for line in tables if line.startswith("| LRURec | 1 |"))
     assert comparison.split(" | ")[7] == "0.6667 / 0.1426"
-    assert [line.rsplit(" | ", 1)[1] for line in tables if line.startswith("| LRURec | none | | ")] == ["chosen |", "pruned |"]
+    assert [line.rsplit(" | ", 1)[1] for line in tables if line.startswith("| LRURec | none | | ")] == [
+        "chosen |",
+        "pruned |",
+    ]
     assert "The 2 users (0.6667 of all) whose true item is in LRURec's top 20;" in "\n".join(tables)
     # NDCG@10 (1 + 1 / log2(3)) / 3 = .5436
     (summary,) = summary_block(runs).splitlines()[2:]

@@ -20,7 +20,13 @@ COLOURED = tuple(f"{COLOURS[item % 5]} {ANIMALS[item % 6]}" for item in range(IT
 """Titles of two words; every word is in several titles, and no two titles are equal."""
 
 
-def write_data(folder: Path, sequences: Sequence[Sequence[int]], titles: Sequence[str], trained: int) -> Path:
+def write_data(
+    folder: Path,
+    sequences: Sequence[Sequence[int]],
+    titles: Sequence[str],
+    trained: int,
+    ids: Sequence[str] | None = None,
+) -> Path:
     """Write the artifact ``data`` into a folder, and return the folder.
 
     Args:
@@ -28,6 +34,7 @@ def write_data(folder: Path, sequences: Sequence[Sequence[int]], titles: Sequenc
         sequences: item numbers of each user, oldest first; the last two are for validation and test.
         titles: titles of all items.
         trained: number of items that may be in the sequences; the others have only a title.
+        ids: raw ids of all items; by default i1, i2, ...
     """
     users = [f"u{user}" for user in range(len(sequences))]
     columns = {
@@ -41,8 +48,8 @@ def write_data(folder: Path, sequences: Sequence[Sequence[int]], titles: Sequenc
     with new_artifact(folder / "data", KIND, options={}, inputs={}, facts=statistics) as partial:
         (partial / SEQUENCES_FOLDER).mkdir()
         pq.write_table(pa.table(columns), partial / SEQUENCES_FOLDER / "part_0.parquet")
-        ids = [f"i{item}".encode() for item in range(1, len(titles) + 1)]
-        Catalogue(ids, titles, counts.tolist()).write(partial / ITEMS_FILE)
+        raw = ids or [f"i{item}" for item in range(1, len(titles) + 1)]
+        Catalogue([one.encode() for one in raw], titles, counts.tolist()).write(partial / ITEMS_FILE)
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics))
     return folder
 

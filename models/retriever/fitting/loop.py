@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,7 @@ def fit(
     logs: Path,
     watch: Watch | None = None,
     titles: NDArray[np.float32] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[Retriever, TrainingProgress]:
     """Train until validation Recall@10 stops rising.
 
@@ -87,6 +88,7 @@ def fit(
         watch: see :data:`Watch`.
         titles: vectors of the trained items' titles [items + 1, dimensions], the padding's first; None for a model
             without titles.
+        start: state of the model to go on from; by default, it is initialised at random.
 
     Returns:
         the model with the weights of the best validation, on the CPU, and the progress of the training.
@@ -94,7 +96,7 @@ def fit(
     Raises:
         InputError: the loss is not finite, or the checkpoint belongs to another training.
     """
-    training = _Training(options, data, checkpoint, titles)
+    training = _Training(options, data, checkpoint, titles, start)
     progress = training.progress
     writer = SummaryWriter(str(logs), purge_step=progress.step + 1) if training.processes.is_main_process else None
     with progress_bar() as bar:
@@ -136,6 +138,7 @@ class _Training:
         data: Data,
         checkpoint: Checkpoint,
         titles: NDArray[np.float32] | None,
+        start: Mapping[str, Tensor] | None,
     ) -> None:
         self.options, self.data, self.checkpoint = options, data, checkpoint
         device = torch_device(options.device)
@@ -146,6 +149,8 @@ class _Training:
         torch.manual_seed(options.seed)
         vectors = None if titles is None else torch.from_numpy(titles)
         self.model = build_model(options, data.catalogue.trained, vectors).to(self.device)
+        if start is not None:
+            self.model.load_state_dict(start)
         self.optimizer = make_optimizer(self.model, options)
         torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process draws its own masks
         windows = training_windows(data.training, options.max_length)

@@ -104,7 +104,11 @@ def test_a_changed_file_is_refused(tmp_path):
     [("features", "FeaturesStep"), ("retriever", "RetrieverStep"), ("prompt_builder", "PromptBuilderStep")],
 )
 def test_torch_is_imported_in_the_ranker_only(module, step):
-    """These three steps load without torch, which takes 144 MB of memory in each process that imports it."""
+    """These three steps load without torch, which takes 144 MB of memory in each process that imports it.
+
+    SciPy and scikit-learn, with which the signals are counted and the titles' words are learned, are not installed
+    where only the steps run.
+    """
     program = f"""
 import sys
 from pathlib import Path
@@ -117,7 +121,7 @@ except ImportError:
     raise
 except Exception:
     pass
-heavy = {{"torch", "transformers", "nvtabular"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "nvtabular", "scipy", "sklearn"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True)
