@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from experiments.datasets import ROOT
 from models.metrics import recall
 from models.retriever.batches import Items
 from models.retriever.options import RetrieverTraining
+from models.retriever.trained import CONFIG, WEIGHTS, TrainedModel
 from preprocessing.artifacts import replacing
 from preprocessing.errors import InputError
 
@@ -29,6 +31,7 @@ PAGES = ROOT / "docs" / "results"
 RETRIEVERS = PAGES / "data"
 RANKERS = RETRIEVERS / "ranker"
 LADDERS = RETRIEVERS / "ladder"
+STATES = ROOT / "experiments" / "kept"
 SPLITS = ("validation", "test")
 LISTS_SCHEMA = pa.schema(
     {
@@ -178,6 +181,25 @@ def read_ladder(path: Path) -> dict[str, dict[str, Any]]:
         name: {"weights": some, **{split: table[f"{name}: {split}"].to_numpy() for split in SPLITS}}
         for name, some in weights.items()
     }
+
+
+def keep_state(name: str, trained: TrainedModel) -> Path:
+    """Write a trained retriever in fp16 into experiments/kept, and return its folder.
+
+    :meth:`TrainedModel.load` opens it, in fp32. Later experiments start from it where the weights of the published runs
+    are not at hand; half precision changes hardly any rank.
+
+    Args:
+        name: name of the folder.
+        trained: the retriever.
+    """
+    folder = STATES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.half() for key, tensor in trained.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    config = {**asdict(trained.options), "items": trained.items}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return folder
 
 
 def write_untrained(

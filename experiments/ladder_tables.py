@@ -26,6 +26,7 @@ STEPS: Mapping[str, Sequence[tuple[str, str]]] = {
     "ml-latest-small": (
         ("plain", "LRURec"),
         ("plain + signals", "+ signals"),
+        ("plain, titles + signals", "+ LRURec with titles as the second retriever"),
     ),
     "amazon-2014-beauty": (
         ("plain", "LRURec"),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.datasets import ROOT, SOURCES, add_data_option, data_folder, preprocessing_of
-from experiments.kept import SPLITS, ladder_path, write_ladder
+from experiments.kept import SPLITS, keep_state, ladder_path, write_ladder
 from experiments.random_ties import write_random_ties
 from models.metrics import ndcg, recall
 from models.retriever.batches import Items
@@ -40,7 +40,7 @@ ML = {**SHORT, "max_length": 200, "batch_size": 16, "dropout": 0.5, "weight_deca
 BEAUTY = {**SHORT, "dropout": 0.5}
 SASREC = {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512}
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
-    "ml-latest-small": {"plain": ML},
+    "ml-latest-small": {"plain": ML, "titles": {**ML, "titles": "words"}},
     "amazon-2014-beauty": {
         "titles": {**BEAUTY, "titles": "words"},
         "second": {**SASREC, "titles": "words"},
@@ -69,6 +69,9 @@ RUNGS: Mapping[str, Mapping[str, Rung]] = {
         "transitions alone": Rung((), ("transitions",)),
         "plain": Rung(("plain",)),
         "plain + signals": Rung(("plain",), SIGNALS),
+        "titles": Rung(("titles",)),
+        "plain, titles": Rung(("plain", "titles")),
+        "plain, titles + signals": Rung(("plain", "titles"), SIGNALS),
         "plain + signals without popularity": Rung(("plain",), without("popularity")),
         "plain + signals without likeness": Rung(("plain",), without(*LIKENESS)),
         "plain + signals without transitions": Rung(("plain",), without("transitions")),
@@ -211,7 +214,7 @@ def climb(dataset: str, seed: int, work: Path, folder: Path) -> None:
 
 
 def train(dataset: str, model: str, seed: int, work: Path, folder: Path) -> TrainedModel:
-    """Return one of the models of :data:`MODELS`, trained where it is missing."""
+    """Return one of the models of :data:`MODELS`, trained where it is missing; those of the first seed are kept."""
     artifacts = work / f"{folder.name}-{model}-seed{seed}"
     artifacts.mkdir(exist_ok=True)
     (artifacts / "data").unlink(missing_ok=True)
@@ -219,7 +222,10 @@ def train(dataset: str, model: str, seed: int, work: Path, folder: Path) -> Trai
     # Untrained items would take places among the candidates that no test user needs.
     options = RetrieverTraining(**MODELS[dataset][model], seed=seed, untrained=False)
     train_retriever(options, artifacts)
-    return TrainedRetriever.load(artifacts / "retriever").models[0]
+    trained = TrainedRetriever.load(artifacts / "retriever").models[0]
+    if (seed, folder.name) == (SEEDS[0], dataset):
+        keep_state(artifacts.name, trained)
+    return trained
 
 
 def main() -> None:

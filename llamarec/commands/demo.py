@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Preset, Repository, from_preset
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Repository, from_preset
 from llamarec.tables import console, messages, print_table
 from preprocessing.errors import InputError
 
@@ -24,7 +24,7 @@ SHOWN = 10
 def demo(
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     repository: Repository = DEFAULT_REPOSITORY,
-    preset: Preset = "demo",
+    preset: Annotated[str, typer.Option(help="`demo` (minutes on two cores) or `paper`, for both trainings.")] = "demo",
     user: Annotated[str | None, typer.Option(help="Raw id of the test user to recommend to.")] = None,
     ui: Annotated[
         bool, typer.Option("--ui", help="Serve a web page over the exported repository, of any data set.")

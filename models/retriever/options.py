@@ -110,10 +110,15 @@ class RetrieverTraining:
         return self.untrained and self.titles != "none"
 
     def second_options(self) -> "RetrieverTraining":
-        """Return the options of the second retriever: its preset, with the titles, seed and device of the first."""
+        """Return the options of the second retriever: its preset, with the seed and device of the first.
+
+        It reads titles as its preset says, or else as the first retriever does.
+        """
         assert self.second is not None
-        shared = {name: getattr(self, name) for name in ("titles", "untrained", "mask", "seed", "device")}
-        return RetrieverTraining(**{**PRESETS[self.second], **shared, "signals": False, "second": None})
+        shared = {name: getattr(self, name) for name in ("mask", "seed", "device")}
+        # Both retrievers score the same items.
+        alone = {"untrained": self.whole_catalogue, "signals": False, "second": None}
+        return RetrieverTraining(**{"titles": self.titles, **PRESETS[self.second], **shared, **alone})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

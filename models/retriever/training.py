@@ -23,7 +23,7 @@ from models.retriever.fitting.start import earlier_state
 from models.retriever.fitting.sums import PROJECTION, with_sums
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage, pool_of
-from models.retriever.titles import Titles, all_titles, encode_titles
+from models.retriever.titles import all_titles, encode_titles
 from models.retriever.trained import (
     CONFIG,
     KIND,
@@ -85,23 +85,22 @@ def train_retriever(
     data = load_data(artifacts)
     if not data.users:
         raise InputError(f"{artifacts / 'data'} has no users to train on: run `llamarec preprocess` on more data")
-    earlier = WordEncoder.load(start) if start is not None and options.titles == "words" else None
-    titles = encode_titles(options, data, artifacts, earlier)
     fitted: list[_Fitted] = []
     checkpoints: list[Checkpoint] = []
     for some, name in zip((options, *_second(options)), CHECKPOINTS, strict=False):
         checkpoint = Checkpoint(artifacts / name, asdict(some), inputs)
         logs = artifacts / LOGS / ("second-retriever" if fitted else "retriever")
-        state = None
-        if start is not None:
-            state = earlier_state(start / SECOND if fitted else start, some, data, titles)
+        went_before = None if start is None else start / SECOND if fitted else start
+        encoder = WordEncoder.load(went_before) if went_before is not None and some.titles == "words" else None
+        titles = encode_titles(some, data, artifacts, encoder)
+        state = None if went_before is None else earlier_state(went_before, some, data, titles)
         model, progress = fit(some, data, checkpoint, logs, None if fitted else watch, titles.trained(data), state)
         served = with_sums(model, some, data.catalogue.trained, titles.retrieved(some, data))
-        fitted.append(_Fitted(served, progress, model.state_dict().get(PROJECTION)))
+        fitted.append(_Fitted(served, progress, model.state_dict().get(PROJECTION), titles.encoder))
         checkpoints.append(checkpoint)
     processes = PartialState()
     if processes.is_main_process:
-        _write(options, data, folder, fitted, titles, inputs)
+        _write(options, data, folder, fitted, inputs)
         for checkpoint in checkpoints:
             checkpoint.remove()
     processes.wait_for_everyone()
@@ -110,11 +109,12 @@ def train_retriever(
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A trained model, how its training went, and the projection of titles that it learned."""
+    """A trained model, how its training went, and how a title becomes a part of its items' vectors."""
 
     served: TrainedModel
     progress: TrainingProgress
     projection: Tensor | None
+    encoder: WordEncoder | None
 
 
 def _inputs(options: RetrieverTraining, artifacts: Path, start: Path | None) -> dict[str, str]:
@@ -141,17 +141,14 @@ def _write(
     data: Data,
     folder: Path,
     fitted: list[_Fitted],
-    titles: Titles,
     inputs: dict[str, str],
 ) -> None:
     models = [one.served for one in fitted]
     facts = {"dataset": data.name, "users": len(data.users), "items": models[0].items}
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
-        signals = _fit_signals(options, data, models, titles.encoder) if options.signals else None
+        signals = _fit_signals(options, data, models, fitted[0].encoder) if options.signals else None
         for place, one in enumerate(fitted):
             _write_model(one, data, partial / SECOND if place else partial)
-        if titles.encoder is not None:
-            titles.encoder.save(partial)
         if signals is not None:
             signals.save(partial)
         trained = TrainedRetriever(models, RetrievalStage(signals))
@@ -178,6 +175,8 @@ def _write_model(fitted: _Fitted, data: Data, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
     if fitted.projection is not None:
         save_file({"projection": fitted.projection}, folder / PROJECTION_FILE)
+    if fitted.encoder is not None:
+        fitted.encoder.save(folder)
 
 
 def _measure(

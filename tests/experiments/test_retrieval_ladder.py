@@ -9,13 +9,13 @@ from made_up_data import write_circle
 from retrieval import random_model, random_statistics
 
 from experiments import ladder_tables, retrieval_ladder
-from experiments.kept import SPLITS, ladder_path, read_ladder, read_untrained, write_ladder, write_untrained
+from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, read_untrained, write_ladder, write_untrained
 from experiments.random_ties import in_random_order, write_random_ties
 from experiments.retrieval_ladder import MODELS, RUNGS, find_pools, measure
 from experiments.untrained_items import by_chance, by_popularity, by_retriever, by_titles, take_out
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage
-from models.retriever.trained import TrainedRetriever
+from models.retriever.trained import TrainedModel, TrainedRetriever
 from models.signals.signals import SIGNALS, Signals
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, load_data
@@ -157,3 +157,15 @@ def test_tables_show_what_is_kept(monkeypatch, tmp_path: Path):
     assert "| titles | 2 | 0.0000 | 0.0000 | -1.0000 [-1.0000, -1.0000] |" in lines
     assert ladder_tables.summary_rows("ml-latest-small")[0] == ["LRURec", "0.5000 / 0.5000"]
     assert ladder_tables.ladder_block("amazon-2014-beauty") == []
+
+
+def test_a_kept_state_scores_like_the_trained_retriever(monkeypatch, tmp_path: Path):
+    """Half precision has 11 significant bits: scores of up to 10 differ by a few hundredths at most."""
+    monkeypatch.setattr("experiments.kept.STATES", tmp_path)
+    trained = random_model(RetrieverTraining(width=8, blocks=1), ITEMS)
+    opened = TrainedModel.load(keep_state("kept", trained))
+    history = [np.array([1, 2, 3], np.int32)]
+    (before,), (after,) = trained.scores(history), opened.scores(history)
+    np.testing.assert_allclose(after, before, atol=0.05)
+    assert (opened.options, opened.items) == (trained.options, ITEMS)
+    assert (tmp_path / "kept" / "model.safetensors").stat().st_size < 10_000

@@ -22,6 +22,7 @@ from models.retriever.options import PRESETS
 from models.retriever.trained import TrainedRetriever
 from models.retriever.training import train_retriever
 from preprocessing.artifacts import MANIFEST, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from serving.contract import STEPS
@@ -129,7 +130,8 @@ def test_titles_signals_and_a_second_retriever_are_exported(artifacts, tmp_path,
     training = tmp_path / "training"
     training.mkdir()
     (training / "data").symlink_to(artifacts / "data")
-    train_retriever(replace(BRIEF_RETRIEVER, titles="words", signals=True, second="tiny"), training)
+    brief = replace(BRIEF_RETRIEVER, epochs=1, validate_every=100, untrained=True)
+    train_retriever(replace(brief, titles="words", signals=True, second="tiny"), training)
     whole = with_retriever(artifacts, tmp_path / "artifacts", training / "retriever")
     export(OPTIONS, whole, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(artifacts)
@@ -146,17 +148,20 @@ def test_titles_signals_and_a_second_retriever_are_exported(artifacts, tmp_path,
 
 
 @pytest.mark.thorough
-def test_artifacts_of_an_earlier_version_are_exported(artifacts, repository, tmp_path):
-    """A retriever whose options lack the new ones, and whose candidates lack a column, is served as before.
+def test_artifacts_of_an_earlier_version_are_exported(artifacts, tmp_path):
+    """A retriever without the present options, catalogue and column of the candidates is served as before.
 
-    The answers are those of the same retriever in the present format.
+    The candidates are those of the same retriever in the present format, with its logits' log-probabilities.
     """
-    old, stored = tmp_path / "retriever", artifacts / "retriever"
+    (tmp_path / "data").symlink_to(artifacts / "data")
+    plain = replace(BRIEF_RETRIEVER, titles="none", signals=False, untrained=True, epochs=1, validate_every=100)
+    train_retriever(plain, tmp_path)
+    old, stored = tmp_path / "old", tmp_path / "retriever"
     new = ("titles", "untrained", "signals", "pool", "second")
     manifest = read_manifest(stored, "retriever", "")
     made_with = {name: value for name, value in manifest.options.items() if name not in new}
     with new_artifact(old, "retriever", options=made_with, inputs=manifest.inputs, facts={**manifest.facts}) as partial:
-        for name in manifest.files:
+        for name in set(manifest.files) - {ITEMS_FILE}:
             shutil.copy(stored / name, partial)
         config = json.loads((partial / "config.json").read_text())
         (partial / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in new}))
@@ -164,14 +169,12 @@ def test_artifacts_of_an_earlier_version_are_exported(artifacts, repository, tmp
             table = pq.read_table(partial / f"candidates-{split}.parquet").drop_columns("model_rank")
             pq.write_table(table, partial / f"candidates-{split}.parquet")
     export(OPTIONS, with_retriever(artifacts, tmp_path / "artifacts", old), tmp_path / "repository")
-    found, expected, data = (
-        ExportedSteps.load(tmp_path / "repository"),
-        ExportedSteps.load(repository),
-        load_data(artifacts),
-    )
-    for user in range(3):
-        history = raw_history(data, user)
-        assert found.recommend(history) == expected.recommend(history)
+    steps, histories = ExportedSteps.load(tmp_path / "repository"), load_data(artifacts).training[:20]
+    for history, expected in zip(histories, TrainedRetriever.load(stored).retrieve(histories, 20), strict=True):
+        found = steps.retriever.candidates(history, np.empty(0, np.int32))
+        assert found.items.tolist() == expected.items.tolist()
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    assert len(steps.recommend(raw_history(load_data(artifacts), 0))) == 20
 
 
 def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):

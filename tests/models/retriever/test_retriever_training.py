@@ -89,9 +89,10 @@ def test_the_authors_mask_leaves_older_items_to_be_recommended(cycling, tmp_path
 
 
 def test_the_best_validation_is_kept(artifacts):
-    """The written weights reach the best validation on record."""
+    """The written weights reach the best validation on record, which is that of the model without the signals."""
     metrics = json.loads((artifacts / "retriever" / "metrics.json").read_text())
-    assert metrics["validation"]["Recall@10"] == pytest.approx(metrics["best_validation_Recall@10"])
+    reached = metrics["model_alone"]["validation"]["Recall@10"]
+    assert reached == pytest.approx(metrics["best_validation_Recall@10"])
 
 
 def test_the_same_seed_gives_the_same_weights(cycling, tmp_path):
@@ -288,7 +289,7 @@ def test_two_processes_train_what_one_does(cycling, tmp_path):
         (folder / "data").symlink_to(cycling / "data")
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-m", "llamarec.cli"]
         command += ["train-retriever", "--artifacts", str(folder), "--json", "--max-length=6", "--validate-every=8"]
-        command += ["--epochs=8", "--batch-size=16", "--seed=3", "--dropout=0"]
+        command += ["--epochs=8", "--batch-size=16", "--seed=3", "--dropout=0", "--preset=paper"]
         shared = {
             **os.environ,
             "OMP_NUM_THREADS": "1",

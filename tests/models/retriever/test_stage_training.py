@@ -22,6 +22,7 @@ from models.signals.signals import SIGNALS
 from models.titles.vectors import KIND, save_vectors
 from models.titles.words import WordEncoder
 from preprocessing.artifacts import new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 
@@ -75,11 +76,12 @@ def trained(whole) -> TrainedRetriever:
 
 
 def test_the_folder_holds_both_models_words_and_signals(whole):
-    """Each model has weights, options and the projection of titles; the stage has words, signals and candidates."""
-    folder, model = whole / "retriever", {"model.safetensors", "config.json", "projection.safetensors"}
+    """Each model has weights, options, items, and how it reads titles; the stage has signals and candidates."""
+    folder, words = whole / "retriever", {"projection.safetensors", "words.json", "words.safetensors"}
+    model = {"model.safetensors", "config.json", ITEMS_FILE, *words}
     assert {path.name for path in folder.iterdir()} == {
         *model,
-        *("second", "words.json", "words.safetensors", "signals.json", "signals.safetensors"),
+        *("second", "signals.json", "signals.safetensors"),
         *("candidates-validation.parquet", "candidates-test.parquet", "metrics.json", "curve.png", "manifest.json"),
     }
     assert {path.name for path in (folder / "second").iterdir()} == model
@@ -129,10 +131,16 @@ def test_the_loaded_stage_writes_the_same_candidates(whole, trained, tmp_path):
 
 
 def test_the_second_retriever_shares_titles_seed_and_mask():
-    """Everything else is its preset's: the first retriever's own options do not apply to it."""
+    """Everything else is its preset's: the first retriever's own options do not apply to it.
+
+    A preset that says how titles are read is followed, and both retrievers score the same items: without titles in the
+    first, the trained ones alone.
+    """
     options = replace(whole_options(), seed=9, mask="last-window", untrained=False)
     shared = {"titles": "words", "seed": 9, "mask": "last-window", "untrained": False, "device": "cpu"}
     assert options.second_options() == RetrieverTraining(**PRESETS["tiny"], **shared)
+    mixed = replace(BRIEF, titles="none", signals=True, second="default").second_options()
+    assert (mixed.titles, mixed.signals, mixed.whole_catalogue) == ("words", False, False)
 
 
 @pytest.mark.parametrize("untrained", [True, False])
@@ -265,10 +273,10 @@ def plain(tmp_path_factory) -> Path:
 
 
 def test_without_titles_and_signals_the_artifact_is_as_before(plain):
-    """No file is added, no metric either, and the manifest counts the trained items."""
+    """No file is added but the catalogue, no metric either, and the manifest counts the trained items."""
     folder = plain / "retriever"
     assert {path.name for path in folder.iterdir()} == {
-        *("model.safetensors", "config.json", "metrics.json", "curve.png", "manifest.json"),
+        *("model.safetensors", "config.json", ITEMS_FILE, "metrics.json", "curve.png", "manifest.json"),
         *("candidates-validation.parquet", "candidates-test.parquet"),
     }
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -278,13 +286,16 @@ def test_without_titles_and_signals_the_artifact_is_as_before(plain):
 
 
 def test_an_artifact_of_an_earlier_version_loads(plain, tmp_path):
-    """Its options lack the new ones, and its candidates the column ``model_rank``; it retrieves what it did."""
+    """It has no catalogue, its options lack the new ones, and its candidates the column ``model_rank``.
+
+    It retrieves what it did.
+    """
     old, stored = tmp_path / "retriever", plain / "retriever"
     manifest = read_manifest(stored, "retriever", "")
     made_with = {name: value for name, value in manifest.options.items() if name not in NEW_OPTIONS}
     assert set(manifest.options) - set(made_with) == NEW_OPTIONS
     with new_artifact(old, "retriever", options=made_with, inputs=manifest.inputs) as partial:
-        for name in manifest.files:
+        for name in set(manifest.files) - {ITEMS_FILE}:
             shutil.copy(stored / name, partial)
         config = json.loads((partial / "config.json").read_text())
         (partial / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in NEW_OPTIONS}))

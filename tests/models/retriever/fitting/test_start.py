@@ -49,7 +49,7 @@ def test_known_items_keep_their_scores(model: str, titles: str, tmp_path: Path, 
 
 
 def test_it_knows_the_items_before_its_first_step(tmp_path: Path):
-    """The earlier weights predict the circle (Recall@10 near 1), at random 10 of the 21 items left are hit: near 0.5."""
+    """The earlier weights predict the circle (Recall@10 near 1); a random order hits half of them."""
     options = replace(BRIEF, titles="words", epochs=30, learning_rate=1e-2, dropout=0.0)
     circle = write_circle(tmp_path / "circle")
     train_retriever(options, circle)
