@@ -8,7 +8,7 @@ from typing import Any
 from preprocessing.artifacts import plain, replacing
 from preprocessing.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoint:

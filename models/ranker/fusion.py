@@ -34,7 +34,7 @@ def fuse(model_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) 
 
     Args:
         model_logprobs: the language model's logits or log-probabilities [..., k].
-        retriever_scores: the retriever's logits [..., k].
+        retriever_scores: the retrieval stage's scores [..., k], logits or log-probabilities.
         weight: weight of the retriever, from 0 (language model only) to 1 (retriever only).
     """
     model = log_softmax(model_logprobs)
@@ -64,7 +64,7 @@ def fused_ranks(
 
     Args:
         model: the language model's log-probabilities [k] for each user, candidates in the retriever's order.
-        scores: the retriever's logits [k] for each user.
+        scores: the retrieval stage's scores [k] for each user, logits or log-probabilities.
         truths: position (from 0) of the true item among the candidates of each user.
         weight: weight of the retriever.
     """

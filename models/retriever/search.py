@@ -18,7 +18,7 @@ from models.checkpoint import Checkpoint
 from models.device import torch_device
 from models.retriever.fitting.loop import fit
 from models.retriever.options import RetrieverTraining
-from models.retriever.titles import Titles, encode_titles
+from models.retriever.titles import Titles, encode_titles, training_inputs
 from preprocessing.artifacts import write_whole
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -100,13 +100,14 @@ def search(options: Search, artifacts: Path) -> dict[str, Any]:
     data = load_data(artifacts)
     titles = encode_titles(options.training, data, artifacts)
     searched = asdict(replace(options, budget=1))  # a larger budget is the same search
-    settings = hashlib.sha256(json.dumps([searched, data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    read = training_inputs(options.training, artifacts)
+    settings = hashlib.sha256(json.dumps([searched, read], sort_keys=True).encode()).hexdigest()[:12]
     folder = artifacts / "tuning" / f"{options.training.model}-{options.space}-{settings}"
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(logging.ERROR)  # otherwise Ctrl-C prints a page of warnings
     study = _open(options, folder / STUDY)
     if (left := options.trainings - len(_ended(study))) > 0:
-        study.optimize(lambda trial: _train(trial, options, data, titles, folder), n_trials=left)
+        study.optimize(lambda trial: _train(trial, options, data, titles, read, folder), n_trials=left)
     result = {
         "dataset": data.name,
         "model": options.training.model,
@@ -156,7 +157,7 @@ def _open(options: Search, path: Path) -> optuna.Study:
     return study
 
 
-def _train(trial: Trial, options: Search, data: Data, titles: Titles, folder: Path) -> float:
+def _train(trial: Trial, options: Search, data: Data, titles: Titles, read: Mapping[str, str], folder: Path) -> float:
     """Run one training, and return its best validation Recall@10."""
     chosen: dict[str, Any] = {
         name: trial.suggest_float(name, values.low, values.high, log=values.log)
@@ -166,7 +167,7 @@ def _train(trial: Trial, options: Search, data: Data, titles: Titles, folder: Pa
     }
     training = replace(options.training, **chosen)
     name = "-".join(f"{key}-{value:g}" for key, value in chosen.items())
-    checkpoint = Checkpoint(folder / f"{name}.pt", asdict(training), {"data": data.fingerprint})
+    checkpoint = Checkpoint(folder / f"{name}.pt", asdict(training), read)
 
     def watch(step: int, reached: float) -> None:
         trial.report(reached, step)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.retriever.options import RetrieverTraining
 from models.titles.fit_words import fit_words
-from models.titles.vectors import KIND, load_vectors
+from models.titles.vectors import COMMAND, KIND, load_vectors
 from models.titles.words import WordEncoder
+from preprocessing.artifacts import read_manifest
 from preprocessing.data import Data
 from preprocessing.errors import InputError
 
@@ -64,6 +65,18 @@ def encode_titles(
             " items resemble each other: train with --titles none, or give the items titles"
         )
     return Titles(encoder.vectors(encoder.rows(["", *titles])), encoder)
+
+
+def training_inputs(options: RetrieverTraining, artifacts: Path) -> dict[str, str]:
+    """Return the fingerprint of each artifact that a training reads, by name.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    inputs = {"data": read_manifest(artifacts / "data", "data", "llamarec preprocess").fingerprint}
+    if options.titles == "model":
+        inputs[KIND] = read_manifest(artifacts / KIND, KIND, COMMAND).fingerprint
+    return inputs
 
 
 def all_titles(data: Data) -> list[str]:

@@ -23,7 +23,7 @@ from models.retriever.fitting.start import earlier_state
 from models.retriever.fitting.sums import PROJECTION, with_sums
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage, pool_of
-from models.retriever.titles import all_titles, encode_titles
+from models.retriever.titles import all_titles, encode_titles, training_inputs
 from models.retriever.trained import (
     CONFIG,
     KIND,
@@ -35,8 +35,6 @@ from models.retriever.trained import (
 )
 from models.signals.fitting import count_statistics, fit_weights
 from models.signals.signals import Signals
-from models.titles.vectors import COMMAND
-from models.titles.vectors import KIND as TITLES
 from models.titles.words import WordEncoder
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
@@ -79,7 +77,9 @@ def train_retriever(
             the same architecture.
     """
     options = replace(options, device=torch_device(options.device))
-    folder, inputs = artifacts / "retriever", _inputs(options, artifacts, start)
+    folder, inputs = artifacts / "retriever", training_inputs(options, artifacts)
+    if start is not None:
+        inputs["start"] = read_manifest(start, KIND, "llamarec train-retriever").fingerprint
     if is_finished(folder, KIND, options=asdict(options), inputs=inputs):
         return _metrics(folder)
     data = load_data(artifacts)
@@ -115,16 +115,6 @@ class _Fitted:
     progress: TrainingProgress
     projection: Tensor | None
     encoder: WordEncoder | None
-
-
-def _inputs(options: RetrieverTraining, artifacts: Path, start: Path | None) -> dict[str, str]:
-    """Return the fingerprints of what the training reads."""
-    inputs = {"data": read_manifest(artifacts / "data", "data", "llamarec preprocess").fingerprint}
-    if options.titles == "model":
-        inputs[TITLES] = read_manifest(artifacts / TITLES, TITLES, COMMAND).fingerprint
-    if start is not None:
-        inputs["start"] = read_manifest(start, KIND, "llamarec train-retriever").fingerprint
-    return inputs
 
 
 def _second(options: RetrieverTraining) -> list[RetrieverTraining]:

@@ -24,13 +24,17 @@ from preprocessing.errors import InputError
 VOCABULARY_FILE = "words.json"
 WEIGHTS_FILE = "words.safetensors"
 
-# Thai, Lao, Burmese and Khmer; then Chinese and Japanese. Korean puts spaces between words.
+# Thai, Lao, Burmese and Khmer; then Chinese and Japanese, without their punctuation. Korean puts spaces between words.
 UNSPACED = (
-    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 """Characters of scripts that do not separate words, as ranges of a regular expression."""
-# Vowel signs and accents are part of a word, although Python's \w does not match them.
-SIGNS = "\u0300-\u036f\u0900-\u0dff"
+# Vowel signs, accents and joiners are part of a word, although Python's \w does not match them.
+SIGNS = (
+    "\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u0900-\u0963\u0966-\u0dff\u0f71-\u0fbc\u200c\u200d"
+)
 PIECE = re.compile(f"(?P<unspaced>[{UNSPACED}]+)|(?:[^\\W{UNSPACED}]|[{SIGNS}])+")
 
 

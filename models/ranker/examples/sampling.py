@@ -28,7 +28,7 @@ class Example:
     truth: int
     """Position (from 0) of the true item among the candidates."""
     scores: NDArray[np.float32]
-    """The retriever's logits of the candidates [k]; all 0 for candidates that were not retrieved."""
+    """The candidates' log-probabilities by the retrieval stage [k]; all 0 for candidates that were not retrieved."""
 
 
 class Position(NamedTuple):

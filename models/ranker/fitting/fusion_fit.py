@@ -26,7 +26,7 @@ def fit_fusion(model: Sequence[ArrayLike], scores: Sequence[ArrayLike], truths: 
 
     Args:
         model: the language model's log-probabilities [k] for each validation user.
-        scores: the retriever's logits [k] for each user.
+        scores: the retrieval stage's scores [k] for each user, logits or log-probabilities.
         truths: position (from 0) of the true item among the candidates of each user.
     """
     sources = [

@@ -59,6 +59,8 @@ def dense(rows, words):
         ("Привет, мир", ["привет", "мир", "привет мир"]),
         ("기생충 영화", ["기생충", "영화", "기생충 영화"]),
         ("ＡＢＣ ﬁlm", ["abc", "film", "abc film"]),  # full-width letters and a ligature
+        ("राम।", ["राम"]),  # the danda ends a sentence
+        ("كِتَاب", ["كِتَاب"]),  # Arabic with vowel signs
     ],
 )
 def test_words_and_pairs_by_hand(title, expected):
@@ -73,6 +75,7 @@ def test_words_and_pairs_by_hand(title, expected):
         ("となりのトトロ", [*"となりのトトロ", "とな", "なり", "りの", "のト", "トト", "トロ"]),
         ("สวัสดี", [*"สวัสดี", "สว", "วั", "ัส", "สด", "ดี"]),
         ("山", ["山"]),
+        ("「山」・【川】", ["山", "川"]),  # punctuation separates characters
         ("𠮷野家", [*"𠮷野家", "𠮷野", "野家"]),  # the first character needs 4 bytes in UTF-8
     ],
 )
