@@ -42,7 +42,6 @@ SHARE, SEED = 0.1, 0
 """Share of the items that are taken out, and the seed by which they are drawn."""
 MODELS: Mapping[str, Mapping[str, Any]] = {"ml-latest-small": ML, "amazon-2014-beauty": BEAUTY}
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "LRURec": {},
     "LRURec with titles": {"titles": "words", "untrained": False},
     "LRURec with titles, untrained items too": {"titles": "words"},
     "LRURec with titles and signals, untrained items too": {"titles": "words", "signals": True},

@@ -25,6 +25,8 @@ def count_statistics(
 ) -> ItemStatistics:
     """Return the statistics of a data set.
 
+    An item that no training sequence contains counts as one of median popularity.
+
     Args:
         sequences: training sequence of each user, oldest first.
         titles: titles of all items, those in the training sequences first.
@@ -33,10 +35,11 @@ def count_statistics(
     """
     encoder = encoder or fit_words(titles[:trained], dimensions=0)
     counts = np.bincount(np.concatenate(sequences), minlength=len(titles) + 1)
+    popularity = np.log1p(counts)
+    # Nothing is known of an untrained item's popularity, and 0 would keep it out of every list.
+    popularity[trained + 1 :] = np.median(popularity[1 : trained + 1])
     rows = encoder.rows(["", *titles])  # the padding has no title
-    return ItemStatistics(
-        np.log1p(counts).astype(np.float32), TitleLikeness(rows), count_transitions(sequences, len(titles))
-    )
+    return ItemStatistics(popularity.astype(np.float32), TitleLikeness(rows), count_transitions(sequences, len(titles)))
 
 
 def count_transitions(sequences: Sequence[NDArray[np.int32]], items: int) -> Transitions:

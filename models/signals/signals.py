@@ -31,7 +31,7 @@ class ItemStatistics:
     """What the signals read: statistics of titles and of training sequences, by item number."""
 
     popularity: NDArray[np.float32]
-    """log(1 + the number of occurrences in the training sequences) [items + 1]."""
+    """log(1 + the number of occurrences in the training sequences) [items + 1]; the median for an untrained item."""
     likeness: TitleLikeness
     transitions: Transitions
 
