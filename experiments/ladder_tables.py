@@ -67,8 +67,9 @@ def metrics_of(ranks: Ranks) -> dict[str, float]:
 
 
 def difference(before: Ranks, after: Ranks) -> str:
-    """Return the difference of NDCG@10 and its interval over users, each user averaged over the seeds."""
-    means = [np.mean([gains(ranks, 10) for ranks in some], axis=0) for some in (before, after)]
+    """Return the difference of NDCG@10 and its interval over users, each user averaged over the seeds of both."""
+    seeds = min(len(before), len(after))
+    means = [np.mean([gains(ranks, 10) for ranks in some[:seeds]], axis=0) for some in (before, after)]
     return interval(means[1] - means[0])
 
 
@@ -93,7 +94,7 @@ def ladder_block(dataset: str) -> list[str]:
     for name, label in STEPS[dataset]:
         if name in rungs:
             ranks = rungs[name]
-            gained = difference(before, ranks) if before is not None and len(before) == len(ranks) else ""
+            gained = "" if before is None else difference(before, ranks)
             rows.append([label, str(len(ranks)), *_figures(ranks, names), gained])
             before = ranks
     paper = {"*LRURec, the paper's*": "lrurec", "*LlamaRec 7B, the paper's*": "llamarec"}
@@ -117,8 +118,8 @@ def others_block(dataset: str, rungs: Mapping[str, Ranks]) -> list[str]:
     for name, ranks in rungs.items():
         if name not in steps:
             found = metrics_of(ranks)
-            gained = difference(whole, ranks) if len(ranks) == len(whole) else ""
-            rows.append([name, str(len(ranks)), *(f"{found[key]:.4f}" for key in ("Recall@10", "NDCG@10")), gained])
+            figures = [f"{found[key]:.4f}" for key in ("Recall@10", "NDCG@10")]
+            rows.append([name, str(len(ranks)), *figures, difference(whole, ranks)])
     header = ("", "seeds", "Recall@10", "NDCG@10", f'NDCG@10 compared with "{DEFAULT[dataset]}"')
     return ["Other combinations, and the signals left out one by one:", "", *table(header, rows), ""]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.datasets import ROOT, SOURCES, add_data_option, data_folder, preprocessing_of
-from experiments.kept import SPLITS, keep_state, ladder_path, write_ladder
+from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, write_ladder
 from experiments.random_ties import write_random_ties
 from models.metrics import ndcg, recall
 from models.retriever.batches import Items
@@ -187,20 +187,25 @@ def splits(data: Data) -> Iterator[tuple[str, Sequence[Items], NDArray[np.int32]
     yield "test", data.test_histories(), data.test
 
 
-def climb(dataset: str, seed: int, work: Path, folder: Path) -> None:
-    """Train the models of a data set with one seed where they are missing, measure all rungs and keep the ranks.
+def climb(dataset: str, seed: int, work: Path, folder: Path, postponed: Sequence[str] = ()) -> None:
+    """Measure the rungs of a data set with one seed whose ranks are not kept yet, and keep them.
 
     Args:
         dataset: name of the data set.
         seed: the trainings' seed.
-        work: folder for weights and checkpoints.
+        work: folder for weights and checkpoints; models that are missing there are trained.
         folder: folder that holds the preprocessed data; its name is the kept file's.
+        postponed: models whose rungs are left for another time.
     """
+    path = ladder_path(folder.name, seed)
+    kept: dict[str, dict[str, Any]] = read_ladder(path) if path.exists() else {}
+    rungs = {name: rung for name, rung in RUNGS[dataset].items() if name not in kept}
+    rungs = {name: rung for name, rung in rungs.items() if not set(rung.models) & set(postponed)}
+    if not rungs:
+        return
     data = load_data(folder)
     statistics = count_statistics(data.training, all_titles(data), data.catalogue.trained)
     users = np.random.default_rng(seed).permutation(len(data.users))[:FITTED_USERS]
-    rungs = RUNGS[dataset]
-    kept: dict[str, dict[str, Any]] = {}
     for models in dict.fromkeys(rung.models for rung in rungs.values()):
         some = {name: rung for name, rung in rungs.items() if rung.models == models}
         if not models:
@@ -210,7 +215,7 @@ def climb(dataset: str, seed: int, work: Path, folder: Path) -> None:
         stage = TrainedRetriever(trained, RetrievalStage())
         pools = {split: find_pools(stage, statistics, past, truth) for split, past, truth in splits(data)}
         kept |= {name: measure(name, rung, pools, users) for name, rung in some.items()}
-    write_ladder(ladder_path(folder.name, seed), data.users, kept)
+    write_ladder(path, data.users, kept)
 
 
 def train(dataset: str, model: str, seed: int, work: Path, folder: Path) -> TrainedModel:
@@ -237,6 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--dataset", action="append", choices=tuple(SOURCES), help="Repeatable. Default: both.")
     parser.add_argument("--seed", action="append", type=int, help=f"Repeatable. Default: {SEEDS}.")
+    parser.add_argument("--postpone", action="append", default=[], help="Model to leave for another time. Repeatable.")
     parser.add_argument(
         "--random-ties", action="store_true", help="Put interactions of equal time in random order: the control."
     )
@@ -248,8 +254,7 @@ def main() -> None:
             if given.random_ties:
                 folder = write_random_ties(folder, given.work / f"{dataset}-random-ties")
             for seed in given.seed or SEEDS:
-                if not ladder_path(folder.name, seed).exists():
-                    climb(dataset, seed, given.work, folder)
+                climb(dataset, seed, given.work, folder, given.postpone)
     except InputError as error:
         parser.error(str(error))
 
