@@ -85,7 +85,7 @@ def test_signals_are_counted_without_the_folds_own_users(tmp_path: Path):
         assert signals is not None
         others = [data.training[user] for user in np.flatnonzero(fitted.fold != fold)]
         expected = np.bincount(np.concatenate(others), minlength=ITEMS + 2)
-        assert signals.statistics.popularity == pytest.approx(np.log1p(expected))
+        assert signals.statistics.popularity[: ITEMS + 1] == pytest.approx(np.log1p(expected[: ITEMS + 1]))
         transitions = count_transitions(others, ITEMS + 1)
         for found, counted in zip(signals.statistics.transitions.counts, transitions.counts, strict=True):
             np.testing.assert_array_equal(found, counted)
