@@ -76,11 +76,12 @@ def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: in
         k: number of items; fewer are returned if the catalogue has no more.
     """
     mask(scores, masked)
-    # The threshold is the k-th best of the maxima of groups of 64 items: at least k items reach it, and few more do.
-    # This takes two passes over the scores.
-    reached, groups = LOWEST, len(scores) // 64
-    if groups >= k:
-        best = scores[: 64 * groups].reshape(64, groups).max(axis=0)
+    # The threshold is the k-th best of the maxima of groups of items: at least k items reach it, and few more do as long
+    # as there are several times as many groups. This takes two passes over the scores.
+    reached, size = LOWEST, min(64, len(scores) // (4 * k))
+    if size > 1:
+        groups = len(scores) // size
+        best = scores[: size * groups].reshape(size, groups).max(axis=0)
         reached = max(np.partition(best, groups - k)[groups - k], LOWEST)
     items = np.flatnonzero(scores >= reached)  # in order of item number
     items = items[best_first(scores[items])][:k]
