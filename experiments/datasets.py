@@ -26,6 +26,13 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_work_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--work``, the folder in which an experiment keeps what is not committed."""
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "artifacts" / "results", help="Folder for data, weights and checkpoints."
+    )
+
+
 def data_folder(given: Path | None) -> Path:
     """Return the folder with the raw data sets: the given one, that of ``LLAMAREC_DATA``, or ``../shared/data``.
 

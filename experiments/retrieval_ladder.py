@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.datasets import ROOT, SOURCES, add_data_option, data_folder, preprocessing_of
+from experiments.datasets import SOURCES, add_data_option, add_work_option, data_folder, preprocessing_of
 from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, write_ladder
 from experiments.random_ties import write_random_ties
 from models.metrics import ndcg, recall
@@ -237,9 +237,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "artifacts" / "results", help="Folder for data, weights and checkpoints."
-    )
+    add_work_option(parser)
     parser.add_argument("--dataset", action="append", choices=tuple(SOURCES), help="Repeatable. Default: both.")
     parser.add_argument("--seed", action="append", type=int, help=f"Repeatable. Default: {SEEDS}.")
     parser.add_argument("--postpone", action="append", default=[], help="Model to leave for another time. Repeatable.")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from experiments.datasets import ROOT, SOURCES, add_data_option, data_folder, preprocessing_of
+from experiments.datasets import SOURCES, add_data_option, add_work_option, data_folder, preprocessing_of
 from experiments.kept import (
     RETRIEVERS,
     SPLITS,
@@ -202,9 +202,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "artifacts" / "results", help="Folder for data, weights and checkpoints."
-    )
+    add_work_option(parser)
     parser.add_argument("--dataset", action="append", choices=tuple(SOURCES), help="Repeatable. Default: both.")
     given = parser.parse_args()
     try:
