@@ -2,8 +2,17 @@
 
 import argparse
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.artifacts import is_finished, new_artifact, read_manifest
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, TYPES
 from preprocessing.errors import InputError
 from preprocessing.preprocess import Preprocessing
 
@@ -31,6 +40,33 @@ def add_work_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "artifacts" / "results", help="Folder for data, weights and checkpoints."
     )
+
+
+def write_derived(
+    whole: Path, folder: Path, made_with: Mapping[str, Any], columns: Mapping[str, Any], catalogue: Catalogue
+) -> None:
+    """Write ``folder/data``, a data set that an experiment derives from ``whole/data``.
+
+    Args:
+        whole: folder that holds the preprocessed data.
+        folder: folder to write into.
+        made_with: options of the derivation.
+        columns: the columns of the sequences.
+        catalogue: the items.
+    """
+    manifest = read_manifest(whole / "data", KIND, "llamarec preprocess")
+    inputs, facts = {"data": manifest.fingerprint}, dict(manifest.facts)
+    with new_artifact(folder / "data", KIND, options=made_with, inputs=inputs, facts=facts) as new:
+        (new / SEQUENCES_FOLDER).mkdir()
+        pq.write_table(pa.table(dict(columns), pa.schema(TYPES)), new / SEQUENCES_FOLDER / "part_0.parquet")
+        catalogue.write(new / ITEMS_FILE)
+        shutil.copy(whole / "data" / STATISTICS_FILE, new)
+
+
+def is_derived(whole: Path, folder: Path, made_with: Mapping[str, Any]) -> bool:
+    """Return whether :func:`write_derived` has already written this data set."""
+    manifest = read_manifest(whole / "data", KIND, "llamarec preprocess")
+    return is_finished(folder / "data", KIND, options=made_with, inputs={"data": manifest.fingerprint})
 
 
 def data_folder(given: Path | None) -> Path:

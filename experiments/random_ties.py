@@ -4,20 +4,18 @@ Preprocessing orders interactions of equal time by item id, as the files of the 
 could learn that order, which says nothing about users.
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from experiments.datasets import is_derived, write_derived
 from models.retriever.batches import Items
-from preprocessing.artifacts import is_finished, new_artifact, read_manifest
-from preprocessing.catalogue import ITEMS_FILE, Catalogue
-from preprocessing.data import INTERACTIONS_FILE, KIND, SEQUENCES_FOLDER, STATISTICS_FILE, TYPES, load_data
+from preprocessing.catalogue import Catalogue
+from preprocessing.data import INTERACTIONS_FILE, load_data
 
 SEED = 0
+MADE_WITH = {"random_ties": SEED}
 
 
 def write_random_ties(whole: Path, folder: Path) -> Path:
@@ -29,9 +27,7 @@ def write_random_ties(whole: Path, folder: Path) -> Path:
         whole: folder that holds the preprocessed data.
         folder: folder to write ``data`` into; finished data there is left as it is.
     """
-    manifest = read_manifest(whole / "data", KIND, "llamarec preprocess")
-    options, inputs = {"random_ties": SEED}, {"data": manifest.fingerprint}
-    if is_finished(folder / "data", KIND, options=options, inputs=inputs):
+    if is_derived(whole, folder, MADE_WITH):
         return folder
     data = load_data(whole)
     sequences = in_random_order(whole / "data" / INTERACTIONS_FILE, data.users, data.catalogue)
@@ -48,11 +44,7 @@ def write_random_ties(whole: Path, folder: Path) -> Path:
     catalogue = Catalogue(
         [data.catalogue.raw(item) for item in items], [data.catalogue.title(item) for item in items], counts.tolist()
     )
-    with new_artifact(folder / "data", KIND, options=options, inputs=inputs, facts=dict(manifest.facts)) as new:
-        (new / SEQUENCES_FOLDER).mkdir()
-        pq.write_table(pa.table(columns, pa.schema(TYPES)), new / SEQUENCES_FOLDER / "part_0.parquet")
-        catalogue.write(new / ITEMS_FILE)
-        shutil.copy(whole / "data" / STATISTICS_FILE, new)
+    write_derived(whole, folder, MADE_WITH, columns, catalogue)
     return folder
 
 

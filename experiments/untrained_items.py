@@ -9,17 +9,22 @@ chosen on the validation users whose next item was taken out.
 """
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from experiments.datasets import SOURCES, add_data_option, add_work_option, data_folder, preprocessing_of
+from experiments.datasets import (
+    SOURCES,
+    add_data_option,
+    add_work_option,
+    data_folder,
+    is_derived,
+    preprocessing_of,
+    write_derived,
+)
 from experiments.kept import LADDERS, write_untrained
 from experiments.retrieval_ladder import BEAUTY, ML
 from models.metrics import recall
@@ -32,14 +37,14 @@ from models.retriever.trained import TrainedRetriever
 from models.retriever.training import train_retriever
 from models.signals.fitting import count_statistics
 from models.signals.signals import RECENT
-from preprocessing.artifacts import is_finished, new_artifact, read_manifest
-from preprocessing.catalogue import ITEMS_FILE, Catalogue
-from preprocessing.data import KIND, SEQUENCES_FOLDER, STATISTICS_FILE, TYPES, Data, load_data
+from preprocessing.catalogue import Catalogue
+from preprocessing.data import TYPES, Data, load_data
 from preprocessing.errors import InputError
 from preprocessing.preprocess import preprocess
 
 SHARE, SEED = 0.1, 0
 """Share of the items that are taken out, and the seed by which they are drawn."""
+MADE_WITH = {"taken_out": SHARE, "seed": SEED}
 MODELS: Mapping[str, Mapping[str, Any]] = {"ml-latest-small": ML, "amazon-2014-beauty": BEAUTY}
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "LRURec with titles": {"titles": "words", "untrained": False},
@@ -55,9 +60,7 @@ def take_out(whole: Path, folder: Path) -> Path:
     the remaining items before a user's test item become the end of training and the validation item; the test item
     stays what it was. Users with fewer than three remaining items are left out.
     """
-    manifest = read_manifest(whole / "data", KIND, "llamarec preprocess")
-    options, inputs = {"taken_out": SHARE, "seed": SEED}, {"data": manifest.fingerprint}
-    if is_finished(folder / "data", KIND, options=options, inputs=inputs):
+    if is_derived(whole, folder, MADE_WITH):
         return folder
     data = load_data(whole)
     items = data.catalogue.trained
@@ -79,11 +82,7 @@ def take_out(whole: Path, folder: Path) -> Path:
         [data.catalogue.title(int(item)) for item in order],
         counts.tolist(),
     )
-    with new_artifact(folder / "data", KIND, options=options, inputs=inputs, facts=dict(manifest.facts)) as new:
-        (new / SEQUENCES_FOLDER).mkdir()
-        pq.write_table(pa.table(rows, pa.schema(TYPES)), new / SEQUENCES_FOLDER / "part_0.parquet")
-        catalogue.write(new / ITEMS_FILE)
-        shutil.copy(whole / "data" / STATISTICS_FILE, new)
+    write_derived(whole, folder, MADE_WITH, rows, catalogue)
     return folder
 
 

@@ -26,7 +26,7 @@ WHITENING_FILE = "whitening.safetensors"
 AT_ONCE = 32
 """Number of titles in a pass."""
 LAYER_SHARE = 0.3
-"""The layer whose states are read by default, as a share of all layers; see docs/results/retrievers.md."""
+"""The layer whose states are read by default, as a share of all layers."""
 DIMENSIONS = 256
 """Maximum number of dimensions of a title's vector."""
 
@@ -77,8 +77,8 @@ def encode_titles(
 class Whitening:
     """A projection of states to dimensions that are uncorrelated and vary equally over the titles of a catalogue.
 
-    A language model's states share a few large components, which say little about a title. Without them, likeness of
-    titles finds a user's next item about twice as often (see docs/results/retrievers.md).
+    A language model's states share a few large components, which say little about a title and would dominate the
+    likeness of two titles.
     """
 
     mean: NDArray[np.float32]

@@ -76,8 +76,8 @@ def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: in
         k: number of items; fewer are returned if the catalogue has no more.
     """
     mask(scores, masked)
-    # The threshold is the k-th best of the maxima of groups of items: at least k items reach it, and few more do as long
-    # as there are several times as many groups. This takes two passes over the scores.
+    # The threshold is the k-th best of the maxima of groups of items: at least k items reach it, and few more do if
+    # there are several times k groups. This takes two passes over the scores.
     reached, size = LOWEST, min(64, len(scores) // (4 * k))
     if size > 1:
         groups = len(scores) // size

@@ -94,7 +94,7 @@ def test_retrieval_probabilities_by_hand():
 
 
 def test_log_probabilities_of_the_first_by_hand():
-    """Of scores ln 6, ln 2, ln 1 and none, the first two are 3 and 1 of 4, and the first three 6, 2 and 1 of 9.
+    """Scores ln 6, ln 2, ln 1 and none: the first two are 3 and 1 of 4, and the first three 6, 2 and 1 of 9.
 
     An item outside the vocabulary keeps its score of minus infinity and takes nothing from the others.
     """

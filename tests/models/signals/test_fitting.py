@@ -64,7 +64,7 @@ def test_counts_equal_a_loop(users):
 
 
 def test_the_most_frequent_followers_are_kept(monkeypatch):
-    """Of item 1's followers, 5 followed three times and 2, 3 and 4 once each: 5 and the smallest of the others stay.
+    """Item 5 followed item 1 three times, and 2, 3 and 4 once each: 5 and the smallest of the others stay.
 
     A row with no more followers than that is not changed, and each row's columns stay in ascending order.
     """

@@ -382,7 +382,7 @@ def test_features_tell_absent_from_empty():
 
 
 def test_features_read_the_retrievers_vocabulary(tmp_path):
-    """Of two items, one of them trained, a retriever whose vocabulary has two knows both.
+    """A retriever whose vocabulary has two items knows both, although only one of them was trained.
 
     The step opens the files of its folder; without the vocabulary of an export, only the trained item is known.
     """
