@@ -63,6 +63,10 @@ def train_retriever(
             " their titles.",
         ),
     ] = None,
+    negatives: Annotated[
+        int | None,
+        typer.Option(help="Random items in the softmax's denominator, for large catalogues. Default: all items."),
+    ] = None,
     epochs: Epochs = None,
     max_length: Annotated[int | None, typer.Option(help="Number of most recent items that the model reads.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Training windows per step.")] = None,
@@ -74,6 +78,9 @@ def train_retriever(
     heads: Annotated[int | None, typer.Option(help="Attention heads of SASRec and BERT4Rec.")] = None,
     masked_share: Annotated[float | None, typer.Option(help="Share of items that BERT4Rec masks in training.")] = None,
     validate_every: ValidateEvery = None,
+    validation_users: Annotated[
+        int | None, typer.Option(help="Random users whose validation items stop the training. Default: all users.")
+    ] = None,
     patience: Patience = None,
     mask: Annotated[
         str | None,

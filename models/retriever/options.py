@@ -21,6 +21,9 @@ class RetrieverTraining:
     loss: str | None = None
     """Loss, one of :data:`LOSSES`: full ``softmax``, or ``binary``, SASRec's own. BERT4Rec always has ``cloze``. If
     absent, ``cloze`` for BERT4Rec and ``softmax`` for all others."""
+    negatives: int | None = None
+    """Number of random items in the denominator of the ``softmax`` loss, next to the targets of the batch; all items
+    are in it if absent. For catalogues of hundreds of thousands of items."""
     width: int = 64
     """Size of the item embeddings."""
     blocks: int = 2
@@ -59,6 +62,9 @@ class RetrieverTraining:
     """Maximum number of passes over the training windows."""
     validate_every: int = 500
     """Number of steps between two validations; there is one before the first step and one after the last."""
+    validation_users: int | None = None
+    """Number of users, chosen at random, whose validation items are ranked to stop the training; all if absent. The
+    metrics of the finished training are over all users."""
     patience: int = 20
     """Number of validations without a better Recall@10 after which training stops."""
     mask: str = "history"
@@ -76,6 +82,8 @@ class RetrieverTraining:
             raise InputError(f"there is no loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
         if self.loss is not None and (self.loss == "cloze") != (self.model == "bert4rec"):
             raise InputError(f"{self.model} cannot train with loss {self.loss}: use cloze for bert4rec, and only there")
+        if self.negatives is not None and (self.model == "bert4rec" or self.loss == "binary"):
+            raise InputError("negatives are a sample of the softmax: use them with loss softmax only")
         if self.mask not in MASKS:
             raise InputError(f"there is no mask {self.mask!r}: choose one of {', '.join(MASKS)}")
         if self.titles not in TITLES:
@@ -90,9 +98,11 @@ class RetrieverTraining:
             "validate_every",
             "patience",
             "pool",
+            "negatives",
+            "validation_users",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
         if self.second is not None and self.second not in PRESETS:
             raise InputError(f"there is no preset {self.second!r}: choose one of {', '.join(PRESETS)}")
         if self.second is not None and not self.signals:
@@ -115,7 +125,7 @@ class RetrieverTraining:
         It reads titles as its preset says, or else as the first retriever does.
         """
         assert self.second is not None
-        shared = {name: getattr(self, name) for name in ("mask", "seed", "device")}
+        shared = {name: getattr(self, name) for name in ("mask", "seed", "device", "validation_users")}
         # Both retrievers score the same items.
         alone = {"untrained": self.whole_catalogue, "signals": False, "second": None}
         return RetrieverTraining(**{"titles": self.titles, **PRESETS[self.second], **shared, **alone})

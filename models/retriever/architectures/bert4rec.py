@@ -68,6 +68,8 @@ class BERT4Rec(PaddedModel):
         states: Tensor = self.transform(x)
         return states
 
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Return the items' vectors [items + 1, width] and biases [items + 1]."""
+    def head(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the vectors [n, width] and biases [n] of some items, by default of all with the padding first."""
+        if items is not None:
+            return self.embedding(items), self.bias[items]
         return self.embedding.table()[:-1], self.bias

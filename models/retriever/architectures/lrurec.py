@@ -229,8 +229,10 @@ class LRURec(nn.Module):
         is_item = (items > 0).unsqueeze(-1).to(self.bias.dtype)
         return is_item, self.embedding_norm(self.dropout(self.embedding(items)))
 
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Return the items' vectors [items + 1, width] and biases [items + 1]."""
+    def head(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the vectors [n, width] and biases [n] of some items, by default of all with the padding first."""
+        if items is not None:
+            return self.embedding(items), self.bias[items]
         return self.embedding.table(), self.bias
 
     def score(self, states: Tensor) -> Tensor:

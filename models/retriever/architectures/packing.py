@@ -80,8 +80,8 @@ class PaddedModel(nn.Module):
     See :class:`models.retriever.architectures.retriever.Retriever`.
     """
 
-    def head(self) -> tuple[Tensor, Tensor | None]:
-        """Return the items' vectors [items + 1, width] and biases [items + 1]; defined by each architecture."""
+    def head(self, items: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the items' vectors [n, width] and biases [n]; defined by each architecture."""
         raise NotImplementedError
 
     def last_state(self, items: Tensor) -> Tensor:

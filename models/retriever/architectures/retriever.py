@@ -34,8 +34,15 @@ class Retriever(Protocol):
         """
         ...
 
-    def head(self) -> tuple[Tensor, Tensor | None]:
-        """Return the items' vectors [items + 1, width] and biases [items + 1] for :meth:`score`; biases may be None."""
+    def head(self, items: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return what :meth:`score` multiplies the states with, for all items or for some.
+
+        Args:
+            items: item numbers [n]; by default all, with the padding first.
+
+        Returns:
+            the items' vectors [n, width] and biases [n]; biases may be None.
+        """
         ...
 
     def score(self, states: Tensor) -> Tensor:
@@ -53,6 +60,8 @@ class Retriever(Protocol):
     def to(self, device: Any) -> Any: ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -95,6 +95,6 @@ class SASRec(PaddedModel):
         states: Tensor = self.last_norm(x)
         return states
 
-    def head(self) -> tuple[Tensor, None]:
-        """Return the items' vectors [items + 1, width]; there are no biases."""
-        return self.embedding.table(), None
+    def head(self, items: Tensor | None = None) -> tuple[Tensor, None]:
+        """Return the vectors [n, width] of some items, by default of all with the padding first, and no biases."""
+        return self.embedding.table() if items is None else self.embedding(items), None

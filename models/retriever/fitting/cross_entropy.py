@@ -1,4 +1,4 @@
-"""Computes the full softmax cross-entropy over the whole catalogue without holding a batch's logits in memory."""
+"""Computes the softmax cross-entropy over the catalogue, or a sample, without holding a batch's logits in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,9 @@ class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy that computes the gradient together with the loss, chunk by chunk, and keeps only the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, drawn: Tensor | None
+    ) -> Tensor:
         grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         rows = max(1, CHUNK // len(weight))
@@ -27,11 +29,13 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.mm(x, weight.t(), out=logits)
             else:
                 torch.addmm(bias, x, weight.t(), out=logits)
-            right = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+            right = logits.gather(1, target.unsqueeze(1))
+            if drawn is not None:  # each item stands for 1 / probability items, the target for itself
+                logits.sub_(drawn).scatter_(1, target.unsqueeze(1), right)
             highest = logits.amax(dim=1)
             powers = logits.sub_(highest.unsqueeze(1)).exp_()  # [rows, items]
             total = powers.sum(dim=1)
-            losses.append(total.log() + highest - right)
+            losses.append(total.log() + highest - right.squeeze(1))
             # The gradient of the logits is powers / total, minus 1 at the target; it is never stored as a tensor.
             share = total.reciprocal_().unsqueeze(1)
             torch.mm(powers, weight, out=grad)
@@ -49,10 +53,12 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_states, grad_weight, *rest = ctx.saved_tensors
-        return grad_states * grad, grad_weight * grad, rest[0] * grad if rest else None, None
+        return grad_states * grad, grad_weight * grad, rest[0] * grad if rest else None, None, None
 
 
-def cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def cross_entropy(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, drawn: Tensor | None = None
+) -> Tensor:
     """Return the sum over all predictions of -log softmax(states @ weight.T + bias)[target].
 
     Loss and gradients equal those of ``torch.nn.functional.cross_entropy(..., reduction="sum")`` up to rounding, with
@@ -62,7 +68,9 @@ def cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: 
         states: states [predictions, width].
         weight: item vectors [items, width].
         bias: item biases [items], or None.
-        targets: item numbers [predictions].
+        targets: item numbers [predictions], as rows of ``weight``.
+        drawn: for a sample of the catalogue, the logarithm of each item's probability to be in it [items]. The sum over
+            the sample, each item divided by its probability, estimates the sum over the catalogue without bias.
     """
     apply: Callable[..., Tensor] = _CrossEntropy.apply  # torch does not type apply
-    return apply(states, weight, bias, targets)
+    return apply(states, weight, bias, targets, drawn)

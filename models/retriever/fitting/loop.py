@@ -21,7 +21,7 @@ from models.metrics import recall
 from models.retriever.architectures.build import build_model
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.batches import Items, inputs_and_targets, training_windows
-from models.retriever.fitting.objectives import Loss, binary_loss, cloze_loss, next_item_loss
+from models.retriever.fitting.objectives import Loss, binary_loss, cloze_loss, next_item_loss, sampled_loss
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import rank_users
 from preprocessing.data import Data
@@ -54,7 +54,7 @@ def sent_histories(histories: Sequence[Items], options: RetrieverTraining) -> Se
     return histories if options.mask == "history" else [items[-options.max_length :] for items in histories]
 
 
-def make_optimizer(model: nn.Module, options: RetrieverTraining) -> torch.optim.AdamW:
+def make_optimizer(model: Retriever, options: RetrieverTraining) -> torch.optim.AdamW:
     """Return an AdamW optimiser with weight decay on everything but biases and norms."""
     named = dict(model.named_parameters())
     plain = [name for name in named if "norm" in name or name.endswith("bias")]
@@ -123,10 +123,27 @@ def fit(
     return model, progress
 
 
-def _loss(options: RetrieverTraining) -> Loss:
+def loss_of(options: RetrieverTraining, counts: Tensor) -> Loss:
+    """Return the loss.
+
+    Args:
+        options: see :class:`RetrieverTraining`.
+        counts: number of times that each item is a target of the training [items + 1].
+    """
     if options.model == "bert4rec":
         return partial(cloze_loss, masked_share=options.masked_share)
-    return binary_loss if options.loss == "binary" else next_item_loss
+    if options.loss == "binary":
+        return binary_loss
+    if options.negatives is not None:
+        return partial(sampled_loss, negatives=options.negatives, popularity=counts / counts.sum())
+    return next_item_loss
+
+
+def _validated(options: RetrieverTraining, users: int) -> NDArray[np.int64]:
+    """Return the places of the users whose validation items stop the training."""
+    if options.validation_users is None or options.validation_users >= users:
+        return np.arange(users)
+    return np.sort(np.random.default_rng(options.seed).permutation(users)[: options.validation_users])
 
 
 class _Training:
@@ -155,7 +172,9 @@ class _Training:
         torch.manual_seed(options.seed + 1 + self.processes.process_index)  # each process draws its own masks
         windows = training_windows(data.training, options.max_length)
         self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
-        self.learn = _loss(options)
+        counts = torch.from_numpy(np.bincount(np.concatenate(windows), minlength=data.catalogue.trained + 1))
+        self.learn = loss_of(options, counts.to(self.device))
+        self.validated = _validated(options, len(data.users))
         self.steps_an_epoch = -(-len(windows) // options.batch_size)
         self.steps = options.epochs * self.steps_an_epoch
         self.progress, self.best_state = TrainingProgress(), _copy(self.model)
@@ -169,7 +188,7 @@ class _Training:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def validate(self) -> None:
-        """Measure Recall@10 on all validation items, keep the weights if they are the best, and write a checkpoint."""
+        """Measure Recall@10 on the validation items, keep the weights if they are the best, and write a checkpoint."""
         progress = self.progress
         reached = recall(self._validation_ranks(), 10)
         progress.curve.append((progress.step, float(np.mean(self._losses)) if self._losses else None, reached))
@@ -194,9 +213,9 @@ class _Training:
             )
 
     def _validation_ranks(self) -> NDArray[np.int32]:
-        share = slice(self.processes.process_index, None, self.processes.num_processes)
-        histories = sent_histories(self.data.training[share], self.options)
-        ranks = rank_users(self.model, self.options.max_length, histories, self.data.validation[share])
+        users = self.validated[self.processes.process_index :: self.processes.num_processes]
+        histories = sent_histories([self.data.training[user] for user in users], self.options)
+        ranks = rank_users(self.model, self.options.max_length, histories, self.data.validation[users])
         return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
 
     def take_step(self) -> None:

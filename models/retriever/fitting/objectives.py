@@ -29,6 +29,37 @@ def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[T
     return cross_entropy(model.states_at(inputs, kept), *model.head(), right), len(right)
 
 
+def sampled_loss(
+    model: Retriever, inputs: Tensor, targets: Tensor, negatives: int, popularity: Tensor
+) -> tuple[Tensor, int]:
+    """Return an estimate of :func:`next_item_loss` from a sample of the catalogue.
+
+    All predictions share one sample: random items, and the targets of the batch, which are items that the model has to
+    tell apart (mixed negative sampling, Yang et al., WWW 2020). Each item counts by the inverse of its probability to
+    be in the sample, so that the softmax's denominator is estimated without bias, given that targets are drawn
+    independently. The padding, which no target is, takes no part.
+
+    Args:
+        model: the retriever.
+        inputs: item numbers [batch, length], left-padded.
+        targets: number of the item after each input [batch, length]; 0 where there is no target.
+        negatives: number of random items.
+        popularity: share of each item among all targets of the training [items + 1].
+
+    Returns:
+        the sum over the predictions, and the number of predictions.
+    """
+    kept = targets > 0
+    right = targets[kept]
+    count = len(popularity) - 1
+    drawn = 1 + torch.randperm(count, device=right.device)[:negatives]  # never the padding
+    items, places = torch.unique(torch.cat((right, drawn)), return_inverse=True)
+    absent = torch.log1p(-popularity[items]) * len(right)  # logarithm of the probability that no target is the item
+    included = 1 - (1 - min(negatives / count, 1)) * absent.exp()
+    loss = cross_entropy(model.states_at(inputs, kept), *model.head(items), places[: len(right)], included.log())
+    return loss, len(right)
+
+
 def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """Return SASRec's own loss: binary cross-entropy of the target and one random other item (ICDM 2018, equation 6).
 

@@ -16,6 +16,7 @@ from models.device import torch_device
 from models.metrics import recall
 from models.retriever import training
 from models.retriever.candidates import CandidateTable
+from models.retriever.fitting import loop
 from models.retriever.options import PRESETS, RetrieverTraining
 from models.retriever.trained import TrainedRetriever
 from models.retriever.training import train_retriever
@@ -42,22 +43,38 @@ def cycling(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("model", "loss"),
+    "chosen",
     [
-        ("lrurec", None),
+        {"model": "lrurec"},
         *(
-            pytest.param(*baseline, marks=pytest.mark.thorough)
-            for baseline in (("sasrec", None), ("sasrec", "binary"), ("bert4rec", None), ("narm", None))
+            pytest.param(baseline, marks=pytest.mark.thorough)
+            for baseline in (
+                {"model": "lrurec", "negatives": 8, "validation_users": 20},
+                {"model": "sasrec"},
+                {"model": "sasrec", "loss": "binary"},
+                {"model": "bert4rec"},
+                {"model": "narm"},
+            )
         ),
     ],
 )
-def test_it_learns_what_is_certain(cycling, tmp_path, model, loss):
+def test_it_learns_what_is_certain(cycling, tmp_path, chosen):
     """Every next item follows from the last one, so Recall@10 comes close to 1; by chance it is a third."""
     (tmp_path / "data").symlink_to(cycling / "data")
-    options = replace(
-        BRIEF, model=model, loss=loss, width=32, epochs=150, learning_rate=3e-3, validate_every=40, dropout=0.1
-    )
+    changed = {"width": 32, "epochs": 150, "learning_rate": 3e-3, "validate_every": 40, "dropout": 0.1}
+    options = replace(BRIEF, **changed, **chosen)
     assert train_retriever(options, tmp_path)["test"]["Recall@10"] > 0.9
+
+
+def test_some_users_stop_the_training_and_all_are_measured(cycling, tmp_path, monkeypatch):
+    """With 20 validation users, each validation ranks 20 of the 60 users, and the metrics are over all 60."""
+    ranked = []
+    rank = loop.rank_users
+    monkeypatch.setattr(loop, "rank_users", lambda *given: ranked.append(len(given[3])) or rank(*given))
+    (tmp_path / "data").symlink_to(cycling / "data")
+    train_retriever(replace(BRIEF, epochs=1, validation_users=20), tmp_path)
+    assert set(ranked) == {20}
+    assert len(CandidateTable.read(tmp_path / "retriever" / "candidates-validation.parquet").users) == 60
 
 
 def test_the_tables_hold_what_the_metrics_say(artifacts):
@@ -140,6 +157,10 @@ def test_a_trained_retriever_loads_in_evaluation_mode(artifacts):
         ({"masked_share": 0.0}, "masked_share must be above 0 and at most 1, not 0.0"),
         ({"titles": "covers"}, "there are no titles 'covers': choose one of none, words, model"),
         ({"pool": 0}, "pool must be at least 1"),
+        ({"negatives": 0}, "negatives must be at least 1, not 0"),
+        ({"validation_users": 0}, "validation_users must be at least 1, not 0"),
+        ({"model": "bert4rec", "negatives": 100}, "negatives are a sample of the softmax: use them with loss softmax"),
+        ({"model": "sasrec", "loss": "binary", "negatives": 100}, "negatives are a sample of the softmax"),
         ({"signals": True, "second": "gru4rec"}, "there is no preset 'gru4rec': choose one of default, demo"),
         ({"second": "paper"}, "a second retriever is weighed together with the signals: use signals too"),
     ],

@@ -131,6 +131,11 @@ def test_an_architecture_uses_the_sum_at_both_ends(name):
     vectors, _ = model.head()
     assert vectors.shape == (ITEMS + 1, WIDTH)
     torch.testing.assert_close(vectors, model.embedding(torch.arange(ITEMS + 1)))
+    some = torch.tensor([5, 0, 2])
+    for whole, part in zip(model.head(), model.head(some), strict=True):
+        assert (part is None) == (whole is None)
+        if part is not None:
+            torch.testing.assert_close(part, whole[some])
     states = torch.randn(2, WIDTH)
     torch.testing.assert_close(model.score(states), nn.functional.linear(states, *model.head()))
     items = torch.tensor([[0, 4, 2, 9]])

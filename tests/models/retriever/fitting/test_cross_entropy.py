@@ -1,5 +1,7 @@
 """The chunked cross-entropy, compared with torch's."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,3 +41,14 @@ def test_loss_and_gradients_equal_torchs(predictions, items, scale, with_bias, c
         torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_sample_is_weighed_by_hand():
+    """Logits 1 (the target), 2 and 0 of items that are drawn with probability 1/2, 1/4 and 1.
+
+    The denominator is e + 4 e^2 + 1: the target counts once, and the second item stands for four.
+    """
+    weight = torch.tensor([[1.0], [2.0], [0.0]])
+    drawn = torch.tensor([0.5, 0.25, 1.0]).log()
+    loss = cross_entropy(torch.ones(1, 1), weight, None, torch.tensor([0]), drawn)
+    assert loss.item() == pytest.approx(math.log(math.e + 4 * math.e**2 + 1) - 1, rel=1e-6)
