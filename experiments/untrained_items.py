@@ -49,6 +49,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {"ml-latest-small": ML, "amazon-2014-b
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "LRURec with titles": {"titles": "words", "untrained": False},
     "LRURec with titles, untrained items too": {"titles": "words"},
+    "LRURec with titles and signals": {"titles": "words", "untrained": False, "signals": True},
     "LRURec with titles and signals, untrained items too": {"titles": "words", "signals": True},
 }
 

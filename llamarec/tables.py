@@ -64,3 +64,25 @@ def _longest_word(texts: Iterable[str]) -> int:
 def print_row(title: str, row: Mapping[str, object], as_json: bool) -> None:
     """Print one row, as a table or as a JSON object."""
     print_json(dict(row)) if as_json else print_table(title, list(row), [list(row.values())])
+
+
+def print_gain(gain: Mapping[str, float], users: str) -> None:
+    """Print what the language model adds to the retrieval stage, and what follows from its interval.
+
+    Args:
+        gain: ``mean``, ``low`` and ``high`` of the difference in NDCG@10.
+        users: over whom it was measured.
+    """
+    if gain["low"] > 0:
+        verdict = "it is worth its pass here"
+    elif gain["high"] < 0:
+        verdict = (
+            "it makes the list worse: serve the retrieval stage alone (llamarec_retrieval), or train on more prompts"
+        )
+    else:
+        verdict = "the retrieval stage alone (llamarec_retrieval) is as good here, as far as these users can tell"
+    console.print(
+        f"the language model adds {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] NDCG@10 for {users}:"
+        f" {verdict}",
+        soft_wrap=True,
+    )

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llamarec_client.contract import MAX_CANDIDATES
-from models.metrics import summary
+from models.intervals import bootstrap
+from models.metrics import gains, summary
 from models.ranker.fusion import fuse, order
 from models.ranker.inference.ranker import Ranker
 from models.retriever.candidates import Candidates
@@ -72,7 +73,8 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
 
     Returns:
         ``{"dataset", "release", "users", "subset_users", "fusion_weight", "retriever": {"overall": {..}, "subset":
-        {..}}, "ranker_alone", "ranker", "served": {"users", "identical", "equal_to_oracle", ..}}``.
+        {..}}, "ranker_alone", "ranker", "gain": {"mean", "low", "high"}, "served": {"users",
+        "identical", "equal_to_oracle", ..}}``.
 
     Raises:
         InputError: nothing was exported, or the export was made from other data.
@@ -100,6 +102,9 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
     }
     for name, places in ranks.items():
         result[name] = {"overall": summary(places), "subset": summary(places[subset]) if subset else {}}
+    if len(users.names) > 1:
+        gained = bootstrap(gains(ranks["ranker"], 10) - gains(ranks["retriever"], 10))
+        result["gain"] = dict(zip(("mean", "low", "high"), gained, strict=True))
     if ask:
         lists = _offline_lists(steps, users, logits)
         result["served"] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamarec.commands.train_ranker import print_worth
 from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Repository, from_preset
 from llamarec.tables import console, messages, print_table
 from preprocessing.errors import InputError
@@ -122,7 +123,8 @@ def run_stages(artifacts: Path, repository: Path, preset: str) -> None:
         train_retriever(retriever_options, artifacts)
     _print_retrieval(artifacts, retriever_options.model)
     with _stage(f"train-ranker: QLoRA on {EMBEDDED}"):
-        train_ranker(ranker_options, artifacts, EMBEDDED)
+        metrics = train_ranker(ranker_options, artifacts, EMBEDDED)
+    print_worth(metrics)
     with _stage(f"export: {repository}"):
         export(Export(), artifacts, repository)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Repository
-from llamarec.tables import console, print_json, print_table
+from llamarec.tables import console, print_gain, print_json, print_table
 
 if TYPE_CHECKING:  # evaluation imports torch: not for `--help`
     from serving.evaluation import Ask, ServedList
@@ -64,6 +64,8 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     ):
         rows = [[label, *result[name][part].values()] for name, label in names.items()]
         print_table(title, ["", *columns], rows)
+    if gain := result.get("gain"):
+        print_gain(gain, f"all {result['users']:,} test users")
     if served := result.get("served"):
         compared = f"; {served['equal_to_oracle']:.1%} of {served['oracle_users']:,} equal to fp32 PyTorch's"
         console.print(

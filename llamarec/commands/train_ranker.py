@@ -1,11 +1,12 @@
 """`llamarec train-ranker`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Device, Json, Seed, from_preset
-from llamarec.tables import print_json, print_table
+from llamarec.tables import print_gain, print_json, print_table
 
 
 def train_ranker(
@@ -67,5 +68,14 @@ def train_ranker(
     rows = [[name, *values.values()] for name, values in measured.items()]
     title = f"{base}: best at step {metrics['best_step']}, retriever's weight {metrics['weight']:g}; validation of"
     print_table(f"{title} {metrics['validation']['users']} users", ["", *measured["fused"]], rows)
-    if measured["fused"]["NDCG@10"] <= measured["retriever"]["NDCG@10"]:
-        typer.echo("As served the list is no better than the retriever's: train on more prompts before serving this.")
+    print_worth(metrics)
+
+
+def print_worth(metrics: Mapping[str, Any]) -> None:
+    """Print what the language model added for the validation users of a training; earlier versions did not measure it.
+
+    Args:
+        metrics: see :func:`models.ranker.training.train_ranker`.
+    """
+    if gain := metrics.get("gain"):
+        print_gain(gain, f"{metrics['validation']['users']:,} validation users with their next item in the list")

@@ -22,7 +22,7 @@ from models.ranker.base import EMBEDDED, base_fingerprint, find_base
 from models.ranker.examples.sampling import Example
 from models.ranker.examples.sets import training_examples, validation_examples, validation_table
 from models.ranker.fitting.curves import CURVES_FILE
-from models.ranker.fitting.fusion_fit import fit_fusion
+from models.ranker.fitting.fusion_fit import expected_gain, fit_served
 from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight
 from models.ranker.inference.ranker import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer
@@ -171,7 +171,8 @@ def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") ->
     rest = validated[len(given.sample) :]
     scored = [*fitted.logprobs, *score_examples(fitted.model, fitted.objective, given.prompts, rest)]
     truths, scores = [example.truth for example in validated], [example.scores for example in validated]
-    weight, temperature = fit_fusion(scored, scores, truths)
+    gain = expected_gain(scored, scores, truths)
+    weight, temperature = fit_served(scored, scores, truths, gain)
     return {
         "validation": {
             "users": len(validated),
@@ -186,6 +187,7 @@ def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") ->
         },
         "weight": weight,
         "temperature": temperature,
+        "gain": None if gain is None else gain._asdict(),
         "NDCG@10_by_weight": {str(key): value for key, value in ndcg_by_weight(scored, scores, truths).items()},
         "best_step": fitted.best_step,
         "training": fitted.log,

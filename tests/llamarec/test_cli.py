@@ -142,16 +142,24 @@ def test_ranker_options_that_cannot_train_are_refused(run, tmp_path, options, pa
     refused(run("train-ranker", "--artifacts", tmp_path, *options), part)
 
 
-@pytest.mark.parametrize(("fused", "warned"), [(0.39, True), (0.4, True), (0.41, False)])
-def test_a_ranker_that_does_not_help_is_called_that(run, monkeypatch, tmp_path, fused, warned):
-    """The command warns unless the served list's validation NDCG@10 exceeds the retriever's, which is 0.4 here."""
-    found = {"retriever": {"NDCG@10": 0.4}, "alone": {"NDCG@10": 0.3}, "fused": {"NDCG@10": fused}, "users": 9}
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.001, 0.02, "it is worth its pass here"),
+        (-0.001, 0.02, "the retrieval stage alone (llamarec_retrieval) is as good here"),
+        (-0.02, -0.001, "it makes the list worse: serve the retrieval stage alone"),
+    ],
+)
+def test_what_the_language_model_is_worth_is_said(run, monkeypatch, tmp_path, low, high, said):
+    """The command says what follows from the interval of the gain: above 0, around 0, or below 0."""
+    found = {name: {"NDCG@10": 0.4} for name in ("retriever", "alone", "fused")} | {"users": 9}
     sample = {"users": 9, "untuned": {"NDCG@10": 0.2}}
     metrics = {"validation": found, "sample": sample, "best_step": 0, "weight": 0.95}
+    metrics["gain"] = {"mean": (low + high) / 2, "low": low, "high": high}
     monkeypatch.setattr("models.ranker.training.train_ranker", lambda *given: metrics)
     code, out, _ = run("train-ranker", "--artifacts", tmp_path, "--preset", "quick")
     assert code == 0
-    assert ("As served the list is no better than the retriever's" in out) == warned
+    assert f"NDCG@10 for 9 validation users with their next item in the list: {said}" in out
 
 
 def test_an_unknown_data_set_is_refused(run, tmp_path):

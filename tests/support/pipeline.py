@@ -33,7 +33,7 @@ def weighed(weight: float) -> Iterator[None]:
     depend on the language model.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.ranker.training.fit_fusion", lambda *given: (weight, 1.0))
+        patch.setattr("models.ranker.training.fit_served", lambda *given: (weight, 1.0))
         yield
 
 
