@@ -113,6 +113,7 @@ class RetrieverRun:
     def model(self) -> str:
         """The architecture, with its loss where there is a choice, and whether it reads titles."""
         loss = ", binary loss" if self.options["loss"] == "binary" else ""
+        loss += ", sampled softmax" if self.options["negatives"] is not None else ""
         titles = "" if self.options["titles"] == "none" else ", titles"
         return f"{self.options['model']}{loss}{titles}"
 

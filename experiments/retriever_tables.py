@@ -23,6 +23,7 @@ PAGE = PAGES / "retrievers.md"
 LABELS = {
     "bert4rec": "BERT4Rec",
     "lrurec": "LRURec",
+    "lrurec, sampled softmax": "LRURec, softmax over a sample",
     "narm": "NARM",
     "sasrec, binary loss": "SASRec, binary loss",
     "sasrec": "SASRec, full cross-entropy",

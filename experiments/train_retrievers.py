@@ -74,6 +74,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         {**SHORT, "model": "sasrec", "loss": "binary", "dropout": 0.2},
         *({**SHORT, "dropout": 0.5, **WORDS, "titles": titles} for titles in ("words", "model")),
         {**SHORT, "model": "sasrec", "dropout": 0.6, "batch_size": 512, "learning_rate": 1e-3, **WORDS},
+        {**SHORT, "dropout": 0.5, "negatives": 1024},
         {**BERT, "masked_share": 0.6, **WORDS},
         {**SHORT, "model": "narm", "blocks": 1, "dropout": 0.5, **WORDS},
     ],
