@@ -171,7 +171,7 @@ BRIEF = {**SMALL, "learning_rate": 1e-3, "full_validation": False}
 """Options of short trainings, whose few steps must be large. With some hundred steps of this size, the loss may return
 to chance level (docs/results/ranker.md)."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "demo": {**BRIEF, "max_prompts": 256, "validation_users": 48, "validate_every": 32},
+    "demo": {**BRIEF, "max_prompts": 256, "validation_users": 48, "validate_every": 32, "full_validation": True},
     "quick": {**BRIEF, "max_prompts": 16, "validation_users": 8, "validate_every": 4},
     "paper": {},
     "llama2-7b": {},

@@ -317,7 +317,6 @@ def test_presets_are_valid_options():
         max_prompts=256,
         validation_users=48,
         validate_every=32,
-        full_validation=False,
     )
 
 
