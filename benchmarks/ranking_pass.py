@@ -79,7 +79,7 @@ def lower_lines(threads: int, folder: Path) -> Way:
     base.save_pretrained(folder)
     scorer = load_scorer(folder, replace(choose_runtime("cpu"), threads=threads))
     direction = np.ones(base.config.hidden_size, np.float32)
-    return lambda prompts: [scorer.score_lines(*prompt, direction) for prompt in prompts]
+    return lambda prompts: [scorer.score_lines(prompt.tokens, prompt.line_ends, direction) for prompt in prompts]
 
 
 def by_letters(scorer: Scorer, prompts: list[Prompt]) -> Any:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from models.ranker.fusion import log_softmax
 from models.ranker.inference.ranker import MODEL_FOLDER
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, LetterVerbalizer, Verbalizer, restore_verbalizer
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, letter_ids
 from models.retriever.batches import Items
 from models.retriever.options import RetrieverTraining
 from models.retriever.trained import TrainedRetriever
@@ -182,12 +182,7 @@ def make_score(way: str, run: Run, folder: Path, data: Data) -> Score:
     model = find_base(EMBEDDED, folder / "base") if way == "untuned" else folder / "ranker" / MODEL_FOLDER
     tokenizer = Tokenizer.from_file(str(model / TOKENIZER_FILE))
     options = run.options()
-    settings = PromptSettings(
-        max_history=options.max_history,
-        title_tokens=options.title_tokens,
-        max_tokens=options.max_tokens,
-        candidates=options.candidates,
-    )
+    settings = (replace(options, read="letters") if way == "untuned" else options).prompt_settings()
     catalogue = permuted(data.catalogue, run.seed) if way == "permuted" else data.catalogue
     prompts = PromptBuilder(catalogue, tokenizer, settings)
     verbalizer: Verbalizer

@@ -17,6 +17,7 @@ from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSE
 from preprocessing.errors import InputError
 from serving.contract import (
     CACHE_PARAMETER,
+    PREFIX_CACHE_PARAMETER,
     QUEUE_PARAMETER,
     RETRIEVER_SCORES,
     SCORES_PARAMETER,
@@ -52,6 +53,9 @@ class Serving:
     """Maximum time in seconds that a request may wait for the ranker. Default: eight passes, at least 5 s."""
     rank_cache: int = 0
     """Number of prompts whose answers the ranker caches. Only the ranker: its inputs determine its answer."""
+    prefix_cache: int = 0
+    """Memory in MB, of each ranker process, for what it computed of the instruction and history of the users that asked
+    last; 0 keeps nothing. For rankers that read independent lines."""
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch_size"):
@@ -61,6 +65,8 @@ class Serving:
             raise InputError(f"queue_delay_us is {self.queue_delay_us}: give microseconds, or 0 for no delay")
         if self.rank_cache < 0:
             raise InputError(f"rank_cache is {self.rank_cache}: give a number of prompts, or 0 for no cache")
+        if self.prefix_cache < 0:
+            raise InputError(f"prefix_cache is {self.prefix_cache}: give MB, or 0 for no cache")
         for name in ("pass_seconds", "queue_seconds"):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise InputError(f"{name} is {seconds:g}: give more than 0")
@@ -136,6 +142,8 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         step.parameters[SIZE_PARAMETER].string_value = str(serving.queue_size)
     if name == "ranker" and serving.rank_cache:
         step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
+    if name == "ranker" and serving.prefix_cache:
+        step.parameters[PREFIX_CACHE_PARAMETER].string_value = str(serving.prefix_cache)
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
         step.parameters[SCORES_PARAMETER].string_value = RETRIEVER_SCORES
     return step

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx.utils import Extractor
 from torch import Tensor, nn
 
+from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.inference.index import build_index
 from models.retriever.inference.onnx_retriever import INDEX, MODEL, SECOND_MODEL, SETTINGS, STATE_MODEL
@@ -34,13 +35,16 @@ class _Last(nn.Module):
         return self.model.score(state), state
 
 
-def export_retriever(trained: TrainedRetriever, folder: Path, *, index: bool = False) -> None:
+def export_retriever(
+    trained: TrainedRetriever, folder: Path, *, index: bool = False, candidates: int = MAX_CANDIDATES
+) -> None:
     """Write the files that :class:`models.retriever.inference.onnx_retriever.OnnxRetriever` loads.
 
     Args:
         trained: the trained retrieval stage.
         folder: an existing folder.
         index: also write an approximate index, which then replaces the exact search.
+        candidates: number of candidates that the retriever hands on.
 
     Raises:
         InputError: ``index`` is set, and faiss is not installed or there are two retrievers.
@@ -54,7 +58,12 @@ def export_retriever(trained: TrainedRetriever, folder: Path, *, index: bool = F
     if index:
         build_index(*scoring_vectors(first.model), folder / INDEX)
     # One thread: a pass takes about a millisecond, and the ranker needs the cores.
-    settings: dict[str, Any] = {"length": first.options.max_length, "threads": 1, "index": index}
+    settings: dict[str, Any] = {
+        "length": first.options.max_length,
+        "threads": 1,
+        "index": index,
+        "candidates": candidates,
+    }
     for model, name in zip(trained.models, (MODEL, SECOND_MODEL), strict=False):
         export_onnx(model.model, model.options.max_length, folder / name)
     if others:

@@ -7,15 +7,24 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.config import DEFAULTS, Serving, write_configs
 from export.onnx_graph import export_retriever
-from models.ranker.inference.ranker import EXPORTED_FILES, MODEL_FOLDER, PROBES_FILE, Ranker, write_runtime
+from llamarec_client.contract import MAX_CANDIDATES
+from models.ranker.inference.ranker import (
+    EXPORTED_FILES,
+    MODEL_FOLDER,
+    Ranker,
+    check_prefix_cache,
+    read_probes,
+    write_runtime,
+)
 from models.ranker.inference.runtimes import choose_runtime, suited_runtime
 from models.ranker.inference.scorer import Runtime
-from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
+from models.ranker.prompt import MOST_CANDIDATES, SETTINGS_FILE, TOKENIZER_FILE, Prompt, PromptBuilder
 from models.retriever.inference.index import import_faiss
 from models.retriever.inference.onnx_retriever import MODEL
 from models.retriever.trained import TrainedRetriever
@@ -49,6 +58,9 @@ class Export:
     """Device of the ranker: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` (all of them) or ``gpu:N``."""
     index: bool = False
     """Whether the retriever searches the items approximately, with faiss."""
+    retrieve: int | None = None
+    """Number of candidates that the retriever hands to the ranker. Default: 20, or the ranker's maximum if it is lower.
+    A ranking pass takes time in proportion to it."""
     serving: Serving = DEFAULTS
     """How Triton schedules the steps; the export fills in the ranker's device and the duration of its pass."""
 
@@ -91,24 +103,53 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
         the export id: a hash of the artifacts and of the options.
 
     Raises:
-        InputError: an artifact is missing, the artifacts do not belong together, faiss is needed but not installed, or
-            OpenVINO is asked for and cannot run the model.
+        InputError: an artifact is missing, the artifacts do not belong together, faiss is needed but not installed,
+            OpenVINO is asked for and cannot run the model, the ranker orders fewer candidates than are to be retrieved,
+            or the cache of prefixes would not hold one.
     """
     manifests = check_artifacts(artifacts)
+    limits = _candidates(options, artifacts)
     if options.index:
         import_faiss()
     runtime = suited_runtime(options.runtime(), artifacts / "ranker" / MODEL_FOLDER, chosen=options.backend is not None)
     inputs = {kind: manifest.fingerprint for kind, manifest in manifests.items()}
-    recorded = {"runtime": asdict(runtime), "index": options.index}
+    recorded: dict[str, Any] = {"runtime": asdict(runtime), "index": options.index}
+    if limits.retrieved != MAX_CANDIDATES:  # recorded only then: exports of earlier versions keep their ids
+        recorded["retrieve"] = limits.retrieved
     release = hashlib.sha256(json.dumps([inputs, recorded], sort_keys=True).encode()).hexdigest()[:16]
     facts: dict[str, Any] = {"release": release, "dataset": manifests["data"].facts["dataset"]}
-    for step, fill in _fillers(artifacts, runtime, options.index).items():
+    for step, fill in _fillers(artifacts, runtime, options.index, limits).items():
         folder = step_artifact(repository, step, suffix)
         if not is_finished(folder, KIND, options=recorded, inputs=inputs):
             with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
                 fill(partial)
     _write_models(repository, replace(options.serving, device=options.placement(runtime)), suffix)
     return release
+
+
+class _Candidates(NamedTuple):
+    """Numbers of candidates."""
+
+    retrieved: int
+    ranked: int
+    """Maximum number that the ranker orders."""
+
+
+def _candidates(options: Export, artifacts: Path) -> _Candidates:
+    """Return how many candidates are retrieved, and how many the ranker orders at most.
+
+    Raises:
+        InputError: more are to be retrieved.
+    """
+    settings = artifacts / "ranker" / SETTINGS_FILE
+    most = int(json.loads(settings.read_text(encoding="utf-8")).get("candidates", MAX_CANDIDATES))
+    retrieved = min(MAX_CANDIDATES, most) if options.retrieve is None else options.retrieve
+    if not 1 <= retrieved <= most:
+        raise InputError(
+            f"retrieve is {retrieved}, but this ranker orders 1 to {most} candidates: give --retrieve in that range, or"
+            f" train with --read independent-lines, which allows {MOST_CANDIDATES}"
+        )
+    return _Candidates(retrieved, most)
 
 
 def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
@@ -130,16 +171,17 @@ def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
     return manifests
 
 
-def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callable[[Path], None]]:
+def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: _Candidates) -> dict[str, Callable[[Path], None]]:
     data, ranker = artifacts / "data", artifacts / "ranker"
 
     def features(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
-        save_vocabulary(folder, TrainedRetriever.load(artifacts / "retriever").models[0].items)
+        save_vocabulary(folder, TrainedRetriever.load(artifacts / "retriever").models[0].items, limits.ranked)
 
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
-        export_retriever(TrainedRetriever.load(artifacts / "retriever"), folder, index=index)
+        trained = TrainedRetriever.load(artifacts / "retriever")
+        export_retriever(trained, folder, index=index, candidates=limits.retrieved)
 
     def prompt_builder(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
@@ -156,27 +198,39 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool) -> dict[str, Callab
                 )
             shutil.copy(ranker / name, folder)
         write_runtime(folder, runtime)
-        measured = {"seconds": measure_pass(folder)}
-        (folder / PASS_FILE).write_text(json.dumps(measured) + "\n", encoding="utf-8")
+        (folder / PASS_FILE).write_text(json.dumps(measure_pass(folder, limits.retrieved)) + "\n", encoding="utf-8")
 
     return {"features": features, "retriever": retriever, "prompt_builder": prompt_builder, "ranker": rank}
 
 
-def measure_pass(folder: Path) -> float:
-    """Return the median duration in seconds of a ranking pass over the exported ranker's probe prompts.
+def measure_pass(folder: Path, candidates: int = MAX_CANDIDATES) -> dict[str, float]:
+    """Return the cost of ranking the exported ranker's probe prompts, of which the queue and the cache are made.
+
+    Args:
+        folder: the exported ranker's folder.
+        candidates: number of candidates of a prompt with independent lines; others keep theirs.
+
+    Returns:
+        ``seconds``, the median duration of a pass, and ``prefix_bytes``, see :meth:`Ranker.prefix_bytes`.
 
     Raises:
         InputError: the ranker does not reproduce the scores that were stored with the probes.
     """
     ranker = Ranker.load(folder)
-    probes = json.loads((folder / PROBES_FILE).read_text(encoding="utf-8"))
+    prompts = [probe.prompt for probe in read_probes(folder)]
     seconds = []
-    for probe in (probes * MEASURED_PASSES)[:MEASURED_PASSES]:
-        prompt = Prompt(probe["tokens"], probe["line_ends"])
+    for prompt in islice(cycle([_filled(prompt, candidates) for prompt in prompts]), MEASURED_PASSES):
         started = time.perf_counter()
         ranker.logits(prompt)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return {"seconds": statistics.median(seconds), "prefix_bytes": ranker.prefix_bytes(prompts)}
+
+
+def _filled(prompt: Prompt, candidates: int) -> Prompt:
+    """Return a prompt whose independent lines are repeated until there are this many; any other prompt as it is."""
+    if not prompt.prefix:
+        return prompt
+    return Prompt.of_lines(prompt.tokens[: prompt.prefix], islice(cycle(prompt.lines()), candidates))
 
 
 def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
@@ -184,10 +238,10 @@ def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
     committed = repository.resolve() == COMMITTED_REPOSITORY
     if committed and serving == DEFAULTS:
         return
-    seconds = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))[
-        "seconds"
-    ]
-    write_configs(repository, replace(serving, pass_seconds=seconds), suffix)
+    measured = json.loads((step_artifact(repository, "ranker", suffix) / PASS_FILE).read_text(encoding="utf-8"))
+    if serving.prefix_cache:
+        check_prefix_cache(serving.prefix_cache, measured.get("prefix_bytes", 0))
+    write_configs(repository, replace(serving, pass_seconds=measured["seconds"]), suffix)
     for step in () if committed else STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
     if serving.retriever_runtime == "onnxruntime":

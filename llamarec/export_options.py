@@ -40,6 +40,13 @@ QueueSeconds = Annotated[
 RetrieverRuntime = Annotated[
     str, typer.Option(help="`python`, or `onnxruntime` for Triton's own ONNX Runtime backend.")
 ]
+Retrieve = Annotated[
+    int | None, typer.Option(help="Number of candidates that the retriever hands to the ranker. Default: 20.")
+]
+PrefixCache = Annotated[
+    int,
+    typer.Option(help="Megabytes in which the ranker keeps the histories it computed last; for independent lines."),
+]
 RankCache = Annotated[int, typer.Option(help="Number of prompts whose answers the ranker caches.")]
 
 
@@ -49,12 +56,14 @@ def export_options(
     threads: Threads = None,
     device: Device = "auto",
     index: Index = False,
+    retrieve: Retrieve = None,
     instances: Instances = 1,
     max_batch_size: BatchSize = 64,
     queue_delay_us: QueueDelay = 0,
     queue_seconds: QueueSeconds = None,
     retriever_runtime: RetrieverRuntime = "python",
     rank_cache: RankCache = 0,
+    prefix_cache: PrefixCache = 0,
 ) -> "Export":
     """Build the export's options from the command line."""
     given = {**locals(), "backend": runtime}

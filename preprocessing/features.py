@@ -33,9 +33,16 @@ class EncodedRequest:
     """Number of ids in the history outside the retriever's vocabulary."""
 
 
-def save_vocabulary(folder: Path, items: int) -> None:
-    """Write the number of items that the retriever knows into a folder for :meth:`FeatureEncoder.load`."""
-    (folder / VOCABULARY_FILE).write_text(json.dumps({"items": items}) + "\n", encoding="utf-8")
+def save_vocabulary(folder: Path, items: int, candidates: int = MAX_CANDIDATES) -> None:
+    """Write what :meth:`FeatureEncoder.load` reads.
+
+    Args:
+        folder: an existing folder.
+        items: number of items that the retriever knows.
+        candidates: maximum number of candidates that the ranker orders.
+    """
+    limits = {"items": items, "candidates": candidates}
+    (folder / VOCABULARY_FILE).write_text(json.dumps(limits) + "\n", encoding="utf-8")
 
 
 class FeatureEncoder:
@@ -44,18 +51,20 @@ class FeatureEncoder:
     Args:
         catalogue: catalogue of the data set that the models were trained on.
         vocabulary: number of items that the retriever knows; by default those that were trained.
+        most: maximum number of candidates.
     """
 
-    def __init__(self, catalogue: Catalogue, vocabulary: int | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, vocabulary: int | None = None, most: int = MAX_CANDIDATES) -> None:
         self._catalogue = catalogue
+        self._most = most
         self._vocabulary = catalogue.trained if vocabulary is None else vocabulary
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> "FeatureEncoder":
         """Return the encoder for the catalogue and the retriever's vocabulary of an exported folder."""
         path = folder / VOCABULARY_FILE
-        known = json.loads(path.read_text(encoding="utf-8"))["items"] if path.is_file() else None
-        return cls(catalogue, known)
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return cls(catalogue, stored.get("items"), stored.get("candidates", MAX_CANDIDATES))
 
     def encode(
         self,
@@ -66,8 +75,8 @@ class FeatureEncoder:
     ) -> EncodedRequest:
         """Check one request, and return it encoded.
 
-        Unknown ids in HISTORY are skipped and counted; in EXCLUDE they are ignored. At most 20 candidates may remain
-        after repetitions and excluded items are removed.
+        Unknown ids in HISTORY are skipped and counted; in EXCLUDE they are ignored. Only as many candidates
+        as the ranker orders may remain after repetitions and excluded items are removed.
 
         Args:
             history: raw ids, oldest first.
@@ -81,8 +90,8 @@ class FeatureEncoder:
         """
         for name, ids in ((HISTORY.name, history), (EXCLUDE.name, exclude), (CANDIDATES.name, candidates or ())):
             _check_ids(name, ids)
-        if top_k is not None and not 1 <= top_k <= MAX_CANDIDATES:
-            raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {MAX_CANDIDATES}, or leave it out for all")
+        if top_k is not None and not 1 <= top_k <= self._most:
+            raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {self._most}, or leave it out for all")
         last = self._vocabulary
         known = [item for item in map(self._catalogue.number, history) if item is not None and item <= last]
         excluded = {item for raw in exclude if (item := self._catalogue.number(raw))}
@@ -106,8 +115,8 @@ class FeatureEncoder:
                 )
             if item not in excluded:
                 items[item] = None
-        if len(items) > MAX_CANDIDATES:
-            raise InputError(f"{CANDIDATES.name} holds {len(items)} items: the ranker orders at most {MAX_CANDIDATES}")
+        if len(items) > self._most:
+            raise InputError(f"{CANDIDATES.name} holds {len(items)} items: the ranker orders at most {self._most}")
         return list(items)
 
 

@@ -23,6 +23,8 @@ SIZE_PARAMETER = "QUEUE_SIZE"
 """In prompt_builder's configuration: maximum number of prompts that may wait for the ranker."""
 CACHE_PARAMETER = "RANK_CACHE"
 """In the ranker's configuration: number of prompts whose answers are cached."""
+PREFIX_CACHE_PARAMETER = "PREFIX_CACHE"
+"""In the ranker's configuration: memory in MB for the keys and values of the prefixes used last."""
 
 # Item numbers are the catalogue's: 1..N, 0 for none.
 HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
@@ -44,6 +46,9 @@ TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, up to the place where the index letter follows."""
 LINE_END = TensorSpec("LINE_END", "INT32", (-1,))
 """For each candidate the place in TOKEN of the token after its title; read by the verbalizer of lines."""
+PREFIX = TensorSpec("PREFIX", "INT32", (1,))
+"""Number of tokens in TOKEN before the first candidate's line if the lines are independent of each other, else 0.
+Repositories that were exported before there were independent lines do not have it."""
 QUEUED = TensorSpec("QUEUED", "INT64", (1,))
 """Time when the prompt joined the ranker's queue, in microseconds of this machine's monotonic clock; 0: no limit."""
 
@@ -63,6 +68,8 @@ STEP_SPECS = {
         (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT),
         (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
     ),
-    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, QUEUED)),
-    "ranker": ModelSpec((TOKEN, LINE_END, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
+    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, PREFIX, QUEUED)),
+    "ranker": ModelSpec(
+        (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE
+    ),
 }

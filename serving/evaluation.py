@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llamarec_client.contract import MAX_CANDIDATES
 from models.intervals import bootstrap
 from models.metrics import gains, summary
 from models.ranker.fusion import fuse, order
@@ -203,7 +202,7 @@ def _compare_with_oracle(
     """Return the share of lists that retriever and ranker in fp32 PyTorch order identically."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
     retrieved = TrainedRetriever.load(artifacts / "retriever").retrieve(
-        [users.histories[user] for user in chosen], k=MAX_CANDIDATES
+        [users.histories[user] for user in chosen], k=steps.retriever.count
     )
     runtime = replace(steps.ranker.runtime, runtime="torch", dtype="float32")
     ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)

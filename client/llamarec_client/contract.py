@@ -16,7 +16,8 @@ MAX_HISTORY = 10_000
 MAX_ID_BYTES = 512
 """Maximum length of a raw item id, in bytes of UTF-8."""
 MAX_CANDIDATES = 20
-"""Maximum number of candidates that the ranker orders in one pass, one index letter each (paper, section 3.3)."""
+"""Number of candidates that are retrieved and ranked by default, one index letter each (paper, section 3.3). The
+maximum is the ranker's own: a request with more candidates is refused."""
 
 DEGRADED = "degraded"
 """Request parameter with the reason for a fallback to ``llamarec_retrieval``. The server counts the reasons."""

@@ -9,7 +9,7 @@ import typer
 
 from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_SERVER, Json, Server
 from llamarec.tables import print_json, print_table
-from llamarec_client.contract import ENSEMBLE, MAX_CANDIDATES
+from llamarec_client.contract import ENSEMBLE
 
 
 def recommend(
@@ -20,7 +20,7 @@ def recommend(
     candidates: Annotated[
         list[str] | None, typer.Option(help="Raw item id to rank instead of retrieving; repeatable.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help=f"Number of items to return, 1 to {MAX_CANDIDATES}.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Number of items to return. Default: all candidates.")] = None,
     model: Annotated[str, typer.Option(help="`llamarec`, or `llamarec_retrieval` without the ranker.")] = ENSEMBLE,
     user: Annotated[str | None, typer.Option(help="User id, for the server's logs and the choice of a canary.")] = None,
     canary: Annotated[str, typer.Option(help="Share of the users that the canary release answers: `5%`.")] = "0%",

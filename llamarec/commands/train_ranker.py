@@ -36,7 +36,10 @@ def train_ranker(
     ] = None,
     read: Annotated[
         str | None,
-        typer.Option(help="What the ranking is read from: the `letters` after the prompt (paper) or the `lines`."),
+        typer.Option(
+            help="What the ranking is read from: the `letters` after the prompt (paper), the candidates' `lines`, or"
+            " `independent-lines`, whose scores do not depend on the other candidates."
+        ),
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Maximum number of lower layers of the base that are kept.")] = None,
     targets: Annotated[

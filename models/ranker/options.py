@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from llamarec_client.contract import MAX_CANDIDATES
-from models.ranker.prompt import LETTERS
+from models.ranker.prompt import LETTERS, MOST_CANDIDATES, PromptSettings
 from preprocessing.errors import InputError
 
 Negatives = Literal["random", "popular", "retriever"]
 Order = Literal["shuffled", "retriever"]
-Read = Literal["letters", "lines"]
+Read = Literal["letters", "lines", "independent-lines"]
 Quantisation = Literal["nf4", "none"]
 TrainingDtype = Literal["auto", "bfloat16", "float32"]
 ValidateBy = Literal["alone", "fused"]
@@ -64,8 +64,10 @@ class RankerTraining:
     max_user_prompts: int | None = None
     """Maximum number of prompts for one user, so that long sequences do not dominate; no limit if absent."""
     read: Read = "letters"
-    """Where the ranking is read: ``letters``, the index letters after the prompt, as in the paper; or ``lines``, the
-    ends of the candidates' lines, which a small base learns from a fraction of the prompts."""
+    """Where the ranking is read: ``letters``, the index letters after the prompt, as in the paper; ``lines``, the ends
+    of the candidates' lines, which a small base learns from a fraction of the prompts; or ``independent-lines``, the
+    ends of lines that see the history but no other candidate, so that a score depends on the user and the item
+    alone."""
     depth: int | None = None
     """Maximum number of the base's lower layers that are kept; all if absent. ``letters`` work well only with all of
     them."""
@@ -85,7 +87,8 @@ class RankerTraining:
     folds: int = 4
     """Number of folds of users for cross-fitting the retriever."""
     candidates: int = MAX_CANDIDATES
-    """Number of candidates in a prompt; 20 in the paper and in the server."""
+    """Number of candidates in a training prompt; 20 in the paper. A ranker that reads letters or lines serves at most
+    as many as it was trained on."""
     validate_by: ValidateBy = "alone"
     """Measure that selects the best adapters: NDCG@10 of the language model ``alone``, as in the paper, or ``fused``
     with the retriever at the fitted weight, as served. Choose ``fused`` for ``lines``, which seldom beat the retriever
@@ -139,8 +142,13 @@ class RankerTraining:
                 raise InputError(f"{name} must be {', '.join(others)} or {last}, not {chosen!r}")
         if self.order == "retriever" and (self.negatives != "retriever" or self.pools > 1):
             raise InputError("order retriever needs the retriever's lists: set negatives to retriever and pools to 1")
-        if not 2 <= self.candidates <= len(LETTERS):
-            raise InputError(f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: each has an index letter")
+        if not self.independent and not 2 <= self.candidates <= len(LETTERS):
+            raise InputError(
+                f"candidates must be 2 to {len(LETTERS)}, not {self.candidates}: with --read {self.read} each has an"
+                f" index letter; --read independent-lines takes up to {MOST_CANDIDATES}"
+            )
+        if self.independent and not 2 <= self.candidates <= MOST_CANDIDATES:
+            raise InputError(f"candidates must be 2 to {MOST_CANDIDATES}, not {self.candidates}")
         if self.folds < 2:
             raise InputError(
                 f"folds must be at least 2, not {self.folds}: a retriever must not rank users that it was trained on"
@@ -151,6 +159,21 @@ class RankerTraining:
             raise InputError("learning_rate and clip must be above 0, and warmup_steps at least 0")
         if self.random_prompts < 0:
             raise InputError(f"random_prompts must be at least 0, not {self.random_prompts}")
+
+    @property
+    def independent(self) -> bool:
+        """Whether each candidate's line is computed as if it were the only one."""
+        return self.read == "independent-lines"
+
+    def prompt_settings(self) -> PromptSettings:
+        """Return the limits of the prompts that this training and its ranker build."""
+        return PromptSettings(
+            max_history=self.max_history,
+            title_tokens=self.title_tokens,
+            max_tokens=self.max_tokens,
+            candidates=MOST_CANDIDATES if self.independent else self.candidates,
+            independent=self.independent,
+        )
 
 
 SMALL = {

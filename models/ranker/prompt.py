@@ -7,7 +7,7 @@ step, so it does not import torch.
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,16 +29,17 @@ ItemNumbers = Sequence[int] | NDArray[np.int32]
 LETTERS = ascii_uppercase + ascii_lowercase
 """Index letters in the order of the candidates: A to Z, then a to z, which are single tokens too."""
 
-INSTRUCTION = (
-    "Given user history in chronological order, recommend an item from the candidate pool with its index letter."
-)
-HEAD = f"### Instruction:\n{INSTRUCTION}\n\n### Input:\nUser history: "
+INSTRUCTION = "Given user history in chronological order, recommend an item from the candidate pool"
+INPUT = ".\n\n### Input:\nUser history: "
+HEAD = f"### Instruction:\n{INSTRUCTION} with its index letter{INPUT}"
+INDEPENDENT_HEAD = f"### Instruction:\n{INSTRUCTION}{INPUT}"
+"""Beginning of prompts with independent lines, which have no letters."""
 POOL = "; \n Candidate pool: "
 RESPONSE = "\n\n### Response:\n"
 """End of every prompt; the index letter follows it."""
 SEPARATOR = " \n "
-TEMPLATE_HASH = hashlib.sha256("\0".join((HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)).encode()).hexdigest()
-"""Hash of the template, stored with a ranker, so that a version with another template refuses to serve it."""
+MOST_CANDIDATES = 200
+"""Maximum number of candidates with independent lines."""
 LINE_ENDS = (SEPARATOR[:-1], POOL[:-1], RESPONSE)
 """Text after a title: before the next title, at the end of the history, at the end of the candidates."""
 KEPT = 1 << 17
@@ -62,12 +63,17 @@ class PromptSettings:
     """Maximum number of tokens in a prompt; the oldest history items are dropped first."""
     candidates: int = MAX_CANDIDATES
     """Maximum number of candidates."""
+    independent: bool = False
+    """Whether each candidate's line continues the history by itself, without a letter, instead of following the lines
+    of the candidates before it."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
+        for name in ("max_history", "title_tokens", "max_tokens", "candidates"):
+            if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} is {value}, but must be at least 1")
-        if self.candidates > len(LETTERS):
+        if self.independent and self.candidates > MOST_CANDIDATES:
+            raise InputError(f"{self.candidates} candidates: with independent lines use at most {MOST_CANDIDATES}")
+        if not self.independent and self.candidates > len(LETTERS):
             raise InputError(
                 f"{self.candidates} candidates: there are {len(LETTERS)} index letters, so use at most {len(LETTERS)}"
             )
@@ -80,6 +86,23 @@ class Prompt(NamedTuple):
     line_ends: list[int]
     """Position in ``tokens``, for each candidate, of the first token after its title. Its hidden state depends on the
     candidate's whole line and on nothing below it."""
+    prefix: int = 0
+    """Number of tokens before the first candidate's line if the lines are independent of each other: each continues
+    the prefix by itself and ends at its line end. 0 if each line follows the one before."""
+
+    @classmethod
+    def of_lines(cls, prefix: Sequence[int], lines: Iterable[Sequence[int]]) -> "Prompt":
+        """Return the prompt of independent lines that continue a prefix."""
+        tokens, line_ends = list(prefix), []
+        for line in lines:
+            tokens.extend(line)
+            line_ends.append(len(tokens) - 1)
+        return cls(tokens, line_ends, len(prefix))
+
+    def lines(self) -> list[list[int]]:
+        """Return the tokens of each candidate's independent line."""
+        starts = [self.prefix, *(end + 1 for end in self.line_ends[:-1])]
+        return [self.tokens[start : end + 1] for start, end in zip(starts, self.line_ends, strict=True)]
 
 
 class PromptBuilder:
@@ -108,7 +131,8 @@ class PromptBuilder:
         self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
         self._length_of = lru_cache(maxsize=2)(self._count_tokens)
         self._lines = None if titles is None else (_mapped(titles / TOKENS_FILE), _mapped(titles / ENDS_FILE))
-        self._head_tokens = tokenizer.encode(HEAD[:-1]).ids
+        self._head = INDEPENDENT_HEAD if settings.independent else HEAD
+        self._head_tokens = tokenizer.encode(self._head[:-1]).ids
         self._end_lengths = [self._count_tokens(f"A{end}") - self._count_tokens("A") for end in LINE_ENDS]
         self._in_pieces = self._pieces_make_the_whole()
 
@@ -138,7 +162,10 @@ class PromptBuilder:
 
     def save_settings(self, folder: Path) -> None:
         """Write ``prompt.json`` for :meth:`load`: the limits, the template's hash and the tokenizer's start tokens."""
-        stored = {**asdict(self.settings), **self._learned_from()}
+        limits = asdict(self.settings)
+        if not limits["independent"]:
+            del limits["independent"]  # unknown to the versions before it, which read these rankers too
+        stored = {**limits, **self._learned_from()}
         (folder / SETTINGS_FILE).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
     def save_titles(self, folder: Path) -> None:
@@ -154,10 +181,15 @@ class PromptBuilder:
         np.save(folder / ENDS_FILE, np.asarray(ends, np.int64))
 
     def _learned_from(self) -> dict[str, Any]:
-        return {"template": TEMPLATE_HASH, "start_tokens": self._tokenizer.encode("").ids}
+        return {
+            "template": template_hash(independent=self.settings.independent),
+            "start_tokens": self._tokenizer.encode("").ids,
+        }
 
     def text(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> str:
         """Return the prompt as text, up to and including the line break that precedes the index letter.
+
+        Independent lines are listed one below the other, although no line is seen by another one.
 
         Args:
             history_items: item numbers, oldest first; may be empty. The last ``max_history`` of them are used.
@@ -167,12 +199,18 @@ class PromptBuilder:
             InputError: the number of candidates is 0 or above the settings' ``candidates``.
         """
         self._check(candidate_items)
-        recent = history_items[max(len(history_items) - self.settings.max_history, 0) :]
-        history = SEPARATOR.join(f"({place}) {self._short_title(item)}" for place, item in enumerate(recent, 1))
+        prefix = self._prefix_text(history_items[max(len(history_items) - self.settings.max_history, 0) :])
+        if self.settings.independent:
+            return prefix + "".join(f" {self._short_title(item)}{LINE_ENDS[0]}" for item in candidate_items)
         candidates = SEPARATOR.join(
             f"({letter}) {self._short_title(item)}" for letter, item in zip(LETTERS, candidate_items, strict=False)
         )
-        return f"{HEAD}{history}{POOL}{candidates}{RESPONSE}"
+        return f"{prefix} {candidates}{RESPONSE}"
+
+    def _prefix_text(self, history: ItemNumbers) -> str:
+        """Return the text before the space that begins the first candidate's line."""
+        items = SEPARATOR.join(f"({place}) {self._short_title(item)}" for place, item in enumerate(history, 1))
+        return f"{self._head}{items}{POOL[:-1]}"
 
     def build(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> Prompt:
         """Return the tokenised prompt. Above ``max_tokens`` the oldest history items are dropped, but no candidate.
@@ -197,6 +235,8 @@ class PromptBuilder:
         """Return the history items that fit, and the prompt with them."""
         self._check(candidate_items)
         history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
+        if self.settings.independent:
+            return self._fit_independent(history, candidate_items)
         while True:
             whole = not (self._in_pieces and history)
             prompt = (self._whole if whole else self._of_pieces)(history, candidate_items)
@@ -208,6 +248,49 @@ class PromptBuilder:
                     f" max_tokens {self.settings.max_tokens}: allow more tokens, or shorter titles"
                 )
             history.pop(0)
+
+    def _fit_independent(self, history: list[int], candidates: ItemNumbers) -> tuple[list[int], Prompt]:
+        """Return the history items that fit beside any line, whichever the candidates are, and the prompt with them."""
+        # A title of this many tokens may take more after a space, but never twice as many.
+        line = 2 * self.settings.title_tokens + self._end_lengths[0]
+        while len(tokens := self._prefix(history)) + line > self.settings.max_tokens:
+            if not history:
+                raise InputError(
+                    f"the instruction takes {len(tokens)} tokens and a line up to {line}, more than max_tokens"
+                    f" {self.settings.max_tokens}: allow more tokens, or shorter titles"
+                )
+            history.pop(0)
+        titles = (self._title_tokens(item, 0) for item in candidates)
+        return history, Prompt.of_lines(tokens, (ids[: len(ids) - self._end_lengths[0] + 1] for ids in titles))
+
+    def _prefix(self, history: ItemNumbers) -> list[int]:
+        """Return the tokens before the candidates' independent lines."""
+        if self._in_pieces and len(history):
+            return self._prefix_of_pieces(history)
+        return list(self._tokenizer.encode(self._prefix_text(history)).ids)
+
+    def _prefix_of_pieces(self, history: ItemNumbers) -> list[int]:
+        """Return the same tokens, see :meth:`_of_pieces`; the history must not be empty."""
+        ids = list(self._head_tokens)
+        self._add_lines(ids, [str(place) for place in range(1, len(history) + 1)], history, last=1)
+        return ids
+
+    def _add_lines(self, ids: list[int], marks: Sequence[str], items: ItemNumbers, *, last: int) -> list[int]:
+        """Add the tokens of marked titles to ``ids``; return the position of the first token after each title.
+
+        Args:
+            ids: the tokens so far.
+            marks: the number or letter of each item.
+            items: item numbers.
+            last: index of the line end that follows the last title.
+        """
+        line_ends = []
+        for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
+            end = last if place == len(items) else 0
+            ids.extend(self._mark_tokens(mark))
+            ids.extend(self._title_tokens(item, end))
+            line_ends.append(len(ids) - self._end_lengths[end])
+        return line_ends
 
     def _check(self, candidate_items: ItemNumbers) -> None:
         if not 1 <= len(candidate_items) <= self.settings.candidates:
@@ -231,24 +314,20 @@ class PromptBuilder:
         No token crosses the end of a mark or a line: tokenizers that pre-split into words split there, and Llama 2's,
         which does not pre-split, has no token with a line break or with a space after another character.
         """
-        ids, line_ends = list(self._head_tokens), list[int]()
-        places = [str(place) for place in range(1, len(history) + 1)]
-        for last, marks, items in ((1, places, history), (2, LETTERS[: len(candidates)], candidates)):
-            for place, (mark, item) in enumerate(zip(marks, items, strict=True), 1):
-                end = last if place == len(items) else 0
-                ids.extend(self._mark_tokens(mark))
-                ids.extend(self._title_tokens(item, end))
-                line_ends.append(len(ids) - self._end_lengths[end])
-        return Prompt(ids, line_ends[len(history) :])
+        ids = self._prefix_of_pieces(history)
+        return Prompt(ids, self._add_lines(ids, LETTERS[: len(candidates)], candidates, last=2))
 
     def _pieces_make_the_whole(self) -> bool:
         """Return whether pieces encode to the same tokens as whole prompts, tried on a sample of the catalogue."""
-        history, candidates = self.settings.max_history, self.settings.candidates
+        history, candidates = self.settings.max_history, min(self.settings.candidates, len(LETTERS))
         items = [*range(1, len(self._catalogue) + 1, 1 + len(self._catalogue) // (8 * (history + candidates)))]
         prompts = [
             (items[start : start + history], items[start + history : start + history + candidates] or items[:1])
             for start in range(0, len(items), history + candidates)
         ]
+        if self.settings.independent:
+            texts = ((past, self._prefix_text(past)) for past, _ in prompts)
+            return all(self._prefix_of_pieces(past) == self._tokenizer.encode(text).ids for past, text in texts)
         return all(self._of_pieces(*prompt) == self._whole(*prompt) for prompt in prompts)
 
     def _encode_mark(self, mark: str) -> "array[int]":
@@ -283,6 +362,12 @@ class PromptBuilder:
 def _mapped(path: Path) -> NDArray[Any]:
     """Return a memory-mapped file as a plain array: a slice of ``np.memmap`` itself costs ten times as much."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def template_hash(*, independent: bool) -> str:
+    """Return the hash of a template, which is stored with a ranker: a version with another one refuses to serve it."""
+    parts = (INDEPENDENT_HEAD, SEPARATOR, POOL) if independent else (HEAD, SEPARATOR, POOL, RESPONSE, LETTERS)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def letter_ids(tokenizer: Tokenizer, prompt: str, count: int = MAX_CANDIDATES) -> list[int]:

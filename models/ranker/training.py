@@ -27,7 +27,7 @@ from models.ranker.fusion import fused_ranks, log_softmax, ndcg_by_weight
 from models.ranker.inference.ranker import FUSION_FILE, MODEL_FOLDER, PROBES_FILE
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer
 from models.ranker.options import RankerTraining
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
+from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, letter_ids
 from preprocessing.artifacts import is_finished, new_artifact, read_manifest
 from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
@@ -125,14 +125,8 @@ def _read_inputs(options: RankerTraining, artifacts: Path, base: Path) -> _Input
         tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
     except Exception as error:  # the package raises no narrower class
         raise InputError(f"{base / TOKENIZER_FILE} is not a tokenizer ({error}): download the base again") from None
-    settings = PromptSettings(
-        max_history=options.max_history,
-        title_tokens=options.title_tokens,
-        max_tokens=options.max_tokens,
-        candidates=options.candidates,
-    )
-    prompts = PromptBuilder(data.catalogue, tokenizer, settings)
-    letters = letter_ids(tokenizer, RESPONSE, options.candidates)
+    prompts = PromptBuilder(data.catalogue, tokenizer, options.prompt_settings())
+    letters = [] if options.independent else letter_ids(tokenizer, RESPONSE, options.candidates)
     found = validation_examples(validation_table(artifacts, data, options.candidates), data)
     everyone = [found[place] for place in np.random.default_rng(options.seed).permutation(len(found))]
     return _Inputs(data, tokenizer, prompts, letters, everyone, everyone[: options.validation_users])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.ranker.prompt import PromptBuilder
-from serving.contract import CANDIDATE_ITEM, HISTORY_ITEM, LINE_END, QUEUED, TOKEN
+from serving.contract import CANDIDATE_ITEM, HISTORY_ITEM, LINE_END, PREFIX, QUEUED, TOKEN
 from serving.steps.ranker_queue import now
 from serving.steps.step import Answer, Tensors
 
@@ -28,9 +28,9 @@ class PromptBuilderStep:
         """Return the prompt; it has no tokens when there is no candidate to rank."""
         candidates = request[CANDIDATE_ITEM].tolist()
         if not candidates:
-            return {TOKEN: [], LINE_END: [], QUEUED: [now()]}
+            return {TOKEN: [], LINE_END: [], PREFIX: [0], QUEUED: [now()]}
         prompt = self.prompts.build(request[HISTORY_ITEM].tolist(), candidates)
-        return {TOKEN: prompt.tokens, LINE_END: prompt.line_ends, QUEUED: [now()]}
+        return {TOKEN: prompt.tokens, LINE_END: prompt.line_ends, PREFIX: [prompt.prefix], QUEUED: [now()]}
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the length of the prompt."""

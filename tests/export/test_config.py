@@ -114,6 +114,7 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
         (Serving(queue_delay_us=500), "ranker", "max_queue_delay_microseconds: 500"),
         (Serving(device="gpu"), "ranker", "kind: KIND_GPU"),
         (Serving(rank_cache=500), "ranker", 'string_value: "500"'),
+        (Serving(prefix_cache=64), "ranker", 'string_value: "64"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever_scores", 'backend: "onnxruntime"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever", 'string_value: "retriever_scores"'),
     ],

@@ -92,6 +92,18 @@ def test_candidates_are_counted_after_repetitions_and_exclude():
     assert len(ENCODER.encode([], exclude=[raw(21)], candidates=candidates).given) == MAX_CANDIDATES
 
 
+def test_the_exported_ranker_sets_the_number_of_candidates(tmp_path: Path):
+    """With a ranker that orders 24 items, 24 of 25 candidates and a TOP_K of 24 pass, and 25 of either do not."""
+    save_vocabulary(tmp_path, TRAINED, 24)
+    encoder = FeatureEncoder.load(tmp_path, CATALOGUE)
+    candidates = [raw(item) for item in range(1, 26)]
+    assert len(encoder.encode([], exclude=candidates[:1], candidates=candidates, top_k=24).given) == 24
+    with pytest.raises(InputError, match="CANDIDATES holds 25 items: the ranker orders at most 24"):
+        encoder.encode([], candidates=candidates)
+    with pytest.raises(InputError, match="TOP_K is 25: ask for 1 to 24"):
+        encoder.encode([], top_k=25)
+
+
 @pytest.mark.parametrize(
     ("request_", "tensor", "part"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from tiny import tiny_base
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from export.config import Serving
 from export.repository import Export, export
 from llamarec.commands.evaluate import ask_server
 from llamarec_client.contract import ENSEMBLE, MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
@@ -27,6 +29,7 @@ from models.ranker.options import RankerTraining
 from models.ranker.training import train_ranker
 from models.retriever.training import train_retriever
 from preprocessing.data import load_data
+from preprocessing.errors import InputError
 from serving.evaluation import evaluate
 from serving.offline import ExportedSteps
 from serving.server.local import LocalServer
@@ -242,15 +245,82 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
         assert result["served"]["equal_to_oracle"] == 1
 
 
+@contextmanager
+def a_direction(hidden):
+    """Give line objectives a direction: after few steps the best one may still be zero, which changes no order."""
+    create = LineObjective.__init__
+
+    def create_with_a_direction(objective, model):
+        create(objective, model)
+        with torch.no_grad():
+            objective._direction.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=hidden)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LineObjective, "__init__", create_with_a_direction)
+        yield
+
+
+@pytest.fixture(scope="module")
+def independent(artifacts, tmp_path_factory):
+    """Return artifacts with a ranker of independent lines."""
+    folder = tmp_path_factory.mktemp("independent") / "movielens-100k"
+    for stage in ("data", "retriever"):
+        shutil.copytree(artifacts / stage, folder / stage)
+    with weighed(0.5), a_direction(64):
+        brief = replace(BRIEF_RANKER, read="independent-lines")
+        train_ranker(brief, folder, str(tiny_base(tmp_path_factory.mktemp("tiny"))))
+    return folder
+
+
+@pytest.mark.thorough
+def test_independent_lines_are_served_in_any_number(independent, tmp_path):
+    """With 50 retrieved candidates, up to 200 given ones and kept histories, answers equal the offline ones.
+
+    They do so one at a time, 16 at a time, and when a history is asked for again; the 201st candidate is refused.
+    """
+    export(Export(threads=1, retrieve=50, serving=Serving(prefix_cache=1)), independent, tmp_path)
+    steps = ExportedSteps.load(tmp_path)
+    ids = known_ids(steps)
+    histories = [ids[start : start + 3] for start in range(0, 48, 3)]
+
+    async def ask(url, **options):
+        async with AsyncRecommenderClient(url) as client:
+            return await asyncio.gather(*(client.recommend(history, **options) for history in histories))
+
+    with LocalServer(tmp_path) as server, RecommenderClient(server.url) as recommender:
+        one_by_one = [recommender.recommend(history) for history in histories]
+        assert one_by_one == [offline(steps, history) for history in histories]
+        assert {len(answer) for answer in one_by_one} == {50}
+        assert asyncio.run(ask(server.url)) == one_by_one
+        answers = asyncio.run(ask(server.url, candidates=ids[:200], top_k=200))
+        assert answers == [offline(steps, history, candidates=ids[:200]) for history in histories]
+        with pytest.raises(InvalidRequest, match="features: CANDIDATES holds 201 items: the ranker orders at most 200"):
+            recommender.recommend([], candidates=ids[:201])
+
+
+@pytest.mark.thorough
+def test_what_a_ranker_of_independent_lines_cannot_do_is_refused_at_the_export(artifacts, independent, tmp_path):
+    """More candidates than the ranker orders, a cache that holds no history, and a cache for letters."""
+    with pytest.raises(
+        InputError, match="retrieve is 201, but this ranker orders 1 to 200 candidates: give --retrieve"
+    ):
+        export(Export(threads=1, retrieve=201), independent, tmp_path)
+    with pytest.raises(InputError, match="retrieve is 21, but this ranker orders 1 to 20 candidates"):
+        export(Export(threads=1, retrieve=21), artifacts, tmp_path)
+    with pytest.raises(InputError, match="a prefix cache is for rankers that read independent lines"):
+        export(Export(threads=1, serving=Serving(prefix_cache=1)), artifacts, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("read", "depth", "users"),
     [
         pytest.param("lines", 6, 6, id="lines"),
         pytest.param("lines", 15, 20, id="lines of half the layers", marks=pytest.mark.thorough),
+        pytest.param("independent-lines", 6, 6, id="independent lines", marks=pytest.mark.thorough),
         pytest.param("letters", None, 20, id="letters of all layers", marks=pytest.mark.thorough),
     ],
 )
-def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, read, depth, users):
+def test_real_users_on_the_pretrained_base(tmp_path, artifacts, read, depth, users):
     """SmolLM2, tuned on four prompts and merged, ranks with fusion weight 0 on the real server.
 
     Each list equals the offline one and differs from the retriever's.
@@ -261,16 +331,7 @@ def test_real_users_on_the_pretrained_base(tmp_path, artifacts, monkeypatch, rea
     brief = RankerTraining(
         max_prompts=4, batch_size=4, validation_users=2, validate_every=1, full_validation=False, max_history=5
     )
-    create = LineObjective.__init__
-
-    def create_with_a_direction(objective, model):
-        create(objective, model)
-        # After one step the best direction may still be zero, which changes no order; any other direction does.
-        with torch.no_grad():
-            objective._direction.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=576)))
-
-    monkeypatch.setattr(LineObjective, "__init__", create_with_a_direction)
-    with weighed(0.0):
+    with weighed(0.0), a_direction(576):
         train_ranker(replace(brief, read=read, depth=depth), folder, EMBEDDED)
     export(Export(), folder, tmp_path / "repository")
     steps, data = ExportedSteps.load(tmp_path / "repository"), load_data(folder)

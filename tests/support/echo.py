@@ -45,7 +45,7 @@ ECHO_STEPS = {
 """,
     "prompt_builder": """
     def answer(self, request):
-        return {TOKEN: request[CANDIDATE_ITEM], LINE_END: [], QUEUED: [time.monotonic_ns() // 1000]}
+        return {TOKEN: request[CANDIDATE_ITEM], LINE_END: [], PREFIX: [0], QUEUED: [time.monotonic_ns() // 1000]}
 """,
     "ranker": """
     def answer(self, request):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving.contract import CACHE_PARAMETER
+from serving.contract import CACHE_PARAMETER, PREFIX_CACHE_PARAMETER
 from serving.layout import instance_device, parameter
 from serving.steps.ranker import RankerStep
 from serving.steps.worker import Worker
@@ -13,8 +13,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         cached = int(parameter(args, CACHE_PARAMETER) or 0)
+        prefixes = int(parameter(args, PREFIX_CACHE_PARAMETER) or 0)
         device = instance_device(args)
-        self.worker = Worker.open("ranker", args, lambda folder: RankerStep.load(folder, cached, device))
+        self.worker = Worker.open("ranker", args, lambda folder: RankerStep.load(folder, cached, device, prefixes))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

@@ -102,7 +102,7 @@ def end_token(config: Any) -> int | None:
 
 def new_objective(options: RankerTraining, model: Any, letter_ids: Sequence[int]) -> Objective:
     """Return a new objective of the kind that ``options.read`` names."""
-    if options.read == "lines":
+    if options.read != "letters":
         return LineObjective(model)
     end = end_token(model.config)
     assert end is not None, "a base without an end token was refused for letters"

@@ -253,15 +253,36 @@ def line_loss(
         share: whether common prefixes are computed only once; the loss is the same.
     """
     decoder, _ = decoder_and_head(model)
-    packed = pack([prompt.tokens for prompt in prompts], direction.device, share=share)
+    packed, ends = pack_lines(prompts, direction.device, share=share)
     with _mixed_precision(model):
         hidden = hidden_states(decoder, packed)
     loss = direction.new_zeros(())
-    for prompt, places, truth, prior in zip(prompts, packed.places, truths, scores, strict=True):
-        ends = torch.from_numpy(places[prompt.line_ends]).to(direction.device)  # [k]
-        logits = hidden[ends].float() @ direction + prior.to(direction.device)  # [k]
+    for places, truth, prior in zip(ends, truths, scores, strict=True):
+        logits = hidden[places].float() @ direction + prior.to(direction.device)  # [k]
         loss = loss - logits.log_softmax(0)[truth]
     return loss
+
+
+def pack_lines(
+    prompts: Sequence[Prompt], device: torch.device, *, share: bool = True
+) -> tuple[PackedPrompts, list[Tensor]]:
+    """Return prompts packed into one sequence, and the place in it of each candidate's line end, [k] for each prompt.
+
+    Each independent line is a sequence of its own that continues the prefix.
+    """
+    sequences: list[list[int]] = []
+    read: list[list[tuple[int, int]]] = []  # sequence and place in it of each line end
+    for prompt in prompts:
+        if prompt.prefix:
+            own = [[*prompt.tokens[: prompt.prefix], *line] for line in prompt.lines()]
+            read.append([(len(sequences) + number, -1) for number in range(len(own))])
+            sequences += own
+        else:
+            read.append([(len(sequences), end) for end in prompt.line_ends])
+            sequences.append(prompt.tokens)
+    packed = pack(sequences, device, share=share)
+    ends = [torch.tensor([packed.places[row][place] for row, place in pairs], device=device) for pairs in read]
+    return packed, ends
 
 
 def hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
@@ -314,9 +335,13 @@ def letter_logits(model: Any, prompt: Sequence[int], letter_ids: Sequence[int]) 
 def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
     """Return the logits of one prompt's candidates by their lines [k], in fp32; call it within :func:`evaluating`."""
     decoder, _ = decoder_and_head(model)
-    tokens = torch.tensor([prompt.tokens], device=direction.device)
-    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
-    logits: Tensor = hidden[prompt.line_ends].float() @ direction
+    if prompt.prefix:
+        packed, (ends,) = pack_lines([prompt], direction.device)
+        states = hidden_states(decoder, packed)[ends]
+    else:
+        tokens = torch.tensor([prompt.tokens], device=direction.device)
+        states = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, prompt.line_ends]
+    logits: Tensor = states.float() @ direction  # [k]
     return logits
 
 

@@ -1,16 +1,19 @@
 """Orders candidates with a merged model; serving and offline evaluation both rank through this module."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.ranker.fusion import fuse, log_softmax, order
+from models.ranker.inference.prefixes import PrefixCache
 from models.ranker.inference.runtimes import load_scorer
 from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer, restore_verbalizer
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
@@ -70,24 +73,31 @@ class Ranker:
         self.runtime = runtime
 
     @classmethod
-    def load(cls, folder: Path, runtime: Runtime | None = None) -> "Ranker":
+    def load(cls, folder: Path, runtime: Runtime | None = None, prefix_cache: int = 0) -> "Ranker":
         """Return the ranker of a folder that holds ``merged/`` and ``{verbalizer,fusion,probes,runtime}.json``.
 
         Args:
             folder: a folder that `llamarec export` wrote.
             runtime: replaces the runtime stored in the folder; evaluation uses it to compare with fp32.
+            prefix_cache: memory in MB for the keys and values of the prefixes used last; 0 keeps none.
 
         Raises:
-            InputError: a file is missing, or the model does not reproduce the scores stored with the probes.
+            InputError: a file is missing, the model does not reproduce the scores stored with the probes, or the cache
+                would not hold one prefix.
         """
         runtime = runtime or read_runtime(folder)
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
+        probes = read_probes(folder)
         scorer = load_scorer(folder / MODEL_FOLDER, runtime)
+        if probes[0].prompt.prefix:
+            settle_slabs(scorer, probes[0].prompt)
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))
+        if prefix_cache:
+            check_prefix_cache(prefix_cache, ranker.prefix_bytes([probe.prompt for probe in probes]))
+            scorer.prefixes = PrefixCache(prefix_cache << 20)
         tolerance = PROBE_TOLERANCE[runtime.dtype]
-        for place, probe in enumerate(_read(folder / PROBES_FILE)):
-            expected = np.asarray(probe["logprobs"])
-            found = log_softmax(ranker.logits(Prompt(probe["tokens"], probe["line_ends"])))
+        for place, (prompt, expected) in enumerate(probes):
+            found = log_softmax(ranker.logits(prompt))
             change = np.sqrt(np.mean((found - expected) ** 2))
             if not change <= tolerance:
                 raise InputError(
@@ -99,6 +109,11 @@ class Ranker:
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Return the language model's logits of a prompt's candidates [k]."""
         return self._verbalizer.logits(self._scorer, prompt)
+
+    def prefix_bytes(self, prompts: Sequence[Prompt]) -> int:
+        """Return the memory in bytes that the longest prefix of these prompts takes; 0 if they have none."""
+        longest = max((prompt.tokens[: prompt.prefix] for prompt in prompts), key=len)
+        return self._scorer.prefix(longest).nbytes if longest else 0
 
     def rank(
         self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike
@@ -117,7 +132,8 @@ class Ranker:
             InputError: the line ends are not k positions in the prompt.
         """
         k, tokens, ends = np.asarray(scores).size, len(prompt.tokens), prompt.line_ends
-        if len(ends) != k or not all(0 <= end < tokens for end in ends):
+        in_order = not prompt.prefix or all(np.diff([prompt.prefix - 1, *ends]) > 0)
+        if len(ends) != k or not all(0 <= end < tokens for end in ends) or not in_order:
             raise InputError(
                 f"{len(ends)} line ends for {k} candidates in {tokens} tokens: give one position in the prompt for each"
             )
@@ -127,6 +143,49 @@ class Ranker:
         places = order(logprobs, ranks)
         probabilities = np.exp(log_softmax(logprobs / self._temperature))
         return places, probabilities[places].astype(np.float32)
+
+
+class Probe(NamedTuple):
+    """A prompt that every runtime replays when it loads a ranker."""
+
+    prompt: Prompt
+    logprobs: NDArray[np.float64]
+    """Log-probabilities of its candidates in fp32 [k]."""
+
+
+def read_probes(folder: Path) -> list[Probe]:
+    """Return the probes of a ranker's folder.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    rows = _read(folder / PROBES_FILE)
+    return [
+        Probe(Prompt(row["tokens"], row["line_ends"], row.get("prefix", 0)), np.asarray(row["logprobs"]))
+        for row in rows
+    ]
+
+
+def check_prefix_cache(megabytes: int, needed: int) -> None:
+    """Check that a cache holds one prefix.
+
+    Args:
+        megabytes: size of the cache.
+        needed: bytes of a prefix; 0 for a ranker whose prompts have none.
+
+    Raises:
+        InputError: it does not, or there are no prefixes to keep.
+    """
+    if not needed:
+        raise InputError(
+            "a prefix cache is for rankers that read independent lines: leave out --prefix-cache, or train with"
+            " `llamarec train-ranker --read independent-lines`"
+        )
+    if needed > megabytes << 20:
+        raise InputError(
+            f"a prefix cache of {megabytes} MB does not hold one user's history, which takes {-(-needed // 2**20)} MB:"
+            f" give at least --prefix-cache {-(-needed // 2**20)}, or 0 for none"
+        )
 
 
 def _read(path: Path) -> Any:

@@ -13,6 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from models.ranker.inference.prefixes import Prefix, PrefixCache
+from models.ranker.inference.slabs import SLAB_ROWS, Slab, slabs_of
+from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
 RuntimeName = Literal["torch", "openvino"]
@@ -42,6 +45,12 @@ class Runtime:
 class Scorer(ABC):
     """A language model whose hidden states can be read at chosen positions of a prompt."""
 
+    def __init__(self) -> None:
+        self.slab_rows: Sequence[int] = SLAB_ROWS
+        """Numbers of rows of a slab of independent lines, see :func:`models.ranker.inference.slabs.slabs_of`."""
+        self.prefixes = PrefixCache()
+        """The prefixes of independent lines that are kept."""
+
     @abstractmethod
     def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
         """Return the hidden states at these positions, normalised as the head expects them [places, hidden].
@@ -49,6 +58,19 @@ class Scorer(ABC):
         Args:
             token_ids: the prompt.
             places: positions in the prompt, from 0.
+        """
+
+    @abstractmethod
+    def prefix(self, token_ids: Sequence[int]) -> Prefix:
+        """Return the keys and values of the tokens that independent lines continue, in a pass of their own."""
+
+    @abstractmethod
+    def slab_states(self, prefix: Prefix, slab: Slab) -> NDArray[np.float32]:
+        """Return the hidden states at the ends of a slab's lines, normalised as the head expects them [lines, hidden].
+
+        Args:
+            prefix: what the lines continue.
+            slab: the lines; those that fill it up have states too.
         """
 
     @abstractmethod
@@ -76,6 +98,27 @@ class Scorer(ABC):
             direction: the direction [hidden].
         """
         return _dots(self.states(token_ids, places), direction)
+
+    def independent_states(self, prompt: Prompt) -> NDArray[np.float32]:
+        """Return the hidden states at the ends of independent lines [k, hidden].
+
+        Prefix and lines are computed by the same calls whether the prefix is kept or not.
+
+        Args:
+            prompt: a prompt with a prefix.
+        """
+        prefix = self.prefixes.get(prompt.tokens[: prompt.prefix], self.prefix)
+        found: dict[int, NDArray[np.float32]] = {}
+        for slab in slabs_of(prompt.lines(), prompt.prefix, self.slab_rows):
+            found.update(zip(slab.numbers, self.slab_states(prefix, slab), strict=False))
+        return np.stack([found[number] for number in range(len(found))])
+
+    def score_independent(self, prompt: Prompt, direction: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the projection of each independent line's state onto ``direction`` [k].
+
+        A line's score depends on the prefix and on the line alone; see :func:`.slab_check.settle_slabs`.
+        """
+        return _dots(self.independent_states(prompt), direction)
 
 
 def _dots(rows: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from models.ranker.inference.prefixes import Prefix
 from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.slabs import Slab
+from models.ranker.inference.torch_lines import LinesDecoder, LinesPass, Part, PrefixPass
 from models.ranker.loading import load_causal_lm
 from models.ranker.memory import check_gpu_memory, serving_bytes
 from models.ranker.precision import DTYPES
@@ -23,6 +27,8 @@ class TorchScorer(Scorer):
             InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory;
                 nothing is loaded then.
         """
+        super().__init__()
+        self._lines: LinesDecoder | None = None
         if runtime.device != "cpu":
             needed = serving_bytes(folder, DTYPES[runtime.dtype])
             check_gpu_memory(folder, needed, runtime.device, "export with --device cpu, or train a smaller base")
@@ -50,3 +56,25 @@ class TorchScorer(Scorer):
         hidden = self._layers(input_ids=tokens, use_cache=False).last_hidden_state[0]  # [length, hidden]
         states: NDArray[np.float32] = hidden[list(places)].float().cpu().numpy()
         return states
+
+    @torch.inference_mode()
+    def prefix(self, token_ids: Sequence[int]) -> Prefix:
+        """Return the keys and values of each layer; see :class:`Scorer`."""
+        part = PrefixPass(torch.empty(0, dtype=torch.int64, device=self._device))
+        self._run(torch.tensor(list(token_ids), device=self._device), None, part)
+        return Prefix(part.layers)
+
+    @torch.inference_mode()
+    def slab_states(self, prefix: Prefix, slab: Slab) -> NDArray[np.float32]:
+        """Return the normalised hidden states at the lines' ends [lines, hidden]; see :class:`Scorer`."""
+        arrays = (slab.tokens, slab.positions, slab.members, slab.slots, slab.ends)
+        tokens, positions, members, slots, ends = (torch.from_numpy(array).to(self._device) for array in arrays)
+        hidden = self._run(tokens, positions, LinesPass(ends, iter(prefix.layers), members, slots))
+        states: NDArray[np.float32] = hidden.float().cpu().numpy()
+        return states
+
+    def _run(self, tokens: Tensor, positions: Tensor | None, part: Part) -> Tensor:
+        """Return the normalised hidden states of the rows that are read [n, hidden]."""
+        if self._lines is None:
+            self._lines = LinesDecoder(self._layers)
+        return self._lines(tokens, positions, part)

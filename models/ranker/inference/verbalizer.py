@@ -4,6 +4,7 @@ The paper's verbalizer reads the next token's logits at the ids of the index let
 find the candidate that fits and the letter that labels it. Small base models learn the first long before the second.
 For them, a second verbalizer reads the same pass at the token that ends each candidate's line, where the model has
 processed the history and that title. It projects the hidden state onto a direction that is trained with the adapters.
+If the prompt's lines are independent, each of them is computed as if it were the only one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ class LineVerbalizer:
 
     def logits(self, scorer: Scorer, prompt: Prompt) -> NDArray[np.float32]:
         """Return the logits of the prompt's candidates [k]."""
+        if prompt.prefix:
+            return scorer.score_independent(prompt, self.direction)
         return scorer.score_lines(prompt.tokens, prompt.line_ends, self.direction)
 
     def stored(self) -> Mapping[str, Any]:

@@ -53,6 +53,8 @@ class OnnxRetriever:
     """Approximate index of one retriever's items; if absent, all items are scored."""
     state: Graph | None = None
     """Graph that computes the index's query."""
+    count: int = MAX_CANDIDATES
+    """Number of candidates that are handed on."""
 
     @classmethod
     def load(cls, folder: Path, served: Any = None) -> "OnnxRetriever":
@@ -71,22 +73,22 @@ class OnnxRetriever:
         graphs = [Graph(served or _open(folder / MODEL, threads), settings["length"])]
         if "second_length" in settings:
             graphs.append(Graph(_open(folder / SECOND_MODEL, threads), settings["second_length"]))
+        count = settings.get("candidates", MAX_CANDIDATES)  # absent in earlier exports
         if served is not None or not settings["index"]:
-            return cls(graphs, stage)
+            return cls(graphs, stage, count=count)
         index = ApproximateIndex(folder / INDEX, threads)
-        return cls(graphs, stage, index, Graph(_open(folder / STATE_MODEL, threads), settings["length"]))
+        return cls(graphs, stage, index, Graph(_open(folder / STATE_MODEL, threads), settings["length"]), count)
 
     def scores(self, history: NDArray[np.int32]) -> list[NDArray[np.float32]]:
         """Return each retriever's logits [items + 1] of the item after a history of item numbers, oldest first."""
         return [graph.run("scores", history) for graph in self.graphs]
 
-    def candidates(
-        self, history: NDArray[np.int32], excluded: NDArray[np.int32], k: int = MAX_CANDIDATES
-    ) -> Candidates:
-        """Return the top ``k`` outside the history and the excluded items.
+    def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32], k: int | None = None) -> Candidates:
+        """Return the top ``k`` outside the history and the excluded items; by default ``count`` of them.
 
         They come from the approximate index if the retriever was exported with one, unless it finds too few.
         """
+        k = k or self.count
         masked = np.concatenate((history, excluded))
         if self.index is not None and (found := self._search(history, masked, k)) is not None:
             return found

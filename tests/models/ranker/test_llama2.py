@@ -53,7 +53,7 @@ def test_letters_behind_the_prompt_are_not_the_letters_alone(tokenizer: Tokenize
 def test_a_candidates_line_ends_where_its_title_does(tokenizer: Tokenizer):
     """The tokens up to a line end are the text of a prompt with the candidates so far, including the start token."""
     prompts = builder(tokenizer, "Toy Story (1995)", "Amélie 🦙", "Heat")
-    ids, ends = prompts.build([1], [2, 3, 1])
+    ids, ends, _ = prompts.build([1], [2, 3, 1])
     for count, end in enumerate(ends, 1):
         text = prompts.text([1], [2, 3, 1][:count]).removesuffix(RESPONSE)
         assert tokenizer.decode(ids[:end]).rstrip() == text

@@ -96,7 +96,7 @@ def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: i
     """The tokens up to a line end are the text of a prompt with the candidates so far, without what follows them."""
     prompts = builder(*titles, title_tokens=limit)
     history, candidates = range(1, len(titles)), range(len(titles), 0, -1)
-    ids, ends = prompts.build(history, candidates)
+    ids, ends, _ = prompts.build(history, candidates)
     assert ends == prompts._whole(history, candidates).line_ends
     # The vocabulary lacks a few bytes, and drops them.
     assume(tokenizer().decode(ids, skip_special_tokens=False) == prompts.text(history, candidates))
@@ -219,3 +219,74 @@ def test_letter_marks_in_a_title_are_text():
     """A title that contains another letter, or is empty, takes only its own place in the list."""
     text = builder("(B) Not this one", "", "(A) (C)").text([2], [1, 2, 3])
     assert "history: (1) ; \n Candidate pool: (A) (B) Not this one \n (B)  \n (C) (A) (C)\n\n" in text
+
+
+def independent(*titles: str, **limits: int) -> PromptBuilder:
+    return PromptBuilder(catalogue(*titles), tokenizer(), PromptSettings(independent=True, candidates=200, **limits))
+
+
+def test_independent_lines_have_neither_letters_nor_marks():
+    """The text was typed by hand: the instruction names no letter, and each line is its title and a line break."""
+    prompt = independent(*TITLES).build([1, 2], [3, 4])
+    assert tokenizer().decode(prompt.tokens[: prompt.prefix]) == (
+        "### Instruction:\nGiven user history in chronological order, recommend an item from the candidate pool.\n\n"
+        "### Input:\nUser history: (1) Toy Story (1995) \n (2) Star Wars (1977); \n Candidate pool:"
+    )
+    assert [tokenizer().decode(line) for line in prompt.lines()] == [
+        " Usual Suspects, The (1995) \n",
+        " Les Misérables (1995) \n",
+    ]
+    assert tokenizer().decode(prompt.tokens) == independent(*TITLES).text([1, 2], [3, 4])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    titles=st.lists(st.text(max_size=30), min_size=3, max_size=5),
+    history=st.lists(st.integers(1, 3), max_size=30),
+    candidates=st.lists(st.integers(1, 3), min_size=1, max_size=200),
+    most=st.integers(120, 400),
+)
+def test_an_independent_line_and_its_prefix_depend_on_no_other_candidate(
+    titles: list[str], history: list[int], candidates: list[int], most: int
+):
+    """Each candidate has the tokens that it has alone, and no line reaches beyond ``max_tokens``."""
+    prompts = independent(*titles, max_tokens=most, title_tokens=12)
+    together = prompts.build(history, candidates)
+    assert max(together.prefix + len(line) for line in together.lines()) <= most
+    for item, line in zip(candidates[:3], together.lines()[:3], strict=len(candidates) < 3):
+        alone = prompts.build(history, [item])
+        assert alone.tokens == together.tokens[: together.prefix] + line
+        assert alone.line_ends == [len(alone.tokens) - 1]
+
+
+def test_an_independent_line_needs_no_piece_of_the_whole():
+    """A tokenizer that joins lines encodes the prefix as a whole, and each line as it stands after a mark."""
+    joining = Tokenizer.from_str(tokenizer().to_str())
+    joining.add_tokens([AddedToken(" \n (2) ", normalized=False)])
+    prompts = PromptBuilder(catalogue(*TITLES), joining, PromptSettings(independent=True))
+    prompt = prompts.build([1, 2], [3])
+    assert not prompts._in_pieces
+    assert joining.decode(prompt.tokens, skip_special_tokens=False) == prompts.text([1, 2], [3])
+
+
+def test_a_loaded_builder_of_independent_lines_builds_the_same(tmp_path: Path):
+    """The settings say which template it is; those of other rankers have no entry that earlier versions do not know."""
+    saved = independent(*TITLES, title_tokens=5)
+    saved.save_settings(tmp_path)
+    saved.save_titles(tmp_path)
+    catalogue(*TITLES).write(tmp_path / "items.parquet")
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert PromptBuilder.load(tmp_path).build([1, 2, 3], [4, 5]) == saved.build([1, 2, 3], [4, 5])
+    builder(*TITLES).save_settings(tmp_path)
+    kept = {"max_history", "title_tokens", "max_tokens", "candidates", "template", "start_tokens"}
+    assert json.loads((tmp_path / "prompt.json").read_text()).keys() == kept
+
+
+def test_independent_lines_have_their_own_limits():
+    """At most 200 candidates, and room for the instruction and one line."""
+    with pytest.raises(InputError, match="201 candidates: with independent lines use at most 200"):
+        PromptSettings(candidates=201, independent=True)
+    with pytest.raises(InputError, match="a prompt takes 1 to 200 candidates, not 201"):
+        independent("x").build([], [1] * 201)
+    with pytest.raises(InputError, match=r"the instruction takes \d+ tokens and a line up to 65, .* 80"):
+        independent("x", max_tokens=80).build([1], [1])

@@ -31,6 +31,7 @@ from serving.contract import (
     HISTORY_ITEM,
     LIMIT,
     LINE_END,
+    PREFIX,
     QUEUED,
     RETRIEVE,
     STEP_SPECS,
@@ -189,7 +190,7 @@ def test_each_request_gets_its_own_answer_or_error(logged):
             raise InputError("HISTORY_ITEM is 1")
         if item == 2:
             raise KeyError("lost")
-        return {TOKEN: [int(item)] * 3, LINE_END: [2], QUEUED: [0]}
+        return {TOKEN: [int(item)] * 3, LINE_END: [2], PREFIX: [0], QUEUED: [0]}
 
     numbers = [0, 1, 2, 3]
     requests = [request(HISTORY_ITEM=np.array([[n]]), CANDIDATE_ITEM=np.array([[1]])) for n in numbers]
@@ -330,6 +331,30 @@ def test_ranking_keeps_each_candidates_columns_together(count, limit):
     assert len(answer[SCORE]) == len(expected)
 
 
+def test_the_prefix_of_independent_lines_reaches_the_ranker():
+    """A repository of an earlier version sends no PREFIX, and its prompts have none."""
+    asked = []
+
+    class KeepingRanker(BackwardsRanker):
+        def rank(self, prompt, scores, ranks):
+            asked.append(prompt)
+            return super().rank(prompt, scores, ranks)
+
+    step = RankerStep(KeepingRanker())
+    sent = {
+        TOKEN: ints(1, 2, 3),
+        LINE_END: ints(1, 2),
+        CANDIDATE_ID: texts(b"x", b"y"),
+        CANDIDATE_SCORE: np.zeros(2, np.float32),
+        CANDIDATE_RANK: ints(1, 2),
+        LIMIT: ints(0),
+    }
+    step.answer(sent)
+    step.answer({**sent, PREFIX: ints(0)})
+    step.answer({**sent, PREFIX: ints(1)})
+    assert asked == [Prompt([1, 2, 3], [1, 2]), Prompt([1, 2, 3], [1, 2], 0), Prompt([1, 2, 3], [1, 2], 1)]
+
+
 def test_a_remembered_prompt_is_ranked_once():
     """The same prompt and scores with another LIMIT are ranked once; another prompt or other scores are ranked anew."""
     asked = []
@@ -409,7 +434,7 @@ def test_an_instance_runs_on_the_gpu_that_triton_gave_it(given, device):
 def test_the_rankers_device_replaces_that_of_the_export(tmp_path, monkeypatch):
     """The device of an instance, here ``cuda:1``, replaces the exported runtime's ``cuda``."""
     loaded = []
-    monkeypatch.setattr(Ranker, "load", lambda folder, runtime: loaded.append(runtime.device))
+    monkeypatch.setattr(Ranker, "load", lambda folder, runtime, prefix_cache: loaded.append(runtime.device))
     write_runtime(tmp_path, Runtime(dtype="float16", device="cuda"))
     RankerStep.load(tmp_path, device="cuda:1")
     RankerStep.load(tmp_path)

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from models.ranker import precision
 from models.ranker.inference import runtimes
-from models.ranker.inference.openvino_scorer import hidden_states, weights_of
+from models.ranker.inference.openvino_graph import hidden_states, weights_of
 from models.ranker.inference.ranker import Ranker, write_runtime
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
 from models.ranker.inference.scorer import Runtime

@@ -81,7 +81,13 @@ def test_the_folder_has_what_the_stage_needs(exported):
         *("signals.json", "signals.safetensors", SETTINGS),
     }
     settings = json.loads((exported / SETTINGS).read_text())
-    assert settings == {"length": LENGTH, "second_length": SECOND_LENGTH, "threads": 1, "index": False}
+    assert settings == {
+        "length": LENGTH,
+        "second_length": SECOND_LENGTH,
+        "threads": 1,
+        "index": False,
+        "candidates": 20,
+    }
 
 
 @every_history
@@ -196,7 +202,12 @@ def test_the_index_spares_the_scores(indexed, monkeypatch):
 def test_an_index_has_its_own_files(indexed):
     """The index and the graph of its queries are written too, and named in the settings."""
     assert {INDEX, STATE_MODEL, "signals.json"} <= {path.name for path in indexed.iterdir()}
-    assert json.loads((indexed / SETTINGS).read_text()) == {"length": LENGTH, "threads": 1, "index": True}
+    assert json.loads((indexed / SETTINGS).read_text()) == {
+        "length": LENGTH,
+        "threads": 1,
+        "index": True,
+        "candidates": 20,
+    }
 
 
 def test_an_index_with_a_second_retriever_is_refused(tmp_path):
