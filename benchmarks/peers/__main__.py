@@ -59,11 +59,9 @@ def train(system: str, options: Sequence[str], folder: Path) -> dict[str, Any]:
         folder: folder of the training, which is emptied first.
 
     Raises:
-        InputError: the environment of the other libraries is missing, or the training failed.
+        InputError: the training failed.
     """
     program = SYSTEMS[system]
-    if not program.python.exists():
-        raise InputError(f"{program.python} does not exist: install the other libraries with `make peers`")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -90,7 +88,8 @@ def read_kept(path: Path, settings: Mapping[str, Any], again: bool) -> dict[str,
     """
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("settings", settings) == settings:
-        return kept.get("systems", {})
+        systems: dict[str, Any] = kept.get("systems", {})
+        return systems
     if not again:
         raise InputError(f"{path} was measured with other settings: give --again to replace it, or another --results")
     return {}
@@ -138,11 +137,13 @@ def measure(given: argparse.Namespace) -> None:
     systems = read_kept(given.results, settings, given.again)
     options = ["--artifacts", str(given.artifacts.resolve()), "--limit-minutes", str(given.limit_minutes)]
     options += ["--threads", str(threads), *(["--busy"] if given.busy else [])]
-    for system in given.systems:
-        if system not in systems or given.again:
-            systems[system] = train(system, options, given.work.resolve() / system)
-            given.results.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(given.results, json.dumps({"settings": settings, "systems": systems}, indent=1) + "\n")
+    asked = [system for system in given.systems if system not in systems or given.again]
+    for missing in (SYSTEMS[system].python for system in asked if not SYSTEMS[system].python.exists()):
+        raise InputError(f"{missing} does not exist: install the other libraries with `make peers`")
+    for system in asked:
+        trained = {**systems, system: train(system, options, given.work.resolve() / system)}
+        systems = {name: trained[name] for name in SYSTEMS if name in trained}
+        write_whole(given.results, json.dumps({"settings": settings, "systems": systems}, indent=1) + "\n")
     print(markdown(systems, given.target))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.peers.__main__ import main, read_kept, read_training
+from benchmarks.peers.__main__ import SYSTEMS, System, main, read_kept, read_training
 from benchmarks.peers.report import markdown, seconds_an_epoch, seconds_to, times_longer
 from benchmarks.peers.training import FACTS, PATIENCE, RANKS, Peer, Recorder, interactions, right_padded
 from preprocessing.errors import InputError
@@ -117,6 +118,20 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path):
     with pytest.raises(InputError, match="other settings"):
         read_kept(path, {"limit_minutes": 30}, again=False)
     assert read_kept(path, {"limit_minutes": 30}, again=True) == {}
+
+
+def test_a_missing_environment_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """It is found before the first training, not after hours."""
+    monkeypatch.setitem(SYSTEMS, "RecBole", System("recbole", tmp_path / "python"))
+    monkeypatch.setattr("benchmarks.peers.__main__.load_data", lambda _: SimpleNamespace(name="", fingerprint=""))
+    monkeypatch.setattr("sys.argv", ["peers", "--artifacts", str(tmp_path), "--results", str(tmp_path / "new.json")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "`make peers`" in said
 
 
 def test_missing_data_is_one_sentence(
