@@ -13,9 +13,6 @@ from models.retriever.batches import training_windows
 from models.retriever.fitting.loop import fit
 from preprocessing.data import Data
 
-EPOCHS = 4
-"""Number of epochs between two validations, which would otherwise take as long as the training."""
-
 
 class Stopped(Exception):  # noqa: N818 - no error: the training has ended
     """The recorder has stopped the training."""
@@ -24,7 +21,7 @@ class Stopped(Exception):  # noqa: N818 - no error: the training has ended
 def train(data: Data, folder: Path, recorder: Recorder) -> Retriever:
     """Train until the recorder stops it, and return the model of the best validation."""
     steps_an_epoch = -(-len(training_windows(data.training, OPTIONS.max_length)) // OPTIONS.batch_size)
-    options = replace(OPTIONS, device="cpu", validate_every=EPOCHS * steps_an_epoch, epochs=10_000, patience=10_000)
+    options = replace(OPTIONS, device="cpu", validate_every=steps_an_epoch, epochs=10_000, patience=10_000)
     checkpoint = Checkpoint(folder / "checkpoint.pt", asdict(options), {"data": data.fingerprint})
     kept = folder / "stopped.pt"
 
