@@ -12,7 +12,7 @@ CHECKED := benchmarks client examples experiments export llamarec models model_r
 
 .PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
 	bench audit gpu-bundle results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu \
-	system-packages clean
+	peers system-packages clean
 
 setup: $(VENV)/.ready
 
@@ -114,6 +114,18 @@ results-serving: setup
 gpu-bundle: setup
 	$(BIN)/python -m benchmarks.bundle $(addprefix --artifacts ,$(ARTIFACTS))
 
+# Compares the training of SASRec with RecTools' and RecBole's, which have an environment of their own: RecTools needs
+# pandas 2. ARTIFACTS is the folder of the preprocessed Beauty data.
+PEERS := .venv-peers
+peers: ARTIFACTS = artifacts/results/amazon-2014-beauty
+peers: setup $(PEERS)/.ready
+	$(BIN)/python -m benchmarks.peers --artifacts $(ARTIFACTS)
+
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --progress-bar off $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement $<
+	touch $@
+
 # Known advisories for the pinned packages; needs network access. docs/security.md says what each of them means here.
 audit: setup
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
@@ -123,4 +135,4 @@ system-packages:
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus)
 
 clean:
-	rm -rf $(VENV) artifacts
+	rm -rf $(VENV) $(PEERS) artifacts
