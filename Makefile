@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
-SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
+SERVED := -p llamarec_client -p serving -p stores -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving stores tests
 
 .PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
+from llamarec_client.contract import ENSEMBLE, EVENTS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
 from preprocessing.errors import InputError
 from serving.contract import (
     CACHE_PARAMETER,
@@ -23,6 +23,7 @@ from serving.contract import (
     SIZE_PARAMETER,
     STEP_SPECS,
     STEPS,
+    STORE_PARAMETER,
     ModelSpec,
 )
 
@@ -52,6 +53,8 @@ class Serving:
     """Maximum time in seconds that a request may wait for the ranker. Default: eight passes, at least 5 s."""
     rank_cache: int = 0
     """Number of prompts whose answers the ranker caches. Only the ranker: its inputs determine its answer."""
+    store: str | None = None
+    """Address of the store of histories, unless the server's environment names one."""
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch_size"):
@@ -134,6 +137,8 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         step.parameters[QUEUE_PARAMETER].string_value = f"{serving.queue_timeout:g}"
     if name == "prompt_builder":
         step.parameters[SIZE_PARAMETER].string_value = str(serving.queue_size)
+    if name in ("features", EVENTS) and serving.store:
+        step.parameters[STORE_PARAMETER].string_value = serving.store
     if name == "ranker" and serving.rank_cache:
         step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
     if name == "retriever" and serving.retriever_runtime == "onnxruntime":
@@ -197,13 +202,15 @@ def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, Mo
         serving: the options.
         suffix: appended to the name of every model, so that one repository can hold several releases.
     """
-    configs = {name: step_config(name, spec, serving) for name, spec in STEP_SPECS.items()}
+    configs = {name: step_config(name, STEP_SPECS[name], serving) for name in STEPS}
     if serving.retriever_runtime == "onnxruntime":
         configs[RETRIEVER_SCORES] = scores_config()
         configs["retriever"].parameters[SCORES_PARAMETER].string_value += suffix
     configs |= {name: ensemble_config(name, steps, serving, suffix) for name, steps in ENSEMBLE_STEPS.items()}
     for config in configs.values():
         config.name += suffix
+    if not suffix:  # a release has no events: they are recorded beside all of them
+        configs[EVENTS] = step_config(EVENTS, STEP_SPECS[EVENTS], serving)
     return {config.name: config for config in configs.values()}
 
 

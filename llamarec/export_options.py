@@ -41,6 +41,10 @@ RetrieverRuntime = Annotated[
     str, typer.Option(help="`python`, or `onnxruntime` for Triton's own ONNX Runtime backend.")
 ]
 RankCache = Annotated[int, typer.Option(help="Number of prompts whose answers the ranker caches.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="Address of the store of histories. `llamarec serve --store` or LLAMAREC_STORE override it."),
+]
 
 
 def export_options(
@@ -55,6 +59,7 @@ def export_options(
     queue_seconds: QueueSeconds = None,
     retriever_runtime: RetrieverRuntime = "python",
     rank_cache: RankCache = 0,
+    store: Store = None,
 ) -> "Export":
     """Build the export's options from the command line."""
     given = {**locals(), "backend": runtime}

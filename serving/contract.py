@@ -5,7 +5,7 @@ The tensors that a caller sees are in ``llamarec_client.contract``.
 
 from typing import NamedTuple
 
-from llamarec_client.contract import REQUEST, RESPONSE, TensorSpec
+from llamarec_client.contract import EVENTS, EVENTS_REQUEST, EVENTS_RESPONSE, REQUEST, RESPONSE, TensorSpec
 
 STEPS = ("features", "retriever", "prompt_builder", "ranker")
 """In the order of a request."""
@@ -23,6 +23,11 @@ SIZE_PARAMETER = "QUEUE_SIZE"
 """In prompt_builder's configuration: maximum number of prompts that may wait for the ranker."""
 CACHE_PARAMETER = "RANK_CACHE"
 """In the ranker's configuration: number of prompts whose answers are cached."""
+
+STORE_PARAMETER = "STORE"
+"""In the configuration of features: address of the store of histories."""
+STORE_VARIABLE = "LLAMAREC_STORE"
+"""Environment variable with that address, which takes the place of the parameter; an address may hold a password."""
 
 # Item numbers are the catalogue's: 1..N, 0 for none.
 HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
@@ -65,4 +70,6 @@ STEP_SPECS = {
     ),
     "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, QUEUED)),
     "ranker": ModelSpec((TOKEN, LINE_END, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE),
+    # No step of an ensemble and no part of a release, but run and watched as one.
+    EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
 }

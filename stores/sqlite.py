@@ -188,7 +188,9 @@ class SqliteStore:
             elif "readonly" in message or "unable to open" in message:
                 remedy = "its folder must exist, and this user must be able to write both"
             elif isinstance(error, sqlite3.DatabaseError) and "not a database" in message:
-                raise WrongStoreError(f"{self.name} is no store: name a file that is one, or is absent") from error
+                raise WrongStoreError(
+                    f"the store {self.name} is another kind of file: name a store, or a file that is absent"
+                ) from error
             raise StoreError(f"the store {self.name} cannot be used ({message}): {remedy}") from error
 
     def _open(self) -> sqlite3.Connection:
@@ -230,7 +232,7 @@ class SqliteStore:
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute("COMMIT")
         if _pragma(connection, "application_id") != APPLICATION:
-            raise WrongStoreError(f"{self.name} is another program's database: name a file that is absent")
+            raise WrongStoreError(f"the store {self.name} is another program's database: name a file that is absent")
         check_schema(self.name, _pragma(connection, "user_version"))
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten

@@ -18,9 +18,17 @@ from tritonclient.utils import InferenceServerException
 
 from llamarec_client.address import channel_options, check_address
 from llamarec_client.checks import seconds, text, whole_number
-from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import ENSEMBLE, EVENTS, EVENTS_RESPONSE, RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest
-from llamarec_client.messages import Recommendation, Recommendations, Request, read_result, requested_outputs
+from llamarec_client.messages import (
+    Recommendation,
+    Recommendations,
+    Request,
+    event_inputs,
+    read_new,
+    read_result,
+    requested_outputs,
+)
 from llamarec_client.retries import Call, RetryBudget
 
 __all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "RecommenderClient", "Request", "Tls"]
@@ -205,7 +213,7 @@ class RecommenderClient:
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str] | None = None,
         *,
         exclude: Sequence[str] | None = None,
         candidates: Sequence[str] | None = None,
@@ -220,10 +228,13 @@ class RecommenderClient:
 
         Args:
             history: raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty.
+                Default: the history that the server's store has of ``user_id``; a user who is not there has an empty
+                one.
             exclude: raw ids that must not be returned.
             candidates: raw ids to rank instead of retrieving.
             top_k: number of items to return. Default: all.
-            user_id: user id for the server's logs; the models do not use it.
+            user_id: user id, for the server's logs and to look up the history if none is given; the models do not use
+                it.
             model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
             timeout: seconds until the call fails, including retries and fallback; above 0.
             fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
@@ -234,12 +245,46 @@ class RecommenderClient:
             InvalidRequest: an argument is not what it has to be, or exceeds one of the contract's limits; the message
                 names it. Or the client is closed.
             RequestTimeout: there was no answer in time.
-            ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` if the
-                queue is full.
+            ServerUnavailable: nothing listens at the address, the model is not loaded there, or the store of histories
+                is needed and cannot be reached; ``Overloaded`` if the queue is full.
             ServerError: the server failed; ``StepDied`` if the process of a step died.
         """
         request = Request(history, exclude, candidates, top_k, user_id)
         return self._send(request, model, timeout, fallback, request_id)
+
+    def record(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        timestamps: Sequence[int] | None = None,
+        kinds: Sequence[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: str | None = None,
+    ) -> int:
+        """Record what a user did, and return how many of the events were new to the server's store.
+
+        When it returns, the events are kept and are part of the user's history on every server with that store. The
+        same user, item, kind and time is the same event, so a call may be repeated with the same ``timestamps``.
+
+        Args:
+            user_id: the user, 1 to 512 bytes of UTF-8.
+            item_ids: raw ids of the items, at most 10,000; those that no model knows yet are kept as well.
+            timestamps: for each item, when it happened, in milliseconds since 1970, UTC. Default: the milliseconds
+                before this call, in the order of the items.
+            kinds: for each item, what happened, such as ``"purchase"``. Default: ``"view"``.
+            timeout: see :meth:`recommend`.
+            request_id: see :meth:`recommend`.
+
+        Raises:
+            InvalidRequest: an argument is not what it has to be; the message names it.
+            RequestTimeout: there was no answer in time; the events may be kept or not.
+            ServerUnavailable: no server answers, or it has no store or cannot reach it.
+            ServerError: the server failed.
+        """
+        inputs = event_inputs(user_id, item_ids, timestamps, kinds)
+        call = self._connection.call(EVENTS, timeout, None, request_id)
+        return read_new(self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
 
     def recommend_many(
         self,
@@ -278,17 +323,19 @@ class RecommenderClient:
     def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
+        return _answer(call, self._infer(call, _tensors(request), requested_outputs()))
+
+    def _infer(
+        self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
+    ) -> grpc.InferResult:
         while True:
             try:
-                result = self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                return self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 time.sleep(call.pause_after(failure))
             except Exception as error:
                 raise self._connection.failure(error) from error
-            else:
-                return _answer(call, result)
 
 
 class AsyncRecommenderClient:
@@ -314,7 +361,7 @@ class AsyncRecommenderClient:
 
     async def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str] | None = None,
         *,
         exclude: Sequence[str] | None = None,
         candidates: Sequence[str] | None = None,
@@ -328,6 +375,21 @@ class AsyncRecommenderClient:
         """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
         request = Request(history, exclude, candidates, top_k, user_id)
         return await self._send(request, model, timeout, fallback, request_id)
+
+    async def record(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        timestamps: Sequence[int] | None = None,
+        kinds: Sequence[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: str | None = None,
+    ) -> int:
+        """Record what a user did; see :meth:`RecommenderClient.record`."""
+        inputs = event_inputs(user_id, item_ids, timestamps, kinds)
+        call = self._connection.call(EVENTS, timeout, None, request_id)
+        return read_new(await self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
 
     async def recommend_many(
         self,
@@ -353,11 +415,15 @@ class AsyncRecommenderClient:
     async def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
+        return _answer(call, await self._infer(call, _tensors(request), requested_outputs()))
+
+    async def _infer(
+        self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
+    ) -> grpc.InferResult:
         while True:
             try:
-                result = await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                return await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 await asyncio.sleep(call.pause_after(failure))
             except asyncio.CancelledError as error:
@@ -366,8 +432,6 @@ class AsyncRecommenderClient:
                 raise self._connection.failure(error) from None  # gRPC cancels the calls of a client that is closed
             except Exception as error:
                 raise self._connection.failure(error) from error
-            else:
-                return _answer(call, result)
 
 
 def _is_cancelled() -> bool:

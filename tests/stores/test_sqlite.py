@@ -51,7 +51,7 @@ def test_other_files_are_refused_and_left_as_they_are(tmp_path):
     text.write_text("events, one a line\n" * 100)
     with closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE things (name)")
-    for path, message in ((text, "is no store: name a file"), (other, "another program's database")):
+    for path, message in ((text, "another kind of file: name a store"), (other, "another program's database")):
         before = path.read_bytes()
         with pytest.raises(StoreError, match=message):
             SqliteStore(path).record([(b"ann", HISTORY)])
