@@ -1,14 +1,15 @@
 """Histories in Redis, for servers on several machines.
 
 Each user is a sorted set whose members all have score 0, so that Redis orders them by their bytes: time, length of the
-item's id, id, kind (:func:`stores.store.order`). What a record or a merge does is one script, which Redis runs as a
-whole. Whether acknowledged events survive the end of Redis is a setting of Redis: ``appendonly yes`` and ``appendfsync
-always``.
+item's id, id, kind (:func:`stores.store.order`). What a record or a merge does to a user is part of one script, which
+Redis runs as a whole. Whether acknowledged events survive the end of Redis is a setting of Redis: ``appendonly yes``
+and ``appendfsync always``.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -26,26 +27,48 @@ READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds for an answer. A look-up gives up soon: requests that need no store wait behind it."""
 PAUSE_SECONDS = 0.25
 """Time in seconds after a failed look-up during which further ones fail at once, for the same reason."""
-RECORD = """
-local keep, added = tonumber(ARGV[1]), {}
-for place = 2, #ARGV do
-  if redis.call('ZADD', KEYS[1], 0, ARGV[place]) == 1 then added[#added + 1] = ARGV[place] end
+ADD = """
+local keep = tonumber(ARGV[1])
+local function add(key, members)
+  local added, new = {}, 0
+  for _, member in ipairs(members) do
+    if redis.call('ZADD', key, 0, member) == 1 then added[#added + 1] = member end
+  end
+  if redis.call('ZREMRANGEBYRANK', key, 0, -keep - 1) == 0 then return #added end
+  for _, member in ipairs(added) do
+    if redis.call('ZSCORE', key, member) then new = new + 1 end
+  end
+  return new
 end
-if redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -keep - 1) == 0 then return #added end
-local new = 0
-for _, member in ipairs(added) do
-  if redis.call('ZSCORE', KEYS[1], member) then new = new + 1 end
-end
-return new
 """
 """Adds events and removes the oldest ones; returns how many of the added ones are still there."""
-MERGE = (
-    """
-for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do ARGV[#ARGV + 1] = member end
-redis.call('DEL', KEYS[2])
+RECORD = (
+    ADD
+    + """
+local counts, place = {}, 2
+for number, key in ipairs(KEYS) do
+  local members = {}
+  for _ = 1, tonumber(ARGV[place]) do
+    place = place + 1
+    members[#members + 1] = ARGV[place]
+  end
+  place = place + 1
+  counts[number] = add(key, members)
+end
+return counts
 """
-    + RECORD
 )
+"""For each key, takes the number of its events and the events."""
+MERGE = (
+    ADD
+    + """
+local members = redis.call('ZRANGE', KEYS[2], 0, -1)
+redis.call('DEL', KEYS[2])
+return add(KEYS[1], members)
+"""
+)
+SCRIPT_EVENTS = 2_000
+"""Number of events after which a script ends: Redis waits for the disk after each, and does nothing else during it."""
 
 
 class RedisStore:
@@ -70,9 +93,10 @@ class RedisStore:
         """Keep events, those of each user at once; see :meth:`stores.store.Store.record`."""
         with self._errors(), self._writer.pipeline(transaction=False) as pipeline:
             self._check(self._writer)
-            for user, events in writes:
-                pipeline.eval(RECORD, 1, _key(user), self._keep, *map(_member, events))
-            return [int(new) for new in pipeline.execute()]
+            for part in _parts(writes):
+                events = chain.from_iterable((len(events), *map(_member, events)) for _, events in part)
+                pipeline.eval(RECORD, len(part), *(_key(user) for user, _ in part), self._keep, *events)
+            return [int(new) for counts in pipeline.execute() for new in counts]
 
     def last(self, user: bytes) -> list[Event]:
         """Return the kept events of a user, oldest first."""
@@ -163,6 +187,20 @@ def _store_error(name: str, error: errors.RedisError) -> StoreError:
     if isinstance(error, errors.BusyLoadingError):
         return StoreError(f"{message}: it answers when it has read its file")
     return StoreError(f"{message}: start Redis, or check the address")
+
+
+def _parts(writes: Sequence[Write]) -> Iterator[list[Write]]:
+    """Yield the writes of one script after another; those of a user are never divided."""
+    part: list[Write] = []
+    size = 0
+    for write in writes:
+        part.append(write)
+        size += len(write[1])
+        if size >= SCRIPT_EVENTS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _key(user: bytes) -> bytes:
