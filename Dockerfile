@@ -13,6 +13,7 @@ COPY preprocessing preprocessing
 COPY models models
 COPY export export
 COPY serving serving
+COPY stores stores
 COPY llamarec llamarec
 COPY model_repository model_repository
 # Only the `serve` extra: the image has Python 3.12, which NVTabular does not support.

@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
-SERVED := -p llamarec_client -p serving -m llamarec.commands.serve
-CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving tests
+SERVED := -p llamarec_client -p serving -p stores -m llamarec.commands.serve
+CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving stores tests
 
 .PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
 	bench audit gpu-bundle results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu \
@@ -130,9 +130,10 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt
 audit: setup
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-# The tests of the page need Debian's Chromium, those of the alert rules promtool. Everything else comes as wheels.
+# The tests of the page need Debian's Chromium, those of the alert rules promtool, those of the store in Redis its server.
+# Everything else comes as wheels.
 system-packages:
-	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null && command -v redis-server >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium chromium-driver fonts-dejavu-core prometheus redis-server)
 
 clean:
 	rm -rf $(VENV) $(PEERS) artifacts

@@ -11,6 +11,7 @@ COPY preprocessing preprocessing
 COPY models models
 COPY export export
 COPY serving serving
+COPY stores stores
 COPY llamarec llamarec
 COPY model_repository model_repository
 RUN python -m pip install --no-cache-dir -c constraints.txt \

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
+from llamarec_client.contract import ENSEMBLE, EVENTS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
 from preprocessing.errors import InputError
 from serving.contract import (
     CACHE_PARAMETER,
@@ -24,6 +24,7 @@ from serving.contract import (
     SIZE_PARAMETER,
     STEP_SPECS,
     STEPS,
+    STORE_PARAMETER,
     ModelSpec,
 )
 
@@ -56,6 +57,8 @@ class Serving:
     prefix_cache: int = 0
     """Memory in MB, of each ranker process, for what it computed of the instruction and history of the users that asked
     last; 0 keeps nothing. For rankers that read independent lines."""
+    store: str | None = None
+    """Address of the store of histories, unless the server's environment names one."""
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch_size"):
@@ -140,6 +143,8 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         step.parameters[QUEUE_PARAMETER].string_value = f"{serving.queue_timeout:g}"
     if name == "prompt_builder":
         step.parameters[SIZE_PARAMETER].string_value = str(serving.queue_size)
+    if name in ("features", EVENTS) and serving.store:
+        step.parameters[STORE_PARAMETER].string_value = serving.store
     if name == "ranker" and serving.rank_cache:
         step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
     if name == "ranker" and serving.prefix_cache:
@@ -205,13 +210,15 @@ def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, Mo
         serving: the options.
         suffix: appended to the name of every model, so that one repository can hold several releases.
     """
-    configs = {name: step_config(name, spec, serving) for name, spec in STEP_SPECS.items()}
+    configs = {name: step_config(name, STEP_SPECS[name], serving) for name in STEPS}
     if serving.retriever_runtime == "onnxruntime":
         configs[RETRIEVER_SCORES] = scores_config()
         configs["retriever"].parameters[SCORES_PARAMETER].string_value += suffix
     configs |= {name: ensemble_config(name, steps, serving, suffix) for name, steps in ENSEMBLE_STEPS.items()}
     for config in configs.values():
         config.name += suffix
+    if not suffix:  # a release has no events: they are recorded beside all of them
+        configs[EVENTS] = step_config(EVENTS, STEP_SPECS[EVENTS], serving)
     return {config.name: config for config in configs.values()}
 
 

@@ -11,9 +11,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from export.config import DEFAULTS, Serving, write_configs
+from export.config import CONFIG, DEFAULTS, Serving, config_text, model_configs, write_configs
 from export.onnx_graph import export_retriever
-from llamarec_client.contract import MAX_CANDIDATES
+from llamarec_client.contract import EVENTS, MAX_CANDIDATES
 from models.ranker.inference.ranker import (
     EXPORTED_FILES,
     MODEL_FOLDER,
@@ -28,7 +28,7 @@ from models.ranker.prompt import MOST_CANDIDATES, SETTINGS_FILE, TOKENIZER_FILE,
 from models.retriever.inference.index import import_faiss
 from models.retriever.inference.onnx_retriever import MODEL
 from models.retriever.trained import TrainedRetriever
-from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest
+from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest, write_whole
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 from preprocessing.features import save_vocabulary
@@ -244,7 +244,24 @@ def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
     write_configs(repository, replace(serving, pass_seconds=measured["seconds"]), suffix)
     for step in () if committed else STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
+    if not committed and not suffix:
+        write_events(repository, serving)
     if serving.retriever_runtime == "onnxruntime":
         graph, served = step_artifact(repository, "retriever", suffix) / MODEL, repository / (RETRIEVER_SCORES + suffix)
         shutil.copy(graph, served / "1" / "model.onnx")
         shutil.copy(graph.with_name(f"{MODEL}.data"), served / "1")  # the name by which the graph refers to its weights
+
+
+def write_events(repository: Path, serving: Serving) -> None:
+    """Write the model that records events into a repository, unless it is there already.
+
+    A running server would take a new time stamp for a new version.
+    """
+    folder = repository / EVENTS
+    files = {
+        folder / CONFIG: config_text(model_configs(serving)[EVENTS]),
+        folder / "1" / "model.py": (COMMITTED_REPOSITORY / EVENTS / "1" / "model.py").read_text(encoding="utf-8"),
+    }
+    for path, text in files.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_whole(path, text)

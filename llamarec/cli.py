@@ -12,6 +12,7 @@ from llamarec.commands.bench import bench
 from llamarec.commands.demo import demo
 from llamarec.commands.doctor import doctor
 from llamarec.commands.evaluate import evaluate
+from llamarec.commands.events import events
 from llamarec.commands.export import export
 from llamarec.commands.preprocess import preprocess
 from llamarec.commands.recommend import recommend
@@ -20,10 +21,12 @@ from llamarec.commands.serve import serve
 from llamarec.commands.train_ranker import train_ranker
 from llamarec.commands.train_retriever import train_retriever
 from llamarec.commands.tune import tune
+from llamarec.commands.users import users
 from llamarec.tables import messages
 from llamarec_client.errors import ClientError
 from preprocessing.errors import InputError
 from serving.errors import ServingError
+from stores.store import StoreError
 
 UNWRITABLE = {
     errno.EACCES,
@@ -52,6 +55,8 @@ app.command(
     epilog="Every other flag is passed to tritonserver: `llamarec serve --grpc-port 9001 --log-verbose 1`.",
 )(serve)
 app.add_typer(release, name="release")
+app.add_typer(events, name="events")
+app.add_typer(users, name="users")
 for command in (recommend, evaluate, bench, demo, doctor):
     app.command()(command)
 
@@ -63,7 +68,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     try:
         app()
-    except (InputError, ClientError, ServingError) as error:
+    except (InputError, ClientError, ServingError, StoreError) as error:
         _fail(str(error))
     except OSError as error:
         if error.errno not in UNWRITABLE:

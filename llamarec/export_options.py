@@ -48,6 +48,10 @@ PrefixCache = Annotated[
     typer.Option(help="Megabytes in which the ranker keeps the histories it computed last; for independent lines."),
 ]
 RankCache = Annotated[int, typer.Option(help="Number of prompts whose answers the ranker caches.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="Address of the store of histories. `llamarec serve --store` or LLAMAREC_STORE override it."),
+]
 
 
 def export_options(
@@ -64,6 +68,7 @@ def export_options(
     retriever_runtime: RetrieverRuntime = "python",
     rank_cache: RankCache = 0,
     prefix_cache: PrefixCache = 0,
+    store: Store = None,
 ) -> "Export":
     """Build the export's options from the command line."""
     given = {**locals(), "backend": runtime}

@@ -13,6 +13,13 @@ Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifact
 Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Releases = Annotated[Path, typer.Option(help="The repository of releases; `llamarec serve --repository` serves it.")]
 Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
+Store = Annotated[
+    str,
+    typer.Option(
+        envvar="LLAMAREC_STORE",
+        help="Address of the store of histories: `sqlite:///FILE`, `redis://HOST:PORT/DATABASE` or `rediss://...`.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[
     str, typer.Option(help="Named options: `default`, `demo` (minutes on two cores) or one of the paper's.")

@@ -89,7 +89,7 @@ class FeatureEncoder:
                 tensor.
         """
         for name, ids in ((HISTORY.name, history), (EXCLUDE.name, exclude), (CANDIDATES.name, candidates or ())):
-            _check_ids(name, ids)
+            check_ids(name, ids)
         if top_k is not None and not 1 <= top_k <= self._most:
             raise InputError(f"{TOP_K.name} is {top_k}: ask for 1 to {self._most}, or leave it out for all")
         last = self._vocabulary
@@ -120,7 +120,12 @@ class FeatureEncoder:
         return list(items)
 
 
-def _check_ids(name: str, ids: Sequence[bytes]) -> None:
+def check_ids(name: str, ids: Sequence[bytes]) -> None:
+    """Check the number, the length and the encoding of the ids in a tensor.
+
+    Raises:
+        InputError: they exceed a limit; the message names the tensor.
+    """
     if len(ids) > MAX_HISTORY:
         raise InputError(f"{name} holds {len(ids):,} ids: send at most the {MAX_HISTORY:,} most recent ones")
     # All ids are checked together first: checking them one by one would take longer than the look-up.

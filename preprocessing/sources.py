@@ -210,16 +210,34 @@ def _table(files: list[Path], raw: Path | None, layout: Layout, log: ReadingLog)
             "--user-column, --item-column, --timestamp-column and --title-column must name four different columns"
         )
 
+    return RawTables(_table_batches(files, raw, names, layout.delimiter, log), iter(()))
+
+
+def table_events(raw: Path, layout: Layout, log: ReadingLog) -> Iterator[Batch]:
+    """Yield the events of a `table`, which needs no titles.
+
+    Raises:
+        InputError: there is no such file, or the columns are not three.
+    """
+    names = {layout.user: "user", layout.item: "item", layout.timestamp: "timestamp"}
+    if len(names) < 3:
+        raise InputError("--user-column, --item-column and --timestamp-column must name three different columns")
+    return _table_batches(_table_files(raw), raw, names, layout.delimiter, log)
+
+
+def _table_batches(
+    files: list[Path], raw: Path | None, names: Mapping[str, str], delimiter: str | None, log: ReadingLog
+) -> Iterator[Batch]:
     def read(path: Path) -> Iterator[Batch]:
         keys = partition_keys(path, raw) if raw else {}
         with readable(path, "a table"):
             parquet = is_parquet(path)
         if parquet:
             return parquet_batches(path, names, log, keys=keys)
-        delimiter = layout.delimiter or ("\t" if plain_name(path).endswith((".tsv", ".tab")) else ",")
-        return csv_batches(path, names, log, delimiter=delimiter, keys=keys)
+        separator = delimiter or ("\t" if plain_name(path).endswith((".tsv", ".tab")) else ",")
+        return csv_batches(path, names, log, delimiter=separator, keys=keys)
 
-    return RawTables(chain.from_iterable(map(read, files)), iter(()))
+    return chain.from_iterable(map(read, files))
 
 
 SOURCES: Mapping[str, Source] = {

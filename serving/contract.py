@@ -5,7 +5,7 @@ The tensors that a caller sees are in ``llamarec_client.contract``.
 
 from typing import NamedTuple
 
-from llamarec_client.contract import REQUEST, RESPONSE, TensorSpec
+from llamarec_client.contract import EVENTS, EVENTS_REQUEST, EVENTS_RESPONSE, REQUEST, RESPONSE, TensorSpec
 
 STEPS = ("features", "retriever", "prompt_builder", "ranker")
 """In the order of a request."""
@@ -25,6 +25,11 @@ CACHE_PARAMETER = "RANK_CACHE"
 """In the ranker's configuration: number of prompts whose answers are cached."""
 PREFIX_CACHE_PARAMETER = "PREFIX_CACHE"
 """In the ranker's configuration: memory in MB for the keys and values of the prefixes used last."""
+
+STORE_PARAMETER = "STORE"
+"""In the configuration of features: address of the store of histories."""
+STORE_VARIABLE = "LLAMAREC_STORE"
+"""Environment variable with that address, which takes the place of the parameter; an address may hold a password."""
 
 # Item numbers are the catalogue's: 1..N, 0 for none.
 HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
@@ -72,4 +77,6 @@ STEP_SPECS = {
     "ranker": ModelSpec(
         (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE
     ),
+    # No step of an ensemble and no part of a release, but run and watched as one.
+    EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
 }

@@ -1,12 +1,13 @@
 """Where the files of an exported step are in a model repository, and whether they belong together."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
-from serving.contract import STEPS
+from serving.contract import STEPS, STORE_PARAMETER, STORE_VARIABLE
 
 KIND = "step"
 """Kind of an exported step's manifest."""
@@ -27,6 +28,15 @@ def export_id(folder: Path) -> str:
         InputError: the folder is missing, or is not what the export wrote.
     """
     return str(read_manifest(folder, KIND, REMEDY).facts["release"])
+
+
+def exported_dataset(folder: Path) -> str:
+    """Return the name of the data set whose models a step's folder was exported from.
+
+    Raises:
+        InputError: the folder is missing, or is not what the export wrote.
+    """
+    return str(read_manifest(folder, KIND, REMEDY).facts["dataset"])
 
 
 def known_export_id(folder: Path) -> str | None:
@@ -73,6 +83,14 @@ def parameter(arguments: Mapping[str, str], name: str) -> str | None:
     parameters = json.loads(arguments["model_config"]).get("parameters", {})
     value: str | None = parameters.get(name, {}).get("string_value")
     return value
+
+
+def store_address(arguments: Mapping[str, str]) -> str | None:
+    """Return the address of the store of histories; None if there is none.
+
+    It is in the environment, or in the model's configuration.
+    """
+    return os.environ.get(STORE_VARIABLE) or parameter(arguments, STORE_PARAMETER)
 
 
 def instance_device(arguments: Mapping[str, str]) -> str | None:

@@ -13,7 +13,9 @@ from models.retriever.candidates import Candidates
 from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import EncodedRequest, FeatureEncoder
+from serving.histories import requested_history
 from serving.layout import step_artifact
+from stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class ExportedSteps:
     retriever: OnnxRetriever
     prompts: PromptBuilder
     ranker: Ranker
+    store: Store | None = None
+    """Histories of users, for requests without one."""
 
     @classmethod
-    def load(cls, repository: Path, suffix: str = "") -> "ExportedSteps":
+    def load(cls, repository: Path, suffix: str = "", store: Store | None = None) -> "ExportedSteps":
         """Open the files that `llamarec export` wrote; with ``suffix``, those of a release.
 
         Raises:
@@ -41,6 +45,7 @@ class ExportedSteps:
             OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
             PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
             Ranker.load(step_artifact(repository, "ranker", suffix)),
+            store,
         )
 
     def candidates(self, request: EncodedRequest) -> Candidates:
@@ -55,8 +60,9 @@ class ExportedSteps:
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str] | None = None,
         *,
+        user_id: str | None = None,
         exclude: Sequence[str] = (),
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
@@ -65,11 +71,12 @@ class ExportedSteps:
 
         Raises:
             InputError: the server refuses this request too.
+            StoreError: the history is in the store, and the store cannot be reached.
         """
+        raw_history = None if history is None else [raw.encode() for raw in history]
+        found_history = requested_history(raw_history, None if user_id is None else user_id.encode(), self.store)
         given = None if candidates is None else [raw.encode() for raw in candidates]
-        request = self.features.encode(
-            [raw.encode() for raw in history], [raw.encode() for raw in exclude], given, top_k
-        )
+        request = self.features.encode(found_history, [raw.encode() for raw in exclude], given, top_k)
         found = self.candidates(request)
         if not len(found.items):
             return []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["pipeline", "echo"]
+pytest_plugins = ["pipeline", "echo", "redis_server"]
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 

@@ -21,6 +21,8 @@ EVERYTHING_ON = {
     "tls": {"secretName": "certificates", "mutual": True},
     "adminKeySecret": "key",
     "gpus": 1,
+    "redis": {"enabled": True, "image": "redis:7.2.4", "memory": "1Gi", "storage": "2Gi"},
+    "storeSecret": "store",
     "extraArguments": ["--log-verbose=1"],
 }
 
@@ -59,14 +61,16 @@ def test_the_image_for_production_is_newer_than_the_fixes_of_http():
 
 def test_compose_binds_to_loopback_and_mounts_what_exists():
     """Ports bind to loopback, images are pinned, mounted files exist, and Prometheus scrapes the service's ports."""
-    services = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]
-    assert set(services) == {"llamarec", "prometheus", "grafana"}
+    compose = yaml.safe_load((DEPLOY / "compose.yml").read_text())
+    services = compose["services"]
+    assert set(services) == {"llamarec", "redis", "prometheus", "grafana"}
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         if "image" in service:
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} is pinned"
         for volume in service["volumes"]:
-            assert (DEPLOY / volume.split(":")[0]).exists()
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or (DEPLOY / source).exists()
     build = services["llamarec"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DOCKERFILES[1]
     jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
@@ -113,7 +117,8 @@ def test_kubernetes_accepts_the_chart(values):
     """Every manifest is valid under the strict schemas of the latest Kubernetes version."""
     manifests = render(values)
     kinds = [manifest["kind"] for manifest in manifests]
-    assert sorted(kinds) == ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+    own = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+    assert sorted(kinds) == sorted(own + (["Service", "StatefulSet"] if values else []))
     for manifest in manifests:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
@@ -131,6 +136,24 @@ def test_the_charts_probes_ask_the_supervisor():
         "readiness": "/ready",
         "liveness": "/live",
     }
+
+
+def test_compose_and_chart_run_redis_so_that_nothing_is_lost():
+    """Both with the same options, which docs/events.md asks for. The service of the recommender selects no Redis."""
+    options = "redis-server --appendonly yes --appendfsync always --maxmemory-policy noeviction"
+    services = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]
+    assert " ".join(services["redis"]["command"]) == options
+    assert services["llamarec"]["environment"] == {"LLAMAREC_STORE": "redis://redis:6379/0"}
+    manifests = render({"redis": EVERYTHING_ON["redis"]})
+    (redis,) = (manifest for manifest in manifests if manifest["kind"] == "StatefulSet")
+    (container,) = redis["spec"]["template"]["spec"]["containers"]
+    assert " ".join(container["args"]) == options
+    (deployment,) = (manifest for manifest in manifests if manifest["kind"] == "Deployment")
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "LLAMAREC_STORE", "value": "redis://shop-redis:6379/0"} in server["env"]
+    selectors = {m["metadata"]["name"]: m["spec"]["selector"] for m in manifests if m["kind"] == "Service"}
+    labels = redis["spec"]["template"]["metadata"]["labels"]
+    assert {name for name, wanted in selectors.items() if wanted.items() <= labels.items()} == {"shop-redis"}
 
 
 @pytest.mark.skipif(not shutil.which("helm"), reason="helm is not on PATH")

@@ -11,6 +11,9 @@ ENSEMBLE = "llamarec"
 RETRIEVAL_ENSEMBLE = "llamarec_retrieval"
 """features -> retriever: the fallback, with the same inputs and outputs."""
 
+EVENTS = "events"
+"""Model that records what users did, beside the releases, on a server with a store."""
+
 MAX_HISTORY = 10_000
 """Maximum number of item ids in one HISTORY or EXCLUDE."""
 MAX_ID_BYTES = 512
@@ -18,6 +21,13 @@ MAX_ID_BYTES = 512
 MAX_CANDIDATES = 20
 """Number of candidates that are retrieved and ranked by default, one index letter each (paper, section 3.3). The
 maximum is the ranker's own: a request with more candidates is refused."""
+
+MAX_EVENTS = 10_000
+"""Maximum number of events in one request to ``events``."""
+MAX_KIND_BYTES = 64
+"""Maximum length of the kind of an event, in bytes of UTF-8."""
+CLOCK_TOLERANCE_MS = 60_000
+"""Milliseconds by which a TIMESTAMP may be ahead of the server's clock."""
 
 DEGRADED = "degraded"
 """Request parameter with the reason for a fallback to ``llamarec_retrieval``. The server counts the reasons."""
@@ -36,7 +46,8 @@ class TensorSpec(NamedTuple):
     optional: bool = False
 
 
-HISTORY = TensorSpec("HISTORY", "STRING", (-1,))
+HISTORY = TensorSpec("HISTORY", "STRING", (-1,), optional=True)
+"""Optional where the server has a store and USER_ID is given; its length may be 0."""
 EXCLUDE = TensorSpec("EXCLUDE", "STRING", (-1,), optional=True)
 CANDIDATES = TensorSpec("CANDIDATES", "STRING", (-1,), optional=True)
 TOP_K = TensorSpec("TOP_K", "INT32", (1,), optional=True)
@@ -47,3 +58,14 @@ ITEM_ID = TensorSpec("ITEM_ID", "STRING", (-1,))
 SCORE = TensorSpec("SCORE", "FP32", (-1,))
 RETRIEVER_RANK = TensorSpec("RETRIEVER_RANK", "INT32", (-1,))
 RESPONSE = (ITEM_ID, SCORE, RETRIEVER_RANK)
+
+EVENT_USER = TensorSpec("USER_ID", "STRING", (1,))
+TIMESTAMP = TensorSpec("TIMESTAMP", "INT64", (-1,), optional=True)
+"""Milliseconds since 1970, UTC, for each ITEM_ID. Default: the times of arrival."""
+KIND = TensorSpec("KIND", "STRING", (-1,), optional=True)
+"""What was done with each ITEM_ID. Default: ``view``."""
+EVENTS_REQUEST = (EVENT_USER, ITEM_ID, TIMESTAMP, KIND)
+
+NEW = TensorSpec("NEW", "INT32", (1,))
+"""Number of the events that the store did not have."""
+EVENTS_RESPONSE = (NEW,)

@@ -1,6 +1,8 @@
 """Converts requests and answers between Python objects and the contract's tensors."""
 
+import operator
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
@@ -15,12 +17,17 @@ from llamarec_client.address import proxy_variable
 from llamarec_client.checks import is_unicode, whole_number
 from llamarec_client.contract import (
     CANDIDATES,
+    EVENT_USER,
+    EVENTS,
     EXCLUDE,
     HISTORY,
     ITEM_ID,
+    KIND,
+    NEW,
     RESPONSE,
     RETRIEVER_RANK,
     SCORE,
+    TIMESTAMP,
     TOP_K,
     USER_ID,
     TensorSpec,
@@ -40,8 +47,9 @@ from llamarec_client.errors import (
 class Request:
     """A request for one user's recommendations."""
 
-    history: Sequence[str] = ()
-    """Raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty."""
+    history: Sequence[str] | None = None
+    """Raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty. Without one, the
+    server looks up ``user_id`` in its store."""
     exclude: Sequence[str] | None = None
     """Raw ids that must not be returned."""
     candidates: Sequence[str] | None = None
@@ -49,15 +57,23 @@ class Request:
     top_k: int | None = None
     """Number of items to return. Default: all."""
     user_id: str | None = None
-    """User id for the server's logs; the models do not use it."""
+    """User id, for the server's logs and to look up the history if there is none; the models do not use it."""
 
     def inputs(self) -> list[grpc.InferInput]:
         """Return the request's tensors, with a leading batch dimension of 1.
 
         Raises:
-            InvalidRequest: a value does not fit its tensor, which the message names.
+            InvalidRequest: a value does not fit its tensor, which the message names, or there is neither a history nor
+                a user.
         """
-        inputs = [_text_input(HISTORY, self.history)]
+        if self.history is None and self.user_id is None:
+            raise InvalidRequest(
+                f"{HISTORY.name} is None, and so is {USER_ID.name}: give a list of item ids, which may be empty, or"
+                " a user_id"
+            )
+        inputs = []
+        if self.history is not None:
+            inputs.append(_text_input(HISTORY, self.history))
         if self.exclude is not None:
             inputs.append(_text_input(EXCLUDE, self.exclude))
         if self.candidates is not None:
@@ -70,6 +86,27 @@ class Request:
             tensor.set_data_from_numpy(np.array([[top_k]], dtype=np.int32))
             inputs.append(tensor)
         return inputs
+
+
+def event_inputs(
+    user_id: str, item_ids: Sequence[str], timestamps: Sequence[int] | None, kinds: Sequence[str] | None
+) -> list[grpc.InferInput]:
+    """Return the tensors of a request to ``events``.
+
+    Without ``timestamps`` the events took place in the last milliseconds, one in each. Since the times are chosen here,
+    the server recognises the events of a request that is sent again.
+
+    Raises:
+        InvalidRequest: a value does not fit its tensor, which the message names.
+    """
+    inputs = [_text_input(EVENT_USER, [user_id]), _text_input(ITEM_ID, item_ids)]
+    if timestamps is None:
+        now, count = time.time_ns() // 1_000_000, inputs[1].shape()[1]
+        timestamps = range(now + 1 - count, now + 1)
+    inputs.append(_time_input(timestamps))
+    if kinds is not None:
+        inputs.append(_text_input(KIND, kinds))
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -101,9 +138,9 @@ class Recommendations(list[Recommendation]):
         self.request_id = request_id
 
 
-def requested_outputs() -> list[grpc.InferRequestedOutput]:
-    """Return the contract's output tensors."""
-    return [grpc.InferRequestedOutput(spec.name) for spec in RESPONSE]
+def requested_outputs(response: Sequence[TensorSpec] = RESPONSE) -> list[grpc.InferRequestedOutput]:
+    """Return the output tensors of the ensembles, or of another model."""
+    return [grpc.InferRequestedOutput(spec.name) for spec in response]
 
 
 def read_result(result: grpc.InferResult) -> list[Recommendation]:
@@ -122,6 +159,18 @@ def read_result(result: grpc.InferResult) -> list[Recommendation]:
         ) from error
 
 
+def read_new(result: grpc.InferResult) -> int:
+    """Return how many events were new, from an answer of ``events``.
+
+    Raises:
+        ServerError: the answer does not follow the contract.
+    """
+    try:
+        return int(result.as_numpy(NEW.name)[0, 0])
+    except (IndexError, TypeError, ValueError, InferenceServerException) as error:
+        raise ServerError(f"the answer of {EVENTS} does not follow the contract ({error})") from error
+
+
 def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
     """Return the error of this package that corresponds to a gRPC status."""
     status = str(error.status()).removeprefix("StatusCode.")
@@ -137,6 +186,8 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
         )
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
+    if status == "UNAVAILABLE" and re.match(r"\w+: the store ", message):
+        return ServerUnavailable(f"{model} at {url} cannot look up or record events: {message}")
     if status == "UNAVAILABLE" and "unknown model" not in message:
         return ServerUnavailable(f"{_no_connection(url, message)} ({message})")
     if status in ("UNAVAILABLE", "NOT_FOUND"):
@@ -165,6 +216,24 @@ def _no_connection(url: str, message: str) -> str:
             f" and 8002 metrics), or tls for an encrypted server"
         )
     return f"no server answers at {url}: start one with `llamarec serve`"
+
+
+def _time_input(timestamps: Iterable[int]) -> grpc.InferInput:
+    """Return TIMESTAMP.
+
+    Raises:
+        InvalidRequest: a value is no whole number of 64 bits.
+    """
+    try:
+        numbers = [operator.index(value) for value in timestamps]
+        array = np.array([numbers], dtype=np.int64)
+    except (TypeError, OverflowError):
+        raise InvalidRequest(
+            f"{TIMESTAMP.name} is {short(timestamps)}: give a list of whole numbers, milliseconds since 1970, UTC"
+        ) from None
+    tensor = grpc.InferInput(TIMESTAMP.name, list(array.shape), TIMESTAMP.data_type)
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:

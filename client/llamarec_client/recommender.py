@@ -1,144 +1,42 @@
 """gRPC clients of the recommender, synchronous and asyncio, with the same methods and errors."""
 
 import asyncio
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from reprlib import repr as short
 from types import TracebackType
-from typing import Any, Literal, TypeVar
 
 from tritonclient import grpc
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
-from llamarec_client.address import channel_options, check_address
-from llamarec_client.checks import seconds, text, whole_number
-from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.checks import whole_number
+from llamarec_client.connection import KEEP_ALIVE, Connection, Fallback, Tls, opened
+from llamarec_client.contract import ENSEMBLE, EVENTS, EVENTS_RESPONSE
 from llamarec_client.errors import ClientError, InvalidRequest
-from llamarec_client.messages import Recommendation, Recommendations, Request, read_result, requested_outputs
-from llamarec_client.retries import Call, RetryBudget
+from llamarec_client.messages import (
+    Recommendation,
+    Recommendations,
+    Request,
+    event_inputs,
+    read_new,
+    read_result,
+    requested_outputs,
+)
+from llamarec_client.retries import Call
 
 __all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "RecommenderClient", "Request", "Tls"]
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
 """Seconds. A ranking pass takes about one on a CPU, and the request may have to queue for it."""
-MAX_TIMEOUT = 1e9
-"""Seconds. gRPC and Triton count in nanoseconds, and overflow beyond some multiple of this."""
 IN_FLIGHT = 32
 """Default number of requests in flight in a call for many users: enough to fill the batches of the server's steps."""
 MAX_IN_FLIGHT = 1024
 """Maximum of it: each request of the synchronous client has a thread."""
-KEEP_ALIVE = 20.0
-"""Seconds without traffic during a call after which the connection is probed."""
-MIN_KEEP_ALIVE, MAX_KEEP_ALIVE = 0.1, 1e6
-"""Seconds. A shorter one would close working connections, and gRPC cannot represent a much longer one."""
-CHANNEL_OPTIONS = {
-    "grpc.max_send_message_length": -1,
-    "grpc.max_receive_message_length": -1,
-    # With the defaults, a client reconnects to a restarted server only after a second or more.
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 500,
-    # Despite its name, the time that an attempt to connect may take; a TLS handshake over a slow link needs several
-    # round trips.
-    "grpc.min_reconnect_backoff_ms": 5_000,
-}
-
-Fallback = Literal["retriever"]
 Result = Recommendations | ClientError
 """Answer or error for one user of a call for many."""
-Client = TypeVar("Client")
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Certificates for an encrypted connection, each a PEM file."""
-
-    root_certificates: Path | None = None
-    """Certificate of the authority that signed the server's. Default: gRPC's own list."""
-    certificate_chain: Path | None = None
-    """The client's certificate, for mutual TLS; needs ``private_key``."""
-    private_key: Path | None = None
-
-
-class _Connection:
-    """Settings that both clients share: the address, the channel's options and the retry budget."""
-
-    def __init__(self, url: str, tls: Tls | None, keep_alive: float) -> None:
-        self.url = check_address(url)
-        probe = round(1000 * max(seconds("keep_alive", keep_alive, MAX_KEEP_ALIVE), MIN_KEEP_ALIVE))
-        options = {
-            **CHANNEL_OPTIONS,
-            "grpc.keepalive_time_ms": probe,
-            "grpc.keepalive_timeout_ms": min(probe, 10_000),
-            "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, regardless of the line above
-            **dict(channel_options(url)),
-        }
-        self.budget = RetryBudget()
-        self.closed = False
-        self.channel: dict[str, Any] = {"url": url, "channel_args": list(options.items())}
-        if tls is not None:
-            self.channel |= {"ssl": True, **_certificates(tls)}
-
-    def call(self, model: str, timeout: float, fallback: Fallback | None, request_id: str | None) -> Call:
-        """Return the state of a new call.
-
-        Raises:
-            InvalidRequest: an argument is not what it has to be.
-        """
-        model = text("model", model)
-        limit = seconds("timeout", timeout, MAX_TIMEOUT)
-        if fallback is not None and not (isinstance(fallback, str) and fallback == "retriever"):
-            raise InvalidRequest(f"fallback is {short(fallback)}: give 'retriever' or None")
-        second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
-        request_id = uuid.uuid4().hex if request_id is None or request_id == "" else text("request_id", request_id)
-        return Call(self.url, model, request_id, limit, second, self.budget)
-
-    def failure(self, error: BaseException) -> ClientError:
-        """Return the error of this package for one that gRPC raised without a status, because nothing was sent."""
-        if self.closed:
-            return InvalidRequest(f"the client of {self.url} is closed: open a new one")
-        remedy = ": use an asyncio client in the event loop that opened it" if "loop" in str(error) else ""
-        return ClientError(f"the request to {self.url} could not be sent ({type(error).__name__}: {error}){remedy}")
-
-
-def _certificates(tls: Tls) -> dict[str, str | None]:
-    """Return the certificates' files by tritonclient's names for them.
-
-    Raises:
-        InvalidRequest: a file is missing, or ``tls`` is something else.
-    """
-    if not isinstance(tls, Tls):
-        raise InvalidRequest(f"tls is {short(tls)}: give Tls(...) or None")
-    files = {
-        "root_certificates": tls.root_certificates,
-        "certificate_chain": tls.certificate_chain,
-        "private_key": tls.private_key,
-    }
-    for name, path in files.items():
-        if path is not None and not (isinstance(path, (str, Path)) and os.path.isfile(path)):
-            raise InvalidRequest(f"{name} {path} is not a file: give a PEM file")
-    if (tls.certificate_chain is None) != (tls.private_key is None):
-        raise InvalidRequest("mutual TLS needs both certificate_chain and private_key: give the missing one")
-    return {name: None if path is None else str(path) for name, path in files.items()}
-
-
-def _opened(client: Callable[..., Client], connection: _Connection) -> Client:
-    """Return tritonclient's client of a connection.
-
-    Raises:
-        ClientError: gRPC does not take the settings, or there is no event loop to run in.
-    """
-    try:
-        return client(**connection.channel)
-    except Exception as error:
-        remedy = ": open an asyncio client inside a coroutine" if "loop" in str(error) else ""
-        raise ClientError(f"cannot open a connection to {connection.url} ({error}){remedy}") from error
 
 
 def _tensors(request: Request) -> list[grpc.InferInput]:
@@ -187,8 +85,8 @@ class RecommenderClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
-        self._connection = _Connection(url, tls, keep_alive)
-        self._client = _opened(grpc.InferenceServerClient, self._connection)
+        self._connection = Connection(url, tls, keep_alive)
+        self._client = opened(grpc.InferenceServerClient, self._connection)
 
     def __enter__(self) -> "RecommenderClient":
         return self
@@ -205,7 +103,7 @@ class RecommenderClient:
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str] | None = None,
         *,
         exclude: Sequence[str] | None = None,
         candidates: Sequence[str] | None = None,
@@ -220,10 +118,13 @@ class RecommenderClient:
 
         Args:
             history: raw ids of the user's items, oldest first. Unknown ids are skipped; the history may be empty.
+                Default: the history that the server's store has of ``user_id``; a user who is not there has an empty
+                one.
             exclude: raw ids that must not be returned.
             candidates: raw ids to rank instead of retrieving.
             top_k: number of items to return. Default: all.
-            user_id: user id for the server's logs; the models do not use it.
+            user_id: user id, for the server's logs and to look up the history if none is given; the models do not use
+                it.
             model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
             timeout: seconds until the call fails, including retries and fallback; above 0.
             fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
@@ -234,12 +135,46 @@ class RecommenderClient:
             InvalidRequest: an argument is not what it has to be, or exceeds one of the contract's limits; the message
                 names it. Or the client is closed.
             RequestTimeout: there was no answer in time.
-            ServerUnavailable: nothing listens at the address, or the model is not loaded there; ``Overloaded`` if the
-                queue is full.
+            ServerUnavailable: nothing listens at the address, the model is not loaded there, or the store of histories
+                is needed and cannot be reached; ``Overloaded`` if the queue is full.
             ServerError: the server failed; ``StepDied`` if the process of a step died.
         """
         request = Request(history, exclude, candidates, top_k, user_id)
         return self._send(request, model, timeout, fallback, request_id)
+
+    def record(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        timestamps: Sequence[int] | None = None,
+        kinds: Sequence[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: str | None = None,
+    ) -> int:
+        """Record what a user did, and return how many of the events were new to the server's store.
+
+        When it returns, the events are kept and are part of the user's history on every server with that store. The
+        same user, item, kind and time is the same event, so a call may be repeated with the same ``timestamps``.
+
+        Args:
+            user_id: the user, 1 to 512 bytes of UTF-8.
+            item_ids: raw ids of the items, at most 10,000; those that no model knows yet are kept as well.
+            timestamps: for each item, when it happened, in milliseconds since 1970, UTC. Default: the milliseconds
+                before this call, in the order of the items.
+            kinds: for each item, what happened, such as ``"purchase"``. Default: ``"view"``.
+            timeout: see :meth:`recommend`.
+            request_id: see :meth:`recommend`.
+
+        Raises:
+            InvalidRequest: an argument is not what it has to be; the message names it.
+            RequestTimeout: there was no answer in time; the events may be kept or not.
+            ServerUnavailable: no server answers, or it has no store or cannot reach it.
+            ServerError: the server failed.
+        """
+        inputs = event_inputs(user_id, item_ids, timestamps, kinds)
+        call = self._connection.call(EVENTS, timeout, None, request_id)
+        return read_new(self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
 
     def recommend_many(
         self,
@@ -278,17 +213,19 @@ class RecommenderClient:
     def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
+        return _answer(call, self._infer(call, _tensors(request), requested_outputs()))
+
+    def _infer(
+        self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
+    ) -> grpc.InferResult:
         while True:
             try:
-                result = self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                return self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 time.sleep(call.pause_after(failure))
             except Exception as error:
                 raise self._connection.failure(error) from error
-            else:
-                return _answer(call, result)
 
 
 class AsyncRecommenderClient:
@@ -296,8 +233,8 @@ class AsyncRecommenderClient:
 
     def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
         """Connect as :class:`RecommenderClient` does; needs a running event loop."""
-        self._connection = _Connection(url, tls, keep_alive)
-        self._client = _opened(aio.InferenceServerClient, self._connection)
+        self._connection = Connection(url, tls, keep_alive)
+        self._client = opened(aio.InferenceServerClient, self._connection)
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
@@ -314,7 +251,7 @@ class AsyncRecommenderClient:
 
     async def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[str] | None = None,
         *,
         exclude: Sequence[str] | None = None,
         candidates: Sequence[str] | None = None,
@@ -328,6 +265,21 @@ class AsyncRecommenderClient:
         """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
         request = Request(history, exclude, candidates, top_k, user_id)
         return await self._send(request, model, timeout, fallback, request_id)
+
+    async def record(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        timestamps: Sequence[int] | None = None,
+        kinds: Sequence[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: str | None = None,
+    ) -> int:
+        """Record what a user did; see :meth:`RecommenderClient.record`."""
+        inputs = event_inputs(user_id, item_ids, timestamps, kinds)
+        call = self._connection.call(EVENTS, timeout, None, request_id)
+        return read_new(await self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
 
     async def recommend_many(
         self,
@@ -353,11 +305,15 @@ class AsyncRecommenderClient:
     async def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
-        inputs, outputs = _tensors(request), requested_outputs()
         call = self._connection.call(model, timeout, fallback, request_id)
+        return _answer(call, await self._infer(call, _tensors(request), requested_outputs()))
+
+    async def _infer(
+        self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
+    ) -> grpc.InferResult:
         while True:
             try:
-                result = await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                return await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 await asyncio.sleep(call.pause_after(failure))
             except asyncio.CancelledError as error:
@@ -366,8 +322,6 @@ class AsyncRecommenderClient:
                 raise self._connection.failure(error) from None  # gRPC cancels the calls of a client that is closed
             except Exception as error:
                 raise self._connection.failure(error) from error
-            else:
-                return _answer(call, result)
 
 
 def _is_cancelled() -> bool:

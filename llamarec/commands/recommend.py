@@ -13,7 +13,10 @@ from llamarec_client.contract import ENSEMBLE
 
 
 def recommend(
-    history: Annotated[list[str] | None, typer.Option(help="Raw item id, oldest first; repeatable.")] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(help="Raw item id, oldest first; repeatable. Default: what the server's store has of --user."),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Raw item id that must not be returned; repeatable.")
     ] = None,
@@ -22,7 +25,7 @@ def recommend(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Number of items to return. Default: all candidates.")] = None,
     model: Annotated[str, typer.Option(help="`llamarec`, or `llamarec_retrieval` without the ranker.")] = ENSEMBLE,
-    user: Annotated[str | None, typer.Option(help="User id, for the server's logs and the choice of a canary.")] = None,
+    user: Annotated[str | None, typer.Option(help="User id: for the history, the logs and a canary.")] = None,
     canary: Annotated[str, typer.Option(help="Share of the users that the canary release answers: `5%`.")] = "0%",
     server: Server = DEFAULT_SERVER,
     artifacts: Annotated[
@@ -37,7 +40,12 @@ def recommend(
     model = canary_model(model, user, parse_share(canary))
     with RecommenderClient(server) as client:
         answer = client.recommend(
-            history or [], exclude=exclude, candidates=candidates, top_k=top_k, user_id=user, model=model
+            history or (None if user else []),
+            exclude=exclude,
+            candidates=candidates,
+            top_k=top_k,
+            user_id=user,
+            model=model,
         )
     if as_json:
         print_json([asdict(recommendation) for recommendation in answer])

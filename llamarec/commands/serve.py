@@ -8,6 +8,7 @@ import typer
 
 from llamarec.options import DEFAULT_REPOSITORY, Repository
 from preprocessing.errors import InputError
+from serving.contract import STORE_VARIABLE
 
 ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
 """Environment variable with the key of the restricted APIs; without it the key is random."""
@@ -16,6 +17,14 @@ ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
 def serve(
     context: typer.Context,
     repository: Repository = DEFAULT_REPOSITORY,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LLAMAREC_STORE",
+            help="Address of the store of histories: `sqlite:///FILE`, `redis://HOST:PORT/DATABASE` or `rediss://...`."
+            " Default: what `llamarec export --store` named, if anything.",
+        ),
+    ] = None,
     health_port: Annotated[
         int | None, typer.Option(help="HTTP port of /ready, /live and /metrics for orchestrators. Default: none.")
     ] = None,
@@ -34,5 +43,10 @@ def serve(
     released = state.models(repository)
     check_adapters(repository, [""] if released is None else [f"_{name}" for name in state.loaded()])
     load = ["*"] if released is None else released
+    if store is not None:
+        from stores.address import open_store
+
+        open_store(store).close()  # checks the address; the store may be down for now
+        os.environ[STORE_VARIABLE] = store
     key = os.environ.pop(ADMIN_KEY, None)  # must not reach the steps' environment
     sys.exit(Supervisor(repository, context.args, load=load, health_port=health_port, key=key).run())

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llamarec_client.contract import EVENTS, HISTORY
 from preprocessing.artifacts import replacing
 from serving.contract import PROBE, RETRIEVER_SCORES, STEP_SPECS, STEPS
 from serving.errors import ServerFailure, ServerUnreachable
@@ -27,19 +28,27 @@ DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP
 
 
 def step_of(model: str) -> str | None:
-    """Return the step that a model implements, whatever the release suffix of its name; None for an ensemble."""
+    """Return the step that a model implements, whatever the release suffix of its name; None for an ensemble.
+
+    ``events``, which has no suffix, counts as a step.
+    """
+    if model == EVENTS:
+        return EVENTS
     if model == RETRIEVER_SCORES or model.startswith(f"{RETRIEVER_SCORES}_"):
         return None  # the retriever's graph in Triton's ONNX backend, which has no process of its own
     return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
 
 
 def probe_request(step: str) -> dict[str, Any]:
-    """Return the smallest request for a step: no history and no candidates, so that the language model does not run."""
+    """Return the smallest request for a step: no history, no candidates and no events.
+
+    So the language model does not run, and the store is not needed.
+    """
     inputs = []
     for spec in STEP_SPECS[step].inputs:
-        if not spec.optional:
+        if not spec.optional or spec == HISTORY:
             length = 0 if spec.shape == (-1,) else 1
-            shape, data = [1, length], [0] * length
+            shape, data = [1, length], [PROBE if spec.data_type == "STRING" else 0] * length
             inputs.append({"name": spec.name, "shape": shape, "datatype": DATA_TYPES[spec.data_type], "data": data})
     return {"id": PROBE, "inputs": inputs}
 

@@ -11,7 +11,11 @@ from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, TOP_K, USER_I
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import FeatureEncoder
 from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
+from serving.histories import requested_history
+from serving.layout import exported_dataset
 from serving.steps.step import Answer, Tensors
+from stores.address import open_store
+from stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,43 @@ class FeaturesStep:
     """Encodes a request's ids as item numbers, and checks all of the contract's limits."""
 
     encoder: FeatureEncoder
+    store: Store | None = None
+    """Histories of users, for requests without one."""
 
     @classmethod
-    def load(cls, folder: Path) -> "FeaturesStep":
-        """Open ``items.parquet`` and ``vocabulary.json``."""
-        return cls(FeatureEncoder.load(folder, Catalogue.load(folder / ITEMS_FILE)))
+    def load(cls, folder: Path, store: str | None = None) -> "FeaturesStep":
+        """Open ``items.parquet`` and ``vocabulary.json``.
 
-    def answer(self, request: Tensors) -> Answer:
-        """Return the item numbers of a request.
+        Args:
+            folder: what `llamarec export` wrote.
+            store: address of the store of histories, which is opened when it is first needed.
 
         Raises:
-            InputError: the request exceeds a limit or names an unknown candidate.
+            InputError: the address is not one of a store.
         """
+        encoder = FeatureEncoder.load(folder, Catalogue.load(folder / ITEMS_FILE))
+        return cls(encoder, open_store(store, dataset=exported_dataset(folder)) if store else None)
+
+    def answer(self, request: Tensors) -> Answer:
+        """Return the item numbers of a request, and as HISTORY the raw ids that they were made from.
+
+        Raises:
+            InputError: the request exceeds a limit, names an unknown candidate, or has no history and no known user.
+            StoreError: the history is in the store, and the store cannot be reached.
+        """
+        history = requested_history(
+            request[HISTORY].tolist() if HISTORY in request else None,
+            request[USER_ID][0] if USER_ID in request else None,
+            self.store,
+        )
         encoded = self.encoder.encode(
-            request[HISTORY].tolist(),
+            history,
             request[EXCLUDE].tolist() if EXCLUDE in request else [],
             request[CANDIDATES].tolist() if CANDIDATES in request else None,
             int(request[TOP_K][0]) if TOP_K in request else None,
         )
         return {
+            HISTORY: history,
             HISTORY_ITEM: encoded.history,
             EXCLUDED_ITEM: encoded.excluded,
             GIVEN_ITEM: encoded.given,
@@ -48,5 +70,6 @@ class FeaturesStep:
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the user, the length of the history and the number of unknown items in it."""
         user = request[USER_ID][0].decode(errors="replace") if USER_ID in request else None
+        history: Any = answer[HISTORY]
         known = len(np.asarray(answer[HISTORY_ITEM]))
-        return {"user": user, "history": len(request[HISTORY]), "unknown_items": len(request[HISTORY]) - known}
+        return {"user": user, "history": len(history), "unknown_items": len(history) - known}

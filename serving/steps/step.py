@@ -1,7 +1,7 @@
 """Defines a step: an object that answers the tensors of one request, and reports what to count and log about it."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -31,8 +31,20 @@ class Step(Protocol):
             parameters: the request's parameters.
 
         Returns:
-            ``candidates``, ``prompt_tokens``, ``unknown_items`` and ``degraded`` become metrics; everything is logged.
+            ``candidates``, ``prompt_tokens``, ``unknown_items``, ``new_events`` and ``degraded`` become metrics;
+            everything is logged.
         """
+
+
+@runtime_checkable
+class JointStep(Protocol):
+    """A step that does the work of all requests of a batch at once, where that takes as long as that of one."""
+
+    def answer_all(self, requests: Sequence[Tensors]) -> Sequence[Answer | Exception]:
+        """Return for each request the step's outputs, or the error with which this request alone is refused."""
+
+    def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what is counted and logged about an answer; see :meth:`Step.facts`."""
 
 
 def cut(limit: NDArray[Any], *arrays: NDArray[Any]) -> list[NDArray[Any]]:

@@ -26,6 +26,7 @@ COUNTERS = {
     "llamarec_answers_total": "Requests that a step answered",
     "llamarec_degraded_answers_total": "Retriever answers that a client requested as a fallback",
     "llamarec_errors_total": "Requests that a step did not answer, by kind",
+    "llamarec_events_total": "Recorded events that were new to the store",
     "llamarec_unknown_items_total": "History items that are not in the catalogue",
 }
 HISTOGRAMS = {
@@ -152,8 +153,9 @@ class Telemetry:
         for name in ("prompt_tokens", "candidates"):
             if name in facts:
                 self._metrics.observe(f"llamarec_{name}", facts[name])
-        if facts.get("unknown_items"):
-            self._metrics.count("llamarec_unknown_items_total", facts["unknown_items"])
+        for name, fact in (("unknown_items", "unknown_items"), ("events", "new_events")):
+            if facts.get(fact):
+                self._metrics.count(f"llamarec_{name}_total", facts[fact])
         if facts.get("degraded"):
             self._metrics.count("llamarec_degraded_answers_total", reason=str(facts["degraded"]))
         if self._log_all:
@@ -164,7 +166,7 @@ class Telemetry:
 
         Args:
             request: the Triton request.
-            kind: ``invalid``, ``cancelled``, ``full``, ``late`` or ``internal``.
+            kind: ``invalid``, ``cancelled``, ``full``, ``late``, ``store`` or ``internal``.
             message: the error message that the caller receives.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

@@ -2,13 +2,14 @@
 
 Every ``model_repository/<step>/1/model.py`` hands Triton's calls to a :class:`Worker`. Requests that Triton hands over
 together are answered one by one, so that an answer never depends on the other requests of a batch and one bad request
-does not spoil the others.
+does not spoil the others; only a :class:`serving.steps.step.JointStep` sees all of them.
 """
 
 import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from preprocessing.errors import InputError
 from serving.contract import STEP_SPECS
 from serving.layout import export_id, loaded_artifact
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
-from serving.steps.step import Step, Tensors
+from serving.steps.step import Answer, JointStep, Step, Tensors
 from serving.steps.telemetry import Telemetry
+from stores.store import StoreError
 
 DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
@@ -28,6 +30,7 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
     GivenUpError: ("cancelled", "CANCELLED"),
     FullError: ("full", "UNAVAILABLE"),
     LateError: ("late", "UNAVAILABLE"),
+    StoreError: ("store", "UNAVAILABLE"),
 }
 """Kind under which a refusal is counted, and Triton's code for it; any other exception is ``internal``, INTERNAL."""
 
@@ -38,7 +41,7 @@ class Worker:
     def __init__(
         self,
         name: str,
-        step: Step,
+        step: Step | JointStep,
         telemetry: Telemetry | None = None,
         queue: Admission | RankerTurn | None = None,
     ) -> None:
@@ -78,7 +81,10 @@ class Worker:
         Bad input becomes INVALID_ARGUMENT and any unforeseen failure INTERNAL, both naming the step. A request that
         the ranker's queue does not admit gets UNAVAILABLE, and costs neither a prompt nor a pass.
         """
-        return [self._respond(request) for request in requests]
+        if isinstance(self._step, JointStep):
+            return self._respond_together(self._step, requests)
+        step = self._step
+        return [self._respond(request, partial(self._work, step, request), time.perf_counter()) for request in requests]
 
     def finalize(self) -> None:
         """Answer Triton's ``finalize``: hand over the last metrics and leave the queue."""
@@ -87,10 +93,22 @@ class Worker:
         if self._queue:
             self._queue.close()
 
-    def _respond(self, request: Any) -> Any:
+    def _respond_together(self, step: JointStep, requests: Sequence[Any]) -> list[Any]:
         started = time.perf_counter()
+        read = [_outcome(partial(read_tensors, request, STEP_SPECS[self._name].inputs)) for request in requests]
+        answers = iter(step.answer_all([found for found in read if not isinstance(found, Exception)]))
+        works = [partial(_result, found, found if isinstance(found, Exception) else next(answers)) for found in read]
+        return [self._respond(request, work, started) for request, work in zip(requests, works, strict=True)]
+
+    def _work(self, step: Step, request: Any) -> tuple[Tensors, Answer]:
+        tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
+        if self._queue:
+            self._queue.admit(request, tensors)
+        return tensors, step.answer(tensors)
+
+    def _respond(self, request: Any, work: Callable[[], tuple[Tensors, Answer]], started: float) -> Any:
         try:
-            return self._answer(request, started)
+            return self._encode(request, *work(), started)
         except tuple(REFUSALS) as error:
             kind, code = next(refusal for known, refusal in REFUSALS.items() if isinstance(error, known))
             return self._refuse(request, kind, code, str(error))
@@ -100,13 +118,9 @@ class Worker:
             pb_utils.Logger.log_error(traceback.format_exc())
             return self._refuse(request, "internal", "INTERNAL", f"{type(error).__name__}: {error}")
 
-    def _answer(self, request: Any, started: float) -> Any:
+    def _encode(self, request: Any, tensors: Tensors, answer: Answer, started: float) -> Any:
         import triton_python_backend_utils as pb_utils
 
-        tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
-        if self._queue:
-            self._queue.admit(request, tensors)
-        answer = self._step.answer(tensors)
         wanted = request.requested_output_names()
         outputs = [
             pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
@@ -126,6 +140,22 @@ class Worker:
             self._telemetry.failed(request, kind, message)
         error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
         return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _outcome(read: Callable[[], Tensors]) -> Tensors | Exception:
+    try:
+        return read()
+    except Exception as error:
+        return error
+
+
+def _result(tensors: Tensors | Exception, answer: Answer | Exception) -> tuple[Tensors, Answer]:
+    """Return a request with its answer, or raise the error in place of either."""
+    if isinstance(tensors, Exception):
+        raise tensors
+    if isinstance(answer, Exception):
+        raise answer
+    return tensors, answer
 
 
 def read_tensors(request: Any, specs: Sequence[TensorSpec]) -> Tensors:

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from scripted import GOOD, Scripted, serve
 
 from llamarec_client import AsyncRecommenderClient, RecommenderClient, Request, Tls, canary_model
+from llamarec_client.connection import MAX_TIMEOUT
 from llamarec_client.errors import ClientError, InvalidRequest, ServerError
-from llamarec_client.recommender import MAX_IN_FLIGHT, MAX_TIMEOUT
+from llamarec_client.recommender import MAX_IN_FLIGHT
 
 UNKNOWN = (grpc.StatusCode.INVALID_ARGUMENT, "unknown model")
 """What the server says to any other model; unlike NOT_FOUND, the client does not ask again."""

@@ -43,7 +43,8 @@ def blocks(path: Path) -> list[Block]:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 TUTORIAL = [block for block in ALL if block.page == "tutorial.md"]
-SINGLE = [block for block in ALL if block.page != "tutorial.md" and block.runs]
+EVENTS = [block for block in ALL if block.page == "events.md" and block.runs]
+SINGLE = [block for block in ALL if block.page not in ("tutorial.md", "events.md") and block.runs]
 
 
 def name(block: Block) -> str:
@@ -62,6 +63,8 @@ def test_what_is_not_run_is_known():
         ("benchmarking.md", "yaml"),
         ("benchmarking.md", "python"),
         ("client.md", "python"),
+        ("events.md", "bash"),
+        ("events.md", "bash"),
         ("faq.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
@@ -114,6 +117,27 @@ def test_the_tutorial_ends_with_a_recommendation(tmp_path):
     recommended = re.findall(r"sku-(\d+)", printed)
     assert len(recommended) == 5
     assert {"6", "7"} & set(recommended)
+
+
+def test_the_page_of_events_leads_from_an_empty_store_to_an_answer(repository, tmp_path):
+    """The blocks run in order on one empty store, the block of the server in the background. Ann's three events are
+    shown in the order of their times; after the last command she has none.
+    """
+    serve, *code, commands = EVENTS
+    assert serve.text.strip() == "llamarec serve --store sqlite:///histories.sqlite"
+    store = f"sqlite:///{tmp_path}/histories.sqlite"
+    with serving(repository, tmp_path / "log", f"--store={store}") as served:
+        for block in code:
+            text = block.text.replace("127.0.0.1:8001", served.url)
+            subprocess.run([sys.executable, "-c", text], cwd=tmp_path, check=True)
+        printed = shell(commands.text, tmp_path)
+    shown, merged = printed.index("3 events of ann"), printed.index("merged")
+    assert re.findall(r"│ +(172|50|181) +│ (\w+)", printed[shown:merged]) == [
+        ("172", "purchase"),
+        ("50", "view"),
+        ("181", "view"),
+    ]
+    assert "0 events of ann" in shell(f"llamarec users show ann --store {store}", tmp_path)
 
 
 def test_the_command_reference_is_the_codes():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from export.config import Serving, write_configs
+from export.config import DEFAULTS, Serving, write_configs
+from export.repository import write_events
 from serving.server.local import LocalServer
 
 # An item's raw id is one character and its number that character's code point, so that any text can be sent around.
@@ -18,6 +19,7 @@ ECHO_STEPS = {
         if "bad" in history:
             raise InputError("HISTORY holds 'bad'")
         return {
+            HISTORY: request[HISTORY],
             # A TypeError for any other id that is not one character.
             HISTORY_ITEM: [ord(raw) for raw in history if raw != "?"],
             EXCLUDED_ITEM: [ord(raw) for raw in excluded],
@@ -83,9 +85,13 @@ class TritonPythonModel:
 
 
 def write_echo(repository: Path, **methods: str) -> None:
-    """Write the steps' ``model.py`` next to existing configurations; ``methods`` replaces the methods of a step."""
+    """Write the steps' ``model.py`` next to existing configurations; ``methods`` replaces the methods of a step.
+
+    The model that records events is the real one.
+    """
     for step, method in {**ECHO_STEPS, **methods}.items():
         (repository / step / "1" / "model.py").write_text(ADAPTER.format(step=step) + method, encoding="utf-8")
+    write_events(repository, DEFAULTS)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llamarec_client.contract import EVENTS, HISTORY
 from serving.contract import PROBE, STEP_SPECS, STEPS
 from serving.errors import ServerFailure, ServerUnreachable
 from serving.server.control import CONTROL_FILE, LOCK_FILE, Control, probe_request, repository_lock, step_of
@@ -284,6 +285,8 @@ def test_where_no_server_runs_the_command_that_starts_one_is_named(tmp_path):
         ("ranker_2.0-rc1", "ranker"),
         ("llamarec", None),
         ("llamarec_retrieval_r3", None),
+        ("events", "events"),
+        ("events_r3", None),
         ("rankers", None),
         ("retriever_scores", None),
         ("retriever_scores_r3", None),
@@ -294,11 +297,11 @@ def test_a_models_name_tells_its_step(model, step):
     assert step_of(model) == step
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, EVENTS])
 def test_a_probe_is_a_complete_request_of_its_step(step):
     """KServe's protocol: every required input is there, and ``data`` holds as many elements as ``shape`` says."""
     request = probe_request(step)
-    required = {spec.name for spec in STEP_SPECS[step].inputs if not spec.optional}
+    required = {spec.name for spec in STEP_SPECS[step].inputs if not spec.optional or spec == HISTORY}
     assert {tensor["name"] for tensor in request["inputs"]} == required
     assert request["id"] == PROBE
     for tensor in request["inputs"]:
@@ -307,7 +310,7 @@ def test_a_probe_is_a_complete_request_of_its_step(step):
 
 
 def test_a_probe_of_the_first_step_is_an_empty_history():
-    """Written by hand: of the five inputs of ``features`` only HISTORY is required."""
+    """Written by hand: ``features`` needs HISTORY or a user, and the store may be down while the step is healthy."""
     history = {"name": "HISTORY", "shape": [1, 0], "datatype": "BYTES", "data": []}
     assert probe_request("features") == {"id": "llamarec-probe", "inputs": [history]}
 

@@ -356,6 +356,18 @@ def test_the_retrievers_graph_is_loaded_and_unloaded_with_its_release(repository
     assert "retriever_scores_r1" not in State.read(repository).models(repository)
 
 
+def test_events_are_recorded_beside_all_releases(repository, server):
+    """The model is loaded with the first promotion and whenever the server starts, and no release unloads it."""
+    (repository / "events").mkdir()
+    (repository / "events" / "config.pbtxt").touch()
+    promote(repository, "r1")
+    assert server.told[:2] == [("load", "events"), ("load", "features_r1")]
+    promote(repository, "r2")
+    promote(repository, "r3")
+    assert "events" in server.loaded
+    assert State.read(repository).models(repository).count("events") == 1
+
+
 def test_the_release_that_was_current_stays_loaded(repository, server):
     """For a rollback; the one before it is unloaded, ensembles first because they hold on to their steps."""
     promote(repository, "r1")

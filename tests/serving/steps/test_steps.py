@@ -403,7 +403,7 @@ def test_features_tell_absent_from_empty():
     assert (answer[RETRIEVE], answer[LIMIT]) == ([True], [0])
     step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
     assert encoder.asked == ([], [b"c"], [], 3)
-    assert set(answer) == set(STEP_SPECS["features"].outputs)
+    assert set(answer) == {HISTORY, *STEP_SPECS["features"].outputs}
 
 
 def test_features_read_the_retrievers_vocabulary(tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from supervised import Load, ask, contention, serving, serving_program, wait_for
 from export.config import Serving
 from export.repository import Export, export
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
+from llamarec_client.errors import ClientError
+from llamarec_client.recommender import RecommenderClient
 from serving.contract import STEPS
 from serving.offline import ExportedSteps
+from stores.address import open_store
 
 HISTORIES = [[], ["50"], ["181", "50", "172"], [str(item) for item in range(1, 60)]]
 BACK_SECONDS = {"features": 3, "retriever": 3, "prompt_builder": 3, "ranker": 15}
@@ -59,6 +63,28 @@ def test_a_killed_step_comes_back(served, expected, step):
     assert back < limit
     lasting = max(row.began for row in load.failures()) - killed
     assert lasting < limit, "nothing that is asked after that fails any more"
+
+
+def test_the_process_that_records_events_comes_back(repository, tmp_path):
+    """It is killed while events are recorded. Every acknowledged event is in the store, recommendations go on, and the
+    retried ones count once.
+    """
+    store, recorded = f"sqlite:///{tmp_path}/store", []
+    with (
+        serving(repository, tmp_path / "log", f"--store={store}") as running,
+        RecommenderClient(running.url) as client,
+    ):
+        for number in range(200):
+            if number == 50:
+                running.kill("events")
+                assert wait_for(lambda: running.health()[0] == 503, 2), "not ready while the events are not recorded"
+                assert client.recommend(["50"], timeout=30)
+                running.wait_until_ready()
+            with suppress(ClientError):
+                recorded += [number] * client.record("ann", [str(number)], timestamps=[number])
+    with closing(open_store(store)) as opened:
+        assert set(recorded) <= {event.time for event in opened.last(b"ann")}
+    assert len(recorded) > 190
 
 
 def test_the_retrieval_answers_while_the_ranker_is_dead(served):

@@ -44,7 +44,10 @@ def other_artifacts(artifacts, tmp_path_factory):
 def built(artifacts, other_artifacts, tmp_path_factory):
     """Build a repository with two releases, none of them promoted."""
     repository = tmp_path_factory.mktemp("releases")
-    assert build_release(OPTIONS, artifacts, repository)["name"] == "r1"
+    first = build_release(OPTIONS, artifacts, repository)
+    assert first["name"] == "r1"
+    assert (repository / "events" / "1" / "model.py").is_file()
+    assert not [file for file in first["files"] if file.startswith("events")], "events are part of no release"
     assert build_release(OPTIONS, other_artifacts, repository)["name"] == "r2"
     return repository
 

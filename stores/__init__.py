@@ -1,0 +1,11 @@
+"""What users did, kept beside the releases: their last events, in one SQLite file or in Redis.
+
+::
+
+    with closing(open_store("sqlite:///histories.sqlite")) as store:
+        store.record([(b"ann", [Event(b"50", 1_732_791_600_000)])])
+        history = [event.item for event in store.last(b"ann")]
+
+The state of a user is a set of events: the last ones of all that were ever recorded, whatever their order of arrival.
+The same event recorded again changes nothing, so a writer that is not sure may always try again.
+"""
