@@ -57,7 +57,7 @@ class SqliteStore:
         """Return the kept events of a user, oldest first."""
         with self._errors():
             connection = self._open()
-            return self._events(connection, self._packed(connection, user))
+            return self._events(connection, self._packed(connection, user))[-self._keep :]
 
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, from the write-ahead log too, and return how many there were."""
@@ -168,7 +168,8 @@ class SqliteStore:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                self._numbers.clear()  # those of names that are not kept after all
+                self._numbers.clear()  # a name that is not kept after all leaves its number to another
+                self._names.clear()
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
