@@ -15,6 +15,8 @@ from preprocessing.titles import movie_title
 
 BASES = Path(__file__).resolve().parents[1] / "artifacts" / "base"
 
+SETTINGS = PromptSettings()
+
 
 @cache
 def embedded_base() -> Path:
@@ -34,21 +36,25 @@ def letters() -> list[int]:
     return letter_ids(tokenizer(), RESPONSE)
 
 
-def movie_prompts(histories: int, pools: int = 1, seed: int = 0) -> list[Prompt]:
-    """Return prompts with 20 random history items and 20 random candidates.
+def movie_prompts(
+    histories: int, pools: int = 1, seed: int = 0, settings: PromptSettings = SETTINGS, candidates: int = 20
+) -> list[Prompt]:
+    """Return prompts with 20 random history items and random candidates.
 
     Args:
         histories: number of histories.
         pools: number of prompts that share each history, with different candidates.
         seed: of the draw.
+        settings: limits of the prompts; by default the paper's.
+        candidates: number of candidates.
     """
     titles = movie_titles()
-    builder = PromptBuilder(Catalogue([b""] * len(titles), titles, []), tokenizer(), PromptSettings())
+    builder = PromptBuilder(Catalogue([b""] * len(titles), titles, []), tokenizer(), settings)
     rng = np.random.default_rng(seed)
     prompts = []
     for _ in range(histories):
         history = rng.integers(1, len(titles) + 1, 20).tolist()
-        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, 20).tolist()) for _ in range(pools)]
+        prompts += [builder.build(history, rng.integers(1, len(titles) + 1, candidates).tolist()) for _ in range(pools)]
     return prompts
 
 

@@ -21,7 +21,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
-from benchmarks.clock import add_clock, chosen_clock
+from benchmarks.clock import add_clock, add_device, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.fitting.qlora import add_adapters, answer_loss, line_loss, load_base
 from models.ranker.options import PRESETS
@@ -67,6 +67,7 @@ def plain_loss(model: Any, given: list[Prompt]) -> Tensor:
         end = len(prompt) + len(answer)
         tokens[row, :end] = torch.tensor([*prompt, *answer])
         labels[row, len(prompt) : end] = torch.tensor(answer)
+    tokens, labels = tokens.to(model.device), labels.to(model.device)
     loss: Tensor = model(input_ids=tokens, labels=labels, use_cache=False).loss
     return loss
 
@@ -78,7 +79,7 @@ def letter_loss(model: Any, given: list[Prompt]) -> Tensor:
 
 def lower_loss(model: Any, given: list[Prompt]) -> Tensor:
     """Return the loss over the candidates' lines; the first candidate is the true one."""
-    direction = torch.ones(model.config.hidden_size, requires_grad=True)
+    direction = torch.ones(model.config.hidden_size, device=model.device, requires_grad=True)
     return line_loss(model, direction, given, [0] * len(given), [torch.zeros(CANDIDATES)] * len(given))
 
 
@@ -96,12 +97,12 @@ def rungs(native: bool) -> dict[str, Rung]:
     return ladder if native else {name: rung for name, rung in ladder.items() if name != "bf16"}
 
 
-def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
+def measure(steps: int, batch: int, clock: Callable[[], float], device: str) -> dict[str, Any]:
     """Return the seconds per prompt of every rung, medians over ``steps`` rounds of ``batch`` prompts."""
-    ladder = rungs(has_native_bf16("cpu"))
+    ladder = rungs(has_native_bf16(device))
     models = {}
     for name, rung in ladder.items():
-        base = load_base(embedded_base(), quantisation="none", dtype=rung.dtype, device="cpu", depth=rung.depth)
+        base = load_base(embedded_base(), quantisation="none", dtype=rung.dtype, device=device, depth=rung.depth)
         model = add_adapters(base, **ADAPTERS, layers=rung.layers)
         if rung.loss is plain_loss:
             for module in model.modules():
@@ -122,7 +123,8 @@ def measure(steps: int, batch: int, clock: Callable[[], float]) -> dict[str, Any
         "prompts_a_step": batch,
         "rounds": steps,
         "threads": torch.get_num_threads(),
-        "bf16": has_native_bf16("cpu"),
+        "device": device,
+        "bf16": has_native_bf16(device),
         "seconds_a_prompt": {name: round(value, 3) for name, value in medians.items()},
         "times_plain": {name: round(medians["plain"] / value, 2) for name, value in medians.items()},
         "best": best,
@@ -143,9 +145,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="Rounds; their median is printed.")
     parser.add_argument("--batch", type=int, default=4, help="Prompts per step.")
     add_clock(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
-    result = {**measure(given.steps, given.batch, chosen_clock(given)), "processor_seconds": given.busy}
+    clock = chosen_clock(given)
+    result = {**measure(given.steps, given.batch, clock, given.device), "processor_seconds": given.busy}
     if given.json:
         print(json.dumps(result, indent=1))
         return

@@ -19,17 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.clock import add_clock, chosen_clock
+from benchmarks.clock import add_clock, add_device, chosen_clock
 from benchmarks.movie_prompts import embedded_base, letters, movie_prompts
 from models.ranker.fitting.qlora import load_base
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
-from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.scorer import Dtype, Runtime, RuntimeName, Scorer
 from models.ranker.options import PRESETS
 from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import Prompt
@@ -45,9 +45,9 @@ Way = Callable[[list[Prompt]], Any]
 Clock = Callable[[], float]
 
 
-def authors_way() -> Way:
+def authors_way(device: str) -> Way:
     """Return the authors' implementation: full logits of a padded batch in fp32."""
-    model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(str(embedded_base()), dtype=torch.float32).eval().to(device)
 
     @torch.inference_mode()
     def score(prompts: list[Prompt]) -> Any:
@@ -55,29 +55,31 @@ def authors_way() -> Way:
         length = max(map(len, rows))
         tokens = torch.tensor([[0] * (length - len(row)) + row for row in rows])  # padded on the left, as theirs
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1, letters()]
+        given = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+        return model(**given, use_cache=False).logits[:, -1, letters()]
 
     return score
 
 
-def ways(threads: int) -> dict[str, Way]:
+def ways(threads: int, device: str) -> dict[str, Way]:
     """Return every runtime of this machine by name, and the authors' implementation."""
-    runtimes: tuple[Literal["torch", "openvino"], ...] = ("torch", "openvino")
-    dtypes: tuple[Literal["float32", "bfloat16"], ...]
-    dtypes = ("float32", "bfloat16") if has_native_bf16("cpu") else ("float32",)
-    found = {"authors": authors_way()}
+    runtimes: tuple[RuntimeName, ...] = ("torch", "openvino") if device == "cpu" else ("torch",)
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16") if has_native_bf16(device) else ("float32",)
+    if device != "cpu":
+        dtypes = (*dtypes, "float16")
+    found = {"authors": authors_way(device)}
     for runtime in runtimes:
         for dtype in dtypes:
-            scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads))
+            scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads, device=device))
             found[f"{runtime} {dtype}"] = partial(by_letters, scorer)
     return found
 
 
-def lower_lines(threads: int, folder: Path) -> Way:
+def lower_lines(threads: int, folder: Path, device: str) -> Way:
     """Return what the preset `smollm2-135m` serves: lines read from the lower layers, in the fastest runtime."""
     base = load_base(embedded_base(), quantisation="none", dtype=torch.float32, device="cpu", depth=DEPTH)
     base.save_pretrained(folder)
-    scorer = load_scorer(folder, replace(choose_runtime("cpu"), threads=threads))
+    scorer = load_scorer(folder, replace(choose_runtime(device), threads=threads))
     direction = np.ones(base.config.hidden_size, np.float32)
     return lambda prompts: [scorer.score_lines(prompt.tokens, prompt.line_ends, direction) for prompt in prompts]
 
@@ -87,9 +89,11 @@ def by_letters(scorer: Scorer, prompts: list[Prompt]) -> Any:
     return scorer.score([prompt.tokens for prompt in prompts], letters())
 
 
-def product_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, clock: Clock, repeats: int = 7) -> float:
+def product_seconds(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, clock: Clock, device: str, repeats: int = 7
+) -> float:
     """Return the seconds of the fastest of several products of a [rows, inner] and an [inner, columns] matrix."""
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
     seconds = []
     for _ in range(repeats):
         started = clock()
@@ -98,10 +102,10 @@ def product_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, clo
     return min(seconds)
 
 
-def peak_rate(dtype: torch.dtype, clock: Clock) -> float:
+def peak_rate(dtype: torch.dtype, clock: Clock, device: str) -> float:
     """Return the floating-point operations per second of the fastest of several large matrix products."""
     shapes = ((2048, 2048, 2048), (640, 576, 1536), (4096, 1024, 1024))
-    return max(2 * math.prod(shape) / product_seconds(*shape, dtype, clock) for shape in shapes)
+    return max(2 * math.prod(shape) / product_seconds(*shape, dtype, clock, device) for shape in shapes)
 
 
 def weight_shapes() -> list[tuple[int, int]]:
@@ -112,10 +116,10 @@ def weight_shapes() -> list[tuple[int, int]]:
     return [*[(hidden, hidden)] * 2, *[(hidden, keys)] * 2, *[(hidden, inner)] * 2, (inner, hidden)]
 
 
-def own_rate(prompt: Sequence[int], dtype: torch.dtype, clock: Clock) -> float:
+def own_rate(prompt: Sequence[int], dtype: torch.dtype, clock: Clock, device: str) -> float:
     """Return the floating-point operations per second of a layer's products, computed one after the other."""
     shapes = [(len(prompt), *shape) for shape in weight_shapes()]
-    seconds = {shape: product_seconds(*shape, dtype, clock) for shape in set(shapes)}
+    seconds = {shape: product_seconds(*shape, dtype, clock, device) for shape in set(shapes)}
     return sum(2 * math.prod(shape) for shape in shapes) / sum(seconds[shape] for shape in shapes)
 
 
@@ -127,17 +131,18 @@ def operations(prompt: Sequence[int]) -> float:
     return float(config["num_hidden_layers"] * (2 * weights * length + 2 * config["hidden_size"] * length * length))
 
 
-def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock) -> dict[str, Any]:
+def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock, device: str) -> dict[str, Any]:
     """Return the medians of interleaved runs for each batch size."""
-    contenders = ways(threads)
+    contenders = ways(threads, device)
     with tempfile.TemporaryDirectory() as folder:
-        contenders[LOWER] = lower_lines(threads, Path(folder))
-    best_dtype = "bfloat16" if has_native_bf16("cpu") else "float32"
-    rate = peak_rate(DTYPES[best_dtype], clock)
+        contenders[LOWER] = lower_lines(threads, Path(folder), device)
+    best_dtype = "bfloat16" if has_native_bf16(device) else "float32"
+    rate = peak_rate(DTYPES[best_dtype], clock, device)
     result: dict[str, Any] = {
         "threads": threads,
         "runs": runs,
-        "bf16": has_native_bf16("cpu"),
+        "device": device,
+        "bf16": has_native_bf16(device),
         "peak_gflops": {best_dtype: round(rate / 1e9, 1)},
     }
     for batch in batches:
@@ -151,8 +156,8 @@ def measure(runs: int, batches: Sequence[int], threads: int, clock: Clock) -> di
                 started = clock()
                 way(prompts)
                 seconds[name].append((clock() - started) / batch)
-        rate = max(rate, peak_rate(DTYPES[best_dtype], clock))
-        own = own_rate(tokens[0], DTYPES[best_dtype], clock)
+        rate = max(rate, peak_rate(DTYPES[best_dtype], clock, device))
+        own = own_rate(tokens[0], DTYPES[best_dtype], clock, device)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         floor = statistics.mean(map(operations, tokens)) / rate
         best = min(medians.keys() - {LOWER}, key=lambda name: medians[name])
@@ -179,10 +184,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="Interleaved runs; their median is printed.")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="Batch sizes: requests ranked at once.")
     add_clock(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     clock = chosen_clock(given)
-    result = {**measure(given.runs, given.batches, given.threads, clock), "processor_seconds": given.busy}
+    measured = measure(given.runs, given.batches, given.threads, clock, given.device)
+    result = {**measured, "processor_seconds": given.busy}
     if given.json:
         print(json.dumps(result, indent=1))
         return

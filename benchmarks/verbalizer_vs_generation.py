@@ -19,9 +19,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from benchmarks.clock import add_clock, chosen_clock
+from benchmarks.clock import add_clock, add_device, chosen_clock
 from benchmarks.movie_prompts import embedded_base, movie_titles
-from models.ranker.inference.scorer import Runtime
+from models.ranker.inference.scorer import Dtype, Runtime
 from models.ranker.inference.torch_scorer import TorchScorer
 from models.ranker.precision import DTYPES, has_native_bf16
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, PromptSettings, letter_ids
@@ -119,11 +119,13 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=3, help="Runs; their median is printed.")
     add_clock(parser)
+    add_device(parser)
     parser.add_argument("--plot", type=Path, help="PNG file to write.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     given = parser.parse_args()
     clock = chosen_clock(given)
-    runtime = Runtime(dtype="bfloat16" if has_native_bf16("cpu") else "float32", threads=given.threads)
+    dtype: Dtype = "bfloat16" if has_native_bf16(given.device) else "float32"
+    runtime = Runtime(dtype=dtype, threads=given.threads, device=given.device)
     words = " ".join(movie_titles()).split()
     rows = measure(embedded_base(), runtime, words, given.lengths, given.runs, clock)
     if given.plot:

@@ -12,13 +12,22 @@ from tokenizers import Tokenizer
 
 from benchmarks.device.section import Section, section_of
 from benchmarks.device.shapes import LLAMA_32_1B, SMOLLM2, TINY, Shape, write_model
-from benchmarks.device.timing import matmul_rate, timed
+from benchmarks.device.timing import matmul_rate, median_seconds, timed
 from benchmarks.device.training import train_steps
 from models.ranker.inference.scorer import Dtype, Runtime
+from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.inference.torch_scorer import TorchScorer
 from models.ranker.options import PRESETS, RankerTraining
 from models.ranker.precision import DTYPES
-from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, Prompt, PromptBuilder, PromptSettings, letter_ids
+from models.ranker.prompt import (
+    MOST_CANDIDATES,
+    RESPONSE,
+    TOKENIZER_FILE,
+    Prompt,
+    PromptBuilder,
+    PromptSettings,
+    letter_ids,
+)
 from preprocessing.data import Data
 
 PROMPTS, ROUNDS = 32, 3
@@ -40,6 +49,7 @@ def measure(section: Section) -> None:
         }
         for dtype in precisions:
             found[dtype] = ranking(shape, folder, dtype, section, prompts)
+            found[f"independent lines, {dtype}"] = independent_lines(data, folder, dtype, section)
             section.record(shape.name, found)
         for micro_batch in (4, 16):
             options = training_options(section, micro_batch)
@@ -81,6 +91,26 @@ def ranking(shape: Shape, folder: Path, dtype: Dtype, section: Section, prompts:
         "share_of_matmul": mean / median / rate,
         "bit_equal_when_repeated": same,
     }
+
+
+def independent_lines(data: Data, folder: Path, dtype: Dtype, section: Section) -> dict[str, Any]:
+    """Return the median seconds to rank 20 and 200 independent lines, and the slabs at which their bits repeat.
+
+    Without any such slabs each line is computed by itself.
+    """
+    settings = PromptSettings(candidates=MOST_CANDIDATES, independent=True)
+    builder = PromptBuilder(data.catalogue, Tokenizer.from_file(str(folder / TOKENIZER_FILE)), settings)
+    items = np.random.default_rng(0).choice(data.catalogue.trained, MOST_CANDIDATES, replace=False) + 1
+    prompts = {
+        count: builder.build(data.test_histories()[0], items[:count].tolist()) for count in (20, MOST_CANDIDATES)
+    }
+    scorer = TorchScorer(folder, Runtime(dtype=dtype, threads=torch.get_num_threads(), device=section.device))
+    settle_slabs(scorer, prompts[20])
+    seconds = {
+        str(count): median_seconds(partial(scorer.independent_states, prompt), section.device, ROUNDS)
+        for count, prompt in prompts.items()
+    }
+    return {"slab_rows": list(scorer.slab_rows), "seconds": seconds}
 
 
 def training_options(section: Section, micro_batch: int) -> RankerTraining:

@@ -71,6 +71,9 @@ def test_small_models_are_measured(section: Section):
     (rows,) = findings(section).values()
     assert rows["float32"]["bit_equal_when_repeated"]
     assert rows["float32"]["seconds"] > 0
+    independent = rows["independent lines, float32"]
+    assert independent["slab_rows"]
+    assert independent["seconds"].keys() == {"20", "200"}
     for micro_batch in (4, 16):
         step = rows[f"QLoRA, micro-batch {micro_batch}"]
         assert step["prompts_a_second"] == pytest.approx(4 / step["seconds_a_step"])

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import base_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import embedded_base, tiny_base
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from models.ranker.fitting.qlora import hidden_states, load_base, pack_lines
 from models.ranker.inference.prefixes import Prefix, PrefixCache
@@ -116,6 +117,18 @@ def test_states_are_those_of_each_line_after_the_prefix(tiny: Path, name: str):
         alone = (model(input_ids=torch.tensor([[*PREFIX, *line]])).last_hidden_state for line in LINES)
         expected = [states[0, -1].numpy() for states in alone]
     found = load_scorer(tiny, RUNTIMES[name]).independent_states(Prompt.of_lines(PREFIX, LINES))
+    assert found == pytest.approx(np.stack(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "OPT", "Qwen2"])
+def test_other_architectures_compute_lines_too(tmp_path: Path, name: str):
+    """Learned positions, biases and another layer than Llama's last one; the reference is each model by itself."""
+    folder = base_of(name, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval().get_decoder()
+    with torch.inference_mode():
+        alone = (model(input_ids=torch.tensor([[*PREFIX, *line]])).last_hidden_state for line in LINES[:5])
+        expected = [states[0, -1].numpy() for states in alone]
+    found = load_scorer(folder, Runtime()).independent_states(Prompt.of_lines(PREFIX, LINES[:5]))
     assert found == pytest.approx(np.stack(expected), abs=1e-4)
 
 
