@@ -41,6 +41,7 @@ TRACKED = (
     "models",
     "preprocessing",
     "serving",
+    "stores",
     "LICENSE",
     "pyproject.toml",
     "docs/results/data/ranker/*-top20.parquet",  # the retriever's lists, which experiments.ranker_scores scores
