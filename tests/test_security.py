@@ -12,7 +12,7 @@ from preprocessing.catalogue import Catalogue
 from serving.layout import step_artifact
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = ("client", "export", "llamarec", "model_repository", "models", "preprocessing", "serving")
+CHECKED = ("client", "export", "llamarec", "model_repository", "models", "preprocessing", "serving", "stores")
 """Every folder with code that a server, a service or a user's command runs."""
 FORBIDDEN_IMPORTS = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "subprocess.getoutput"}

@@ -39,6 +39,7 @@ def run(
         "model": model,
         "loss": loss,
         "titles": titles,
+        "negatives": None,
         "seed": seed,
         "dropout": dropout,
         "weight_decay": 0.01,

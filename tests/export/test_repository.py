@@ -114,9 +114,12 @@ def raw_history(data, user):
 
 
 def test_the_features_know_the_trained_items(artifacts, repository):
-    """The vocabulary of a retriever without titles, which the history is encoded with, is what it was trained on."""
+    """The vocabulary of a retriever without titles, which the history is encoded with, is what it was trained on.
+
+    The ranker of the tests reads letters and was trained on 20 candidates, which is the most that it orders.
+    """
     stored = json.loads((step_artifact(repository, "features") / "vocabulary.json").read_text())
-    assert stored == {"items": load_data(artifacts).catalogue.trained}
+    assert stored == {"items": load_data(artifacts).catalogue.trained, "candidates": 20}
 
 
 @pytest.mark.thorough
