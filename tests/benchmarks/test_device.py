@@ -66,6 +66,7 @@ def test_a_deviation_is_not_within_its_tolerance():
     assert correctness.distance([[3.0, 0.0]], [[0.0, 4.0]]) == pytest.approx(5 / 4)
 
 
+@pytest.mark.thorough
 def test_small_models_are_measured(section: Section):
     small_models.measure(section)
     (rows,) = findings(section).values()
@@ -79,6 +80,7 @@ def test_small_models_are_measured(section: Section):
         assert step["prompts_a_second"] == pytest.approx(4 / step["seconds_a_step"])
 
 
+@pytest.mark.thorough
 def test_the_shape_of_llama_2_7b_is_measured(section: Section):
     """The dry run takes the tiny shape and the first title length, 5 tokens: 20 titles of 6 tokens each."""
     llama_7b.measure(section)
@@ -88,6 +90,7 @@ def test_the_shape_of_llama_2_7b_is_measured(section: Section):
     assert found["qlora"]["prompts_a_step"] == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("read", all_prompts.VARIANTS)
 def test_all_prompts_are_trained_and_scored(section: Section, tmp_path: Path, read: str):
     """The scores have the format of the kept files, and the adapter is there to be merged elsewhere."""

@@ -119,6 +119,7 @@ def test_the_tutorial_ends_with_a_recommendation(tmp_path):
     assert {"6", "7"} & set(recommended)
 
 
+@pytest.mark.thorough
 def test_the_page_of_events_leads_from_an_empty_store_to_an_answer(repository, tmp_path):
     """The blocks run in order on one empty store, the block of the server in the background. Ann's three events are
     shown in the order of their times; after the last command she has none.

@@ -72,6 +72,7 @@ def test_the_same_titles_give_the_same_encoder():
     np.testing.assert_array_equal(one.idf, other.idf)
 
 
+@pytest.mark.thorough
 def test_at_most_256_dimensions_by_default():
     """A catalogue with more words and titles than that gets no more."""
     rng = np.random.default_rng(0)
