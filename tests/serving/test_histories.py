@@ -58,7 +58,7 @@ def test_a_user_id_that_cannot_be_one_is_refused(store, user):
 
 
 def test_items_are_used_once_they_are_known(store):
-    """Of the three events, a catalogue knows two; when it knows the third, nothing has to be recorded again. The
+    """A catalogue knows two of the three events; when it knows the third, nothing has to be recorded again. The
     facts count the looked-up history: it is what the request is answered from.
     """
     asked = {USER_ID: np.array([b"ann"], dtype=object)}

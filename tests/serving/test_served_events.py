@@ -71,7 +71,7 @@ def test_answers_by_user_are_those_by_history(client, artifacts, repository, sto
 
 
 def test_what_is_recorded_is_in_the_next_answer(client):
-    """Of both ensembles, and the answer to the same history; late events find their place."""
+    """Both ensembles answer as to the same history; late events find their place."""
     assert client.recommend(user_id="new one") == client.recommend([])
     assert client.record("new one", ["181"], timestamps=[NOW]) == 1
     assert client.recommend(user_id="new one") == client.recommend(["181"])

@@ -71,7 +71,7 @@ def test_the_largest_request_and_a_clock_that_is_a_minute_ahead_are_taken():
 
 
 def test_a_batch_is_one_commit_and_a_bad_request_spoils_no_other(tmp_path, monkeypatch):
-    """Of five requests one is refused and one has no events; the other three reach the store in one call."""
+    """One of five requests is refused and one has no events; the other three reach the store in one call."""
     store, calls = SqliteStore(tmp_path / "store"), []
     record = store.record
     monkeypatch.setattr(store, "record", lambda writes: calls.append(len(writes)) or record(writes))
