@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ from models.ranker.inference.slabs import Slab, prefix_slab
 from preprocessing.errors import InputError
 
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@cache
+def openvino_core() -> openvino.Core:
+    """Return the only core of this process, which is never destroyed.
+
+    A core gives its thread another stack for signals, and restores the one before when it is destroyed. If two are
+    destroyed in the order in which they were made, that one is gone, and the next signal ends the process.
+    """
+    return openvino.Core()
 
 
 class OpenVinoScorer(Scorer):
@@ -87,7 +97,7 @@ class OpenVinoScorer(Scorer):
         return self._compile(line_states(self._config, self._weight), {})
 
     def _compile(self, graph: openvino.Model, settings: dict[str, str]) -> Any:
-        compiled = openvino.Core().compile_model(
+        compiled = openvino_core().compile_model(
             graph,
             "CPU",
             {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -9,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from tiny import tiny_base
@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from models.ranker import precision
 from models.ranker.inference import runtimes
 from models.ranker.inference.openvino_graph import hidden_states, weights_of
+from models.ranker.inference.openvino_scorer import openvino_core
 from models.ranker.inference.ranker import Ranker, write_runtime
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
 from models.ranker.inference.scorer import Runtime
@@ -229,6 +230,29 @@ def test_openvino_replays_the_probes_like_any_runtime(exported: Path):
         Ranker.load(exported, runtime)
 
 
+SIGNAL_AFTER_SCORERS = """
+import os, signal, sys
+from pathlib import Path
+from models.ranker.inference.openvino_scorer import OpenVinoScorer
+from models.ranker.inference.scorer import Runtime
+
+scorers = [OpenVinoScorer(Path(sys.argv[1]), Runtime(runtime="openvino")) for _ in range(2)]
+for place in range(2):
+    scorers[place].states([1, 2, 3], [2])
+for place in range(2):
+    scorers[place] = None
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_scorers_were_deleted(exported: Path):
+    """An OpenVINO core replaces the stack for signals; two that were deleted in order would leave a freed one."""
+    command = [sys.executable, "-c", SIGNAL_AFTER_SCORERS, str(exported / "merged")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
 def test_openvino_recognises_what_it_is_fast_at(tmp_path: Path):
     """OpenVINO recognises rotary embeddings, and attention with a cache below the last layer.
 
@@ -237,7 +261,7 @@ def test_openvino_recognises_what_it_is_fast_at(tmp_path: Path):
     folder = tiny_base(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     graph = hidden_states(config, weights_of(folder), cached=True)
-    compiled = openvino.Core().compile_model(graph, "CPU").get_runtime_model()
+    compiled = openvino_core().compile_model(graph, "CPU").get_runtime_model()
     layers = Counter(node.get_rt_info()["layerType"].astype(str) for node in compiled.get_ops())
     count = config["num_hidden_layers"]
     assert (layers["ScaledDotProductAttention"], layers["RoPE"]) == (count - 1, 2 * count)
