@@ -34,6 +34,7 @@ def findings(section: Section) -> Any:
     return json.loads(section.result.read_text())
 
 
+@pytest.mark.thorough
 def test_the_machine_is_measured(section: Section):
     """Every rate is a positive number; packages that are not installed have no version."""
     machine.measure(section)
@@ -44,6 +45,7 @@ def test_the_machine_is_measured(section: Section):
     assert min(rates) > 0
 
 
+@pytest.mark.thorough
 def test_the_processor_agrees_with_itself(section: Section):
     """In fp32 nothing deviates, since the reference is the same computation; bf16 is within its tolerance."""
     correctness.measure(section)
@@ -134,7 +136,7 @@ def test_the_weights_of_a_shape_are_counted(tmp_path: Path):
     assert layers + 2 * 32000 * 4096 + 65 * 4096 == 6_738_415_616
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_kept_reference_is_what_the_processor_computes():
     """Scores, losses and gradients of the embedded base in fp32; other processors sum in other orders."""
     kept = Reference.read()

@@ -153,6 +153,7 @@ class SilentProxy:
         self._listener.close()
 
 
+@pytest.mark.thorough
 def test_keep_alive_finds_a_silent_peer_long_before_the_deadline(echo_server):
     """With ``keep_alive=1`` a call fails about two seconds after the peer falls silent, not at its deadline of 60 s."""
     proxy = SilentProxy(echo_server.url)
@@ -168,6 +169,7 @@ def test_keep_alive_finds_a_silent_peer_long_before_the_deadline(echo_server):
         proxy.close()
 
 
+@pytest.mark.thorough
 def test_a_restarted_server_is_found_at_once(echo_repository):
     """A client that outlives a restart is answered over the same channel within 5 s of the new server's start."""
     with LocalServer(echo_repository) as first, RecommenderClient(first.url) as client:

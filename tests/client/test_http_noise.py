@@ -80,6 +80,7 @@ def test_a_body_of_many_chunks_leaves_the_server_alive(echo_repository):
             assert [row.item_id for row in client.recommend(["a"])] == ["a"]
 
 
+@pytest.mark.thorough
 def test_the_port_can_be_closed(echo_repository):
     """With ``--allow-http=false`` no process listens on the HTTP port, and gRPC answers as before."""
     with LocalServer(echo_repository, arguments=["--allow-http=false"]) as server:

@@ -115,6 +115,7 @@ def test_the_page_names_every_run_and_the_papers_figures(tmp_path: Path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_the_committed_page_is_what_the_code_writes():
     """Run `make results-retrievers` after a change of the tables or of the kept files."""
     runs, text = read_retriever_runs(RETRIEVERS), PAGE.read_text(encoding="utf-8")

@@ -210,6 +210,7 @@ def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
     assert Export(backend="openvino").runtime().device == "cpu"
 
 
+@pytest.mark.thorough
 def test_a_model_that_openvino_does_not_know_is_exported_for_pytorch(artifacts, tmp_path, monkeypatch, caplog):
     """A processor with bf16 would choose OpenVINO, which knows few architectures (huggingface/optimum-intel#1411).
 

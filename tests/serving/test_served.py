@@ -314,7 +314,7 @@ def test_what_a_ranker_of_independent_lines_cannot_do_is_refused_at_the_export(a
 @pytest.mark.parametrize(
     ("read", "depth", "users"),
     [
-        pytest.param("lines", 6, 6, id="lines"),
+        pytest.param("lines", 6, 6, id="lines", marks=pytest.mark.thorough),
         pytest.param("lines", 15, 20, id="lines of half the layers", marks=pytest.mark.thorough),
         pytest.param("independent-lines", 6, 6, id="independent lines", marks=pytest.mark.thorough),
         pytest.param("letters", None, 20, id="letters of all layers", marks=pytest.mark.thorough),

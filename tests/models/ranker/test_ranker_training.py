@@ -121,6 +121,7 @@ def test_validation_keeps_users_whose_item_was_found_in_retriever_order():
     assert all((np.diff(example.scores) < 0).all() for example in found)
 
 
+@pytest.mark.thorough
 def test_the_best_adapters_are_validated_on_everyone_once(artifacts: Path, base: str):
     """A sample of one user stops the training; the final validation has both users whose item was found."""
     metrics = train_ranker(replace(BRIEF, validation_users=1), artifacts, base)

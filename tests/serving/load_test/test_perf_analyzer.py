@@ -25,6 +25,7 @@ def rows(echo_server):
     return benchmark(echo_server.url, histories, (1, 2), requests=10)
 
 
+@pytest.mark.thorough
 def test_figures_can_be_true(rows):
     """The figures are consistent: percentiles increase, and throughput obeys Little's law.
 
@@ -39,6 +40,7 @@ def test_figures_can_be_true(rows):
         assert row.spread >= 0
 
 
+@pytest.mark.thorough
 def test_the_table_reads_back(rows, tmp_path):
     """The table is read back with a relative error of at most 1e-4; a table of another kind is refused."""
     write_csv(rows, tmp_path / "bench" / "benchmark.csv")
@@ -61,6 +63,7 @@ def test_requests_at_a_rate(echo_server):
     assert 8 < row.throughput < 40
 
 
+@pytest.mark.thorough
 def test_the_split_counts_the_requests_of_the_measurement_only(echo_server):
     """A step that sleeps for 1 s shows 1 s; earlier, faster requests to the same server do not lower the mean."""
     (row,) = benchmark(echo_server.url, [["~"]], [1], RETRIEVAL_ENSEMBLE, requests=1, warm_up=1)

@@ -55,6 +55,7 @@ def test_a_difference_counts_only_beyond_the_noise(tmp_path):
         compare(tmp_path / "a.csv", tmp_path / "c.csv")
 
 
+@pytest.mark.thorough
 def test_the_report_stands_alone_and_says_what_is_unstable(tmp_path):
     """The report loads nothing from outside the file, names the unstable load, and escapes markup in a name."""
     write_report(Measured("a<b", "llamarec", ROWS, [3, 10, 200]), tmp_path / "report.html")

@@ -31,6 +31,7 @@ def program(folder: Path, name: str, text: str) -> Path:
     return folder / name
 
 
+@pytest.mark.thorough
 def test_the_literal_commands_work_together(launchers, echo_repository, tmp_path):
     """In any folder, `tritonserver --model-repository ...` serves and `perf_analyzer -m llamarec ...` measures."""
     grpc, http, metrics = free_ports(3)

@@ -66,7 +66,10 @@ def answers(url: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-@pytest.mark.parametrize("interruption", [None, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    "interruption",
+    [None, *(pytest.param(error, marks=pytest.mark.thorough) for error in (KeyboardInterrupt, RuntimeError))],
+)
 def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, interruption):
     """No process of the server's group and no shared memory with its prefix remains, however the block ends."""
     log = tmp_path / "server.log"
@@ -82,6 +85,7 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
     assert "successfully unloaded 'ranker'" in log.read_text(), "stopped in order, not killed"
 
 
+@pytest.mark.thorough
 def test_a_proxy_does_not_keep_a_local_server_from_becoming_ready(echo_repository, monkeypatch):
     """By default gRPC asks the proxy of ``http_proxy`` for loopback addresses, too (grpc/grpc#29718, grpc/grpc#15942),
     so that demo and bench waited for two minutes and gave up. Nothing listens at this proxy.
@@ -94,6 +98,7 @@ def test_a_proxy_does_not_keep_a_local_server_from_becoming_ready(echo_repositor
         assert len(recommender.recommend(["a", "b"])) == 2
 
 
+@pytest.mark.thorough
 def test_a_repository_is_served_whatever_the_name_of_its_folder(echo_repository, tmp_path):
     """With a space in its path, Triton started each step again and again, with "stol" in its log
     (triton-inference-server/python_backend#404). The other characters mean something to the shell as well.
@@ -174,6 +179,7 @@ def test_only_what_runs_a_model_is_a_stub():
     assert server.stubs() == []
 
 
+@pytest.mark.thorough
 def test_the_server_ends_with_the_process_that_started_it(echo_repository):
     """The server ends when its owner is killed, so that an interrupted demo or test leaves no server on the ports."""
     program = (
@@ -199,6 +205,7 @@ def test_a_taken_port_is_named_before_anything_starts(echo_repository, tmp_path)
     assert not log.exists()
 
 
+@pytest.mark.thorough
 def test_missing_weights_are_explained_in_the_log(tmp_path):
     """For a fresh clone without weights, the error contains the log's advice to run the export, and nothing is left."""
     repository = shutil.copytree(REPOSITORY, tmp_path / "repository", ignore=shutil.ignore_patterns("artifact*"))
@@ -217,7 +224,7 @@ def test_a_server_that_never_becomes_ready_is_given_up_with_its_log(echo_reposit
     assert not segments(server)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_the_launcher_becomes_the_server_so_signals_pass_through(echo_repository, number):
     """The server replaces the `tritonserver` launcher in the same process, and exits with code 0 on a signal."""
     flags = port_flags()

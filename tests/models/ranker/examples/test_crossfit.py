@@ -37,6 +37,7 @@ def copied(artifacts: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_each_fold_is_trained_on_the_other_users_and_ranks_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch):
     """Each of two folds of 943 users has a retriever trained without its users, on all items, with the same options."""
     data = load_data(copied)
@@ -164,6 +165,7 @@ def test_more_candidates_than_are_stored_are_retrieved(copied: Path):
     assert validation_table(copied, data, 20).candidates[0].items.tolist() == stored.candidates[0].items.tolist()
 
 
+@pytest.mark.thorough
 def test_fifty_candidates_are_trained_and_ranked(copied: Path, tmp_path: Path):
     """Index letters A to x work in every stage: training, merging, replaying the probes, and ordering fifty items."""
     brief = RankerTraining(

@@ -105,7 +105,7 @@ def test_the_pretrained_bases_scores_depend_on_nothing_else(name: str):
     """The same for SmolLM2's widths, whose products other kernels compute than those of a tiny model."""
     scorer = settled(embedded_base(), RUNTIMES[name])
     chance = np.random.default_rng(0)
-    for count in (1, 3, 20, 50):
+    for count in (1, 3, 30):
         check_bits(scorer, (LINES * 2)[:count], chance.permutation(count).tolist())
 
 

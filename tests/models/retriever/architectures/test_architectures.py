@@ -153,6 +153,7 @@ def indexed(model, exported, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
 def test_an_index_that_reads_everything_is_exact(exported, indexed, history):
     """The index gives the items and scores of the exact search, including masks, bias and order.
