@@ -143,7 +143,7 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
         step.parameters[QUEUE_PARAMETER].string_value = f"{serving.queue_timeout:g}"
     if name == "prompt_builder":
         step.parameters[SIZE_PARAMETER].string_value = str(serving.queue_size)
-    if name in ("features", EVENTS) and serving.store:
+    if name != "ranker" and serving.store:
         step.parameters[STORE_PARAMETER].string_value = serving.store
     if name == "ranker" and serving.rank_cache:
         step.parameters[CACHE_PARAMETER].string_value = str(serving.rank_cache)
@@ -166,7 +166,7 @@ def scores_config() -> ModelConfig:
         default_model_filename="model.onnx",
         max_batch_size=0,
         input=[{"name": "items", "data_type": "TYPE_INT64", "dims": [-1, -1]}],
-        output=[{"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, -1]}],
+        output=[{"name": name, "data_type": "TYPE_FP32", "dims": [-1, -1]} for name in ("scores", "state")],
         # Whatever the ranker's device: the offline evaluation runs the same graph on the processor.
         instance_group=[{"kind": "KIND_CPU", "count": 1}],
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from export.config import CONFIG, DEFAULTS, Serving, config_text, model_configs, write_configs
 from export.onnx_graph import export_retriever
+from export.text_arm import export_text_arms, reads_titles
 from llamarec_client.contract import EVENTS, MAX_CANDIDATES
 from models.ranker.inference.ranker import (
     EXPORTED_FILES,
@@ -176,12 +177,15 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: _Candidates
 
     def features(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
-        save_vocabulary(folder, TrainedRetriever.load(artifacts / "retriever").models[0].items, limits.ranked)
+        trained = TrainedRetriever.load(artifacts / "retriever")
+        titles = reads_titles(artifacts / "retriever", trained)
+        save_vocabulary(folder, trained.models[0].items, limits.ranked, titles=titles)
 
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
         trained = TrainedRetriever.load(artifacts / "retriever")
         export_retriever(trained, folder, index=index, candidates=limits.retrieved)
+        export_text_arms(artifacts / "retriever", trained, folder)
 
     def prompt_builder(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)

@@ -15,6 +15,14 @@ class SparseRows(NamedTuple):
     """Ascending within each row."""
     values: NDArray[np.float32]
 
+    def followed_by(self, other: "SparseRows") -> "SparseRows":
+        """Return these rows and those of another matrix below them."""
+        return SparseRows(
+            np.concatenate((self.offsets, self.offsets[-1] + other.offsets[1:])),
+            np.concatenate((self.columns, other.columns)),
+            np.concatenate((self.values, other.values)),
+        )
+
     def entries(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """Return place in ``rows``, column and value of every entry in these rows.
 

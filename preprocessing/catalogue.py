@@ -48,6 +48,27 @@ class Catalogue:
         }
         pq.write_table(pa.table(columns), path)
 
+    def with_added(self, added: Sequence[tuple[bytes, str]]) -> "Catalogue":
+        """Return a catalogue with further items, which are numbered after its own and have only a title.
+
+        An id that the catalogue knows already keeps its number and its title; the further number stands for nothing
+        (:meth:`titles_after`).
+
+        Args:
+            added: raw id and title of each item.
+        """
+        if not added:
+            return self
+        whole = Catalogue(self._ids + [raw for raw, _ in added], self._titles + [title for _, title in added], ())
+        whole._numbers |= self._numbers
+        whole.counts, whole.trained = self.counts, self.trained
+        return whole
+
+    def titles_after(self, item: int) -> list[str | None]:
+        """Return the titles of the items after a number; None where the item is known by an earlier number."""
+        later = range(item + 1, len(self) + 1)
+        return [self.title(number) if self.number(self.raw(number)) == number else None for number in later]
+
     def __len__(self) -> int:
         return len(self._ids)
 

@@ -1,7 +1,7 @@
 """Encodes a request's raw ids as item numbers and checks the limits of the serving contract; it runs in Triton."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +33,16 @@ class EncodedRequest:
     """Number of ids in the history outside the retriever's vocabulary."""
 
 
-def save_vocabulary(folder: Path, items: int, candidates: int = MAX_CANDIDATES) -> None:
+def save_vocabulary(folder: Path, items: int, candidates: int = MAX_CANDIDATES, *, titles: bool = False) -> None:
     """Write what :meth:`FeatureEncoder.load` reads.
 
     Args:
         folder: an existing folder.
         items: number of items that the retriever knows.
         candidates: maximum number of candidates that the ranker orders.
+        titles: whether the retriever knows an item that is added later by its title.
     """
-    limits = {"items": items, "candidates": candidates}
+    limits = {"items": items, "candidates": candidates, "titles": titles}
     (folder / VOCABULARY_FILE).write_text(json.dumps(limits) + "\n", encoding="utf-8")
 
 
@@ -52,19 +53,45 @@ class FeatureEncoder:
         catalogue: catalogue of the data set that the models were trained on.
         vocabulary: number of items that the retriever knows; by default those that were trained.
         most: maximum number of candidates.
+        titles: whether the retriever knows an item that is added later by its title.
     """
 
-    def __init__(self, catalogue: Catalogue, vocabulary: int | None = None, most: int = MAX_CANDIDATES) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        vocabulary: int | None = None,
+        most: int = MAX_CANDIDATES,
+        *,
+        titles: bool = False,
+    ) -> None:
         self._catalogue = catalogue
         self._most = most
         self._vocabulary = catalogue.trained if vocabulary is None else vocabulary
+        self._titles = titles
+        self._hidden: NDArray[np.int32] = np.empty(0, np.int32)
+        self._is_hidden: frozenset[int] = frozenset()
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> "FeatureEncoder":
         """Return the encoder for the catalogue and the retriever's vocabulary of an exported folder."""
         path = folder / VOCABULARY_FILE
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return cls(catalogue, stored.get("items"), stored.get("candidates", MAX_CANDIDATES))
+        most, titles = stored.get("candidates", MAX_CANDIDATES), stored.get("titles", False)
+        return cls(catalogue, stored.get("items"), most, titles=titles)
+
+    def with_items(self, added: Sequence[tuple[bytes, str]], hidden: Iterable[bytes]) -> "FeatureEncoder":
+        """Return an encoder that knows further items, and excludes others from every answer.
+
+        Args:
+            added: raw id and title of each further item, see :meth:`preprocessing.catalogue.Catalogue.with_added`.
+            hidden: raw ids, also of items that are not in the catalogue.
+        """
+        catalogue = self._catalogue.with_added(added)
+        vocabulary = len(catalogue) if self._titles else self._vocabulary
+        encoder = FeatureEncoder(catalogue, vocabulary, self._most, titles=self._titles)
+        encoder._is_hidden = frozenset(item for raw in hidden if (item := catalogue.number(raw)))
+        encoder._hidden = np.array(sorted(encoder._is_hidden), np.int32)
+        return encoder
 
     def encode(
         self,
@@ -75,8 +102,8 @@ class FeatureEncoder:
     ) -> EncodedRequest:
         """Check one request, and return it encoded.
 
-        Unknown ids in HISTORY are skipped and counted; in EXCLUDE they are ignored. Only as many candidates
-        as the ranker orders may remain after repetitions and excluded items are removed.
+        Unknown ids in HISTORY are skipped and counted; in EXCLUDE they are ignored. Hidden items are excluded too. Only
+        as many candidates as the ranker orders may remain after repetitions and excluded items are removed.
 
         Args:
             history: raw ids, oldest first.
@@ -97,7 +124,7 @@ class FeatureEncoder:
         excluded = {item for raw in exclude if (item := self._catalogue.number(raw))}
         return EncodedRequest(
             history=np.array(known, np.int32),
-            excluded=np.array(sorted(excluded), np.int32),
+            excluded=np.union1d(self._hidden, np.array(list(excluded), np.int32)),
             given=np.array(self._given(candidates or (), excluded), np.int32),
             retrieve=candidates is None,
             limit=top_k or 0,
@@ -113,7 +140,7 @@ class FeatureEncoder:
                     f"{CANDIDATES.name} holds {raw.decode()!r}, which is not in the catalogue"
                     f" ({len(self._catalogue):,} items); ids are compared as strings, exactly as in the raw file"
                 )
-            if item not in excluded:
+            if item not in excluded and item not in self._is_hidden:
                 items[item] = None
         if len(items) > self._most:
             raise InputError(f"{CANDIDATES.name} holds {len(items)} items: the ranker orders at most {self._most}")

@@ -1,7 +1,7 @@
 """Runs the exported steps one after another in this process: the reference for the server's answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import EncodedRequest, FeatureEncoder
 from serving.histories import requested_history
 from serving.layout import step_artifact
-from stores.store import Store
+from stores.store import Listing, Store
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class ExportedSteps:
             PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
             Ranker.load(step_artifact(repository, "ranker", suffix)),
             store,
+        )
+
+    def with_items(self, listing: Listing) -> "ExportedSteps":
+        """Return the steps with the items that are added and hidden while a server runs."""
+        catalogue = self.catalogue.with_added(listing.added)
+        return replace(
+            self,
+            catalogue=catalogue,
+            features=self.features.with_items(listing.added, listing.hidden),
+            retriever=self.retriever.with_added(catalogue.titles_after(len(self.catalogue))),
+            prompts=self.prompts.with_added(listing.added),
         )
 
     def candidates(self, request: EncodedRequest) -> Candidates:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,17 +125,37 @@ class PromptBuilder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.settings = settings
-        self._catalogue = catalogue
         self._tokenizer = tokenizer
-        self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
-        self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
-        self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
-        self._length_of = lru_cache(maxsize=2)(self._count_tokens)
         self._lines = None if titles is None else (_mapped(titles / TOKENS_FILE), _mapped(titles / ENDS_FILE))
+        self._read(catalogue)
         self._head = INDEPENDENT_HEAD if settings.independent else HEAD
         self._head_tokens = tokenizer.encode(self._head[:-1]).ids
         self._end_lengths = [self._count_tokens(f"A{end}") - self._count_tokens("A") for end in LINE_ENDS]
         self._in_pieces = self._pieces_make_the_whole()
+
+    def _read(self, catalogue: Catalogue) -> None:
+        """Take the titles from a catalogue."""
+        self._catalogue = catalogue
+        self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
+        self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
+        self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
+        self._length_of = lru_cache(maxsize=2)(self._count_tokens)
+
+    @property
+    def items(self) -> int:
+        """Number of items in the catalogue."""
+        return len(self._catalogue)
+
+    def with_added(self, added: Sequence[tuple[bytes, str]]) -> "PromptBuilder":
+        """Return a builder that knows further items, by raw id and title.
+
+        See :meth:`preprocessing.catalogue.Catalogue.with_added`.
+        """
+        if not added:
+            return self
+        other = copy(self)
+        other._read(self._catalogue.with_added(added))
+        return other
 
     @classmethod
     def load(cls, folder: Path) -> "PromptBuilder":
@@ -334,9 +355,9 @@ class PromptBuilder:
         return self._tokens_after("\n", f" ({mark})")
 
     def _encode_title(self, item: int, end: int) -> "array[int]":
-        if self._lines is not None:
+        line = len(LINE_ENDS) * (item - 1) + end
+        if self._lines is not None and line + 1 < len(self._lines[1]):  # an added item has no stored tokens
             tokens, ends = self._lines
-            line = len(LINE_ENDS) * (item - 1) + end
             return array("i", tokens[ends[line] : ends[line + 1]].tolist())
         return self._tokens_after("(A)", f" {self._short_title(item)}{LINE_ENDS[end]}")
 

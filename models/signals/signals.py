@@ -51,6 +51,17 @@ class ItemStatistics:
             found[:, 4] = self.transitions(items, recent)
         return found
 
+    def with_added(self, titles: SparseRows, trained: int) -> "ItemStatistics":
+        """Return the statistics with further items, of which no more is known than of an untrained one.
+
+        Args:
+            titles: TF-IDF weights of their titles.
+            trained: number of trained items.
+        """
+        median = np.median(self.popularity[1 : trained + 1]).astype(np.float32)
+        popularity = np.concatenate((self.popularity, np.full(len(titles.offsets) - 1, median)))
+        return ItemStatistics(popularity, TitleLikeness(self.likeness.rows.followed_by(titles)), self.transitions)
+
     def save(self, folder: Path) -> None:
         """Write the statistics into an existing folder."""
         titles, transitions = self.likeness.rows._asdict(), self.transitions.counts._asdict()
@@ -93,6 +104,10 @@ class Signals:
         weights = np.array([self.weights[name] for name in (*RETRIEVERS[: logits.shape[1]], *SIGNALS)])
         sums: NDArray[np.float64] = (sources * weights).sum(axis=1)
         return sums
+
+    def with_added(self, titles: SparseRows, trained: int) -> "Signals":
+        """Return the same signals with further items; see :meth:`ItemStatistics.with_added`."""
+        return Signals(self.statistics.with_added(titles, trained), self.weights, self.pool)
 
     def save(self, folder: Path) -> None:
         """Write weights and statistics into an existing folder."""

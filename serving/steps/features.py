@@ -12,9 +12,8 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import FeatureEncoder
 from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
 from serving.histories import requested_history
-from serving.layout import exported_dataset
+from serving.live_items import LiveItems, open_items
 from serving.steps.step import Answer, Tensors
-from stores.address import open_store
 from stores.store import Store
 
 
@@ -22,7 +21,7 @@ from stores.store import Store
 class FeaturesStep:
     """Encodes a request's ids as item numbers, and checks all of the contract's limits."""
 
-    encoder: FeatureEncoder
+    items: LiveItems[FeatureEncoder]
     store: Store | None = None
     """Histories of users, for requests without one."""
 
@@ -32,27 +31,35 @@ class FeaturesStep:
 
         Args:
             folder: what `llamarec export` wrote.
-            store: address of the store of histories, which is opened when it is first needed.
+            store: address of the store of histories and items, which is opened when it is first needed.
 
         Raises:
             InputError: the address is not one of a store.
         """
         encoder = FeatureEncoder.load(folder, Catalogue.load(folder / ITEMS_FILE))
-        return cls(encoder, open_store(store, dataset=exported_dataset(folder)) if store else None)
+        return cls.of(encoder, open_items(folder, store))
+
+    @classmethod
+    def of(cls, encoder: FeatureEncoder, store: Store | None = None) -> "FeaturesStep":
+        """Return the step of an encoder, and of a store of histories and items."""
+        return cls(LiveItems(encoder, lambda now: encoder.with_items(now.added, now.hidden), store), store)
 
     def answer(self, request: Tensors) -> Answer:
         """Return the item numbers of a request, and as HISTORY the raw ids that they were made from.
 
+        Hidden items are among the excluded ones.
+
         Raises:
             InputError: the request exceeds a limit, names an unknown candidate, or has no history and no known user.
-            StoreError: the history is in the store, and the store cannot be reached.
+            StoreError: the store cannot be reached, and the history is in it or its hidden items are not known yet.
         """
+        encoder = self.items.current()
         history = requested_history(
             request[HISTORY].tolist() if HISTORY in request else None,
             request[USER_ID][0] if USER_ID in request else None,
             self.store,
         )
-        encoded = self.encoder.encode(
+        encoded = encoder.encode(
             history,
             request[EXCLUDE].tolist() if EXCLUDE in request else [],
             request[CANDIDATES].tolist() if CANDIDATES in request else None,

@@ -1,9 +1,9 @@
 """The `retriever` step: a history to its candidates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from serving.contract import (
     LIMIT,
     RETRIEVE,
 )
+from serving.live_items import LiveItems, open_items
 from serving.steps.step import Answer, Tensors, cut
+from stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,56 @@ class TritonScores:
         return [pb_utils.get_output_tensor_by_name(response, "scores").as_numpy()]
 
 
-@dataclass(frozen=True)
-class RetrieverStep:
-    """Retrieves the top candidates of a history, or orders the caller's own."""
+class Retrieval(NamedTuple):
+    """A retriever, and the catalogue that names its items."""
 
     retriever: OnnxRetriever
     catalogue: Catalogue
 
+    def with_added(self, added: Sequence[tuple[bytes, str]]) -> "Retrieval":
+        """Return a retriever of further items too, by raw id and title."""
+        catalogue = self.catalogue.with_added(added)
+        return Retrieval(self.retriever.with_added(catalogue.titles_after(len(self.catalogue))), catalogue)
+
+
+@dataclass(frozen=True)
+class RetrieverStep:
+    """Retrieves the top candidates of a history, or orders the caller's own."""
+
+    items: LiveItems[Retrieval]
+    exported: int
+    """Number of items in the exported catalogue; added items follow."""
+
     @classmethod
-    def load(cls, folder: Path, scores_model: str | None = None) -> "RetrieverStep":
+    def load(cls, folder: Path, scores_model: str | None = None, store: str | None = None) -> "RetrieverStep":
         """Open the retriever's graphs and signals, and ``items.parquet``.
 
         Args:
             folder: what `llamarec export` wrote.
             scores_model: the model of this server that runs the graph; without it, this process does.
+            store: address of the store of items that are added while the server runs.
         """
         session = TritonScores(scores_model) if scores_model else None
-        return cls(OnnxRetriever.load(folder, session), Catalogue.load(folder / ITEMS_FILE))
+        return cls.of(
+            OnnxRetriever.load(folder, session), Catalogue.load(folder / ITEMS_FILE), open_items(folder, store)
+        )
+
+    @classmethod
+    def of(cls, retriever: OnnxRetriever, catalogue: Catalogue, store: Store | None = None) -> "RetrieverStep":
+        """Return the step of a retriever, the catalogue that names its items, and a store of further items."""
+        exported = Retrieval(retriever, catalogue)
+        return cls(LiveItems(exported, lambda now: exported.with_added(now.added), store), len(catalogue))
 
     def answer(self, request: Tensors) -> Answer:
         """Return the candidates for the next step, and the whole answer of ``llamarec_retrieval``."""
         history = request[HISTORY_ITEM]
+        largest = max(int(request[spec].max(initial=0)) for spec in (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM))
+        retriever, catalogue = self.items.current(largest - self.exported)
         if request[RETRIEVE][0]:
-            candidates = self.retriever.candidates(history, request[EXCLUDED_ITEM])
+            candidates = retriever.candidates(history, request[EXCLUDED_ITEM])
         else:
-            candidates = self.retriever.given(history, request[GIVEN_ITEM])
-        ids = self._raw_ids(candidates.items)
+            candidates = retriever.given(history, request[GIVEN_ITEM])
+        ids = _raw_ids(catalogue, candidates.items)
         answered, scores, ranks = cut(request[LIMIT], ids, candidates.probabilities(), candidates.ranks)
         return {
             CANDIDATE_ITEM: candidates.items,
@@ -94,8 +120,9 @@ class RetrieverStep:
             degraded = "other"  # each value of a label is a series of its own, and the caller chose this one
         return {"candidates": len(np.asarray(answer[CANDIDATE_ITEM])), "degraded": degraded}
 
-    def _raw_ids(self, items: NDArray[np.int32]) -> NDArray[np.object_]:
-        """Return the raw ids [k] of item numbers [k], as bytes."""
-        ids = np.empty(len(items), dtype=object)
-        ids[:] = [self.catalogue.raw(int(item)) for item in items]
-        return ids
+
+def _raw_ids(catalogue: Catalogue, items: NDArray[np.int32]) -> NDArray[np.object_]:
+    """Return the raw ids [k] of item numbers [k], as bytes."""
+    ids = np.empty(len(items), dtype=object)
+    ids[:] = [catalogue.raw(int(item)) for item in items]
+    return ids

@@ -119,7 +119,7 @@ def test_the_features_know_the_trained_items(artifacts, repository):
     The ranker of the tests reads letters and was trained on 20 candidates, which is the most that it orders.
     """
     stored = json.loads((step_artifact(repository, "features") / "vocabulary.json").read_text())
-    assert stored == {"items": load_data(artifacts).catalogue.trained, "candidates": 20}
+    assert stored == {"items": load_data(artifacts).catalogue.trained, "candidates": 20, "titles": False}
 
 
 @pytest.mark.thorough

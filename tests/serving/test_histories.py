@@ -63,18 +63,29 @@ def test_items_are_used_once_they_are_known(store):
     """
     asked = {USER_ID: np.array([b"ann"], dtype=object)}
     for ids, items, unknown in (([b"181", b"50"], [2, 1], 1), ([b"181", b"50", b"new"], [2, 1, 3], 0)):
-        step = FeaturesStep(FeatureEncoder(Catalogue(ids, ids, [1] * len(ids))), store)
+        step = FeaturesStep.of(FeatureEncoder(Catalogue(ids, ids, [1] * len(ids))), store)
         answer = step.answer(asked)
         assert answer[HISTORY_ITEM].tolist() == items
         assert step.facts(asked, answer, {}) == {"user": "ann", "history": 3, "unknown_items": unknown}
 
 
 def test_a_store_that_is_down_concerns_nobody_with_a_history(tmp_path):
-    step = FeaturesStep(FeatureEncoder(Catalogue([b"50"], ["A"], [1])), SqliteStore(tmp_path / "nowhere" / "store"))
+    """Except for a step that has never reached the store: it does not know which items are hidden."""
+    (tmp_path / "folder").mkdir()
+    store = SqliteStore(tmp_path / "folder" / "store")
+    step = FeaturesStep.of(FeatureEncoder(Catalogue([b"50"], ["A"], [1])), store)
     user = {USER_ID: np.array([b"ann"], dtype=object)}
-    with pytest.raises(StoreError, match="nowhere/store"):
+    given = {**user, HISTORY: np.array([b"50"], dtype=object)}
+    (tmp_path / "folder").rename(tmp_path / "away")
+    for request in (user, given):
+        with pytest.raises(StoreError, match="folder/store"):
+            step.answer(request)
+    (tmp_path / "away").rename(tmp_path / "folder")
+    assert step.answer(given)[HISTORY_ITEM].tolist() == [1]
+    (tmp_path / "folder").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="folder/store"):
         step.answer(user)
-    assert step.answer({**user, HISTORY: np.array([b"50"], dtype=object)})[HISTORY_ITEM].tolist() == [1]
+    assert step.answer(given)[HISTORY_ITEM].tolist() == [1]
 
 
 def test_the_environment_takes_the_place_of_the_parameter(monkeypatch):

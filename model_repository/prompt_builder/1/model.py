@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from serving.layout import store_address
 from serving.steps.prompt_builder import PromptBuilderStep
 from serving.steps.worker import Worker
 
@@ -10,7 +11,8 @@ class TritonPythonModel:
     """Runs :class:`serving.steps.prompt_builder.PromptBuilderStep` in Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.worker = Worker.open("prompt_builder", args, PromptBuilderStep.load)
+        store = store_address(args)
+        self.worker = Worker.open("prompt_builder", args, lambda folder: PromptBuilderStep.load(folder, store))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.worker.execute(requests)

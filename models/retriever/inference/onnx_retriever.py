@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.batches import pad_left
-from models.retriever.candidates import Candidates
+from models.retriever.candidates import Candidates, best_first
+from models.retriever.inference.added import AddedVectors, TextArm
 from models.retriever.inference.index import ApproximateIndex
 from models.retriever.stage import RetrievalStage, rank_in
 from models.signals.signals import Signals
@@ -23,6 +24,8 @@ SETTINGS = "retriever.json"
 INDEX = "retriever.faiss"
 STATE_MODEL = "retriever-state.onnx"
 """The graph without the scores, exported together with an index."""
+TEXT_ARM, SECOND_TEXT_ARM = "titles", "second-titles"
+"""Folders of what each retriever learned of titles (:class:`models.retriever.inference.added.TextArm`)."""
 MOST_PACKED = 1 << 25
 """Maximum size in bytes of weights of which ONNX Runtime keeps a packed copy: 32 MiB, or 130,000 items."""
 
@@ -35,11 +38,23 @@ class Graph:
     """An ``onnxruntime.InferenceSession``, or an object with its ``run`` method."""
     length: int
     """Length of the padded history."""
+    added: AddedVectors | None = None
+    """Items that are scored besides those of the graph."""
 
-    def run(self, output: str, history: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return one output of the graph, ``scores`` [items + 1] or ``state`` [width], for a history."""
-        row: NDArray[np.float32] = self.session.run([output], {"items": pad_left([history], self.length)})[0][0]
-        return row
+    def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the logits [items + 1] of the item after a history, those of added items last."""
+        if self.added is None:
+            return self._run(["scores"], history)[0]
+        scores, state = self._run(["scores", "state"], history)
+        return np.concatenate((scores, self.added.scores(state)))
+
+    def state(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the state [width] from which the scores of a history are computed."""
+        return self._run(["state"], history)[0]
+
+    def _run(self, outputs: list[str], history: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+        read = history if self.added is None else self.added.read_as(history)
+        return [rows[0] for rows in self.session.run(outputs, {"items": pad_left([read], self.length)})]
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class OnnxRetriever:
     """Graph that computes the index's query."""
     count: int = MAX_CANDIDATES
     """Number of candidates that are handed on."""
+    arms: Sequence[TextArm] = ()
+    """What each retriever learned of titles; empty if one of them did not, or cannot encode a new title here."""
 
     @classmethod
     def load(cls, folder: Path, served: Any = None) -> "OnnxRetriever":
@@ -68,6 +85,7 @@ class OnnxRetriever:
         Raises:
             InputError: the retriever was exported with an approximate index and faiss is not installed.
         """
+        arms = [arm for name in (TEXT_ARM, SECOND_TEXT_ARM) if (arm := TextArm.load(folder / name)) is not None]
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         threads, stage = settings["threads"], RetrievalStage(Signals.load(folder))
         graphs = [Graph(served or _open(folder / MODEL, threads), settings["length"])]
@@ -75,13 +93,33 @@ class OnnxRetriever:
             graphs.append(Graph(_open(folder / SECOND_MODEL, threads), settings["second_length"]))
         count = settings.get("candidates", MAX_CANDIDATES)  # absent in earlier exports
         if served is not None or not settings["index"]:
-            return cls(graphs, stage, count=count)
+            return cls(graphs, stage, count=count, arms=arms)
         index = ApproximateIndex(folder / INDEX, threads)
-        return cls(graphs, stage, index, Graph(_open(folder / STATE_MODEL, threads), settings["length"]), count)
+        state = Graph(_open(folder / STATE_MODEL, threads), settings["length"])
+        return cls(graphs, stage, index, state, count, arms)
+
+    def with_added(self, titles: Sequence[str | None]) -> "OnnxRetriever":
+        """Return a retriever of these items too, which are numbered after those of the graph.
+
+        Without a text arm it cannot retrieve them, and is returned as it is.
+
+        Args:
+            titles: of all added items by number; None for a number by which no item is retrieved.
+        """
+        if not self.arms or not titles:
+            return self
+        graphs = [replace(graph, added=arm.added(titles)) for graph, arm in zip(self.graphs, self.arms, strict=True)]
+        stage = self.stage
+        if stage.signals is not None:
+            first = self.arms[0]
+            rows = first.encoder.rows([title or "" for title in titles])
+            stage = RetrievalStage(stage.signals.with_added(rows, first.trained))
+        state = None if self.state is None else replace(self.state, added=graphs[0].added)
+        return replace(self, graphs=graphs, stage=stage, state=state)
 
     def scores(self, history: NDArray[np.int32]) -> list[NDArray[np.float32]]:
         """Return each retriever's logits [items + 1] of the item after a history of item numbers, oldest first."""
-        return [graph.run("scores", history) for graph in self.graphs]
+        return [graph.scores(history) for graph in self.graphs]
 
     def candidates(self, history: NDArray[np.int32], excluded: NDArray[np.int32], k: int | None = None) -> Candidates:
         """Return the top ``k`` outside the history and the excluded items; by default ``count`` of them.
@@ -111,13 +149,29 @@ class OnnxRetriever:
         assert self.state is not None
         signals = self.stage.signals
         wanted = k if signals is None else max(signals.pool, k)
-        found = self.index.search(self.state.run("state", history), masked, wanted)
+        query = self.state.state(history)
+        found = self.index.search(query, masked, wanted)
         if len(found.items) < wanted:
             return None
+        if self.state.added is not None:
+            found = _merged(found, self.state.added, query, masked)
         if signals is not None:
             order = np.argsort(found.items)
             found = self.stage.reorder(history, found.items[order], found.scores[order, np.newaxis])
         return found.first(k)
+
+
+def _merged(
+    found: Candidates, added: AddedVectors, query: NDArray[np.float32], masked: NDArray[np.int32]
+) -> Candidates:
+    """Return the best of the items that an index found and of the added items, as many as were found."""
+    scores = added.scores(query)
+    scores[masked[masked >= added.first] - added.first] = -np.inf
+    kept = np.flatnonzero(np.isfinite(scores))
+    items = np.concatenate((found.items, kept.astype(np.int32) + added.first))
+    both = np.concatenate((found.scores, scores[kept]))
+    order = best_first(both)[: len(found.items)]
+    return Candidates(items[order].astype(np.int32), both[order], found.ranks)
 
 
 def _open(graph: Path, threads: int) -> onnxruntime.InferenceSession:

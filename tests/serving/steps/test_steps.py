@@ -238,6 +238,9 @@ def test_two_users_in_one_request_are_refused(logged):
 
 
 class Catalogue:
+    def __len__(self) -> int:
+        return 9
+
     def raw(self, item: int) -> bytes:
         return b"raw%d" % item
 
@@ -271,7 +274,7 @@ def test_retrieval_answers_with_probabilities_and_passes_their_logarithms_on():
     The softmax of (2, 1, 0) is (.66524, .24473, .09003), computed by hand; the scores are its logarithms.
     """
     retriever = Retriever()
-    answer = RetrieverStep(retriever, Catalogue()).answer(retrieval_request(1, 2))
+    answer = RetrieverStep.of(retriever, Catalogue()).answer(retrieval_request(1, 2))
     assert retriever.asked == ([3, 4], [8])
     assert answer[CANDIDATE_ITEM].tolist() == [7, 5, 9]
     assert answer[CANDIDATE_ID].tolist() == [b"raw7", b"raw5", b"raw9"]
@@ -284,13 +287,15 @@ def test_retrieval_answers_with_probabilities_and_passes_their_logarithms_on():
 
 def test_retrieval_ranks_the_callers_candidates():
     """A candidate that the retriever cannot score has probability 0 and rank 0."""
-    answer = RetrieverStep(Retriever(), Catalogue()).answer(retrieval_request(0, 0, (6, 2)))
+    answer = RetrieverStep.of(Retriever(), Catalogue()).answer(retrieval_request(0, 0, (6, 2)))
     assert answer[ITEM_ID].tolist() == [b"raw6", b"raw2"]
     assert answer[SCORE].tolist() == [1, 0]
     assert answer[RETRIEVER_RANK].tolist() == [1, 0]
 
 
 class Prompts:
+    items = 9
+
     def build(self, history, candidates) -> Prompt:
         assert candidates, "a prompt has at least one candidate"
         return Prompt([*history, -1, *candidates], [1] * len(candidates))
@@ -298,7 +303,7 @@ class Prompts:
 
 def test_no_candidates_make_no_prompt():
     """Without candidates the prompt is empty, so that the language model does not run."""
-    step = PromptBuilderStep(Prompts())
+    step = PromptBuilderStep.of(Prompts())
     answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints(7, 5)})
     assert (answer[TOKEN], answer[LINE_END]) == ([3, -1, 7, 5], [1, 1])
     answer = step.answer({HISTORY_ITEM: ints(3), CANDIDATE_ITEM: ints()})
@@ -397,7 +402,7 @@ class Encoder:
 def test_features_tell_absent_from_empty():
     """Absent and empty inputs are distinguished, and every output is always present, as later steps require."""
     encoder = Encoder()
-    step = FeaturesStep(encoder)
+    step = FeaturesStep.of(encoder)
     answer = step.answer({HISTORY: texts(b"a", b"b")})
     assert encoder.asked == ([b"a", b"b"], [], None, None)
     assert (answer[RETRIEVE], answer[LIMIT]) == ([True], [0])
