@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from google.protobuf import text_format
-from pipeline import BRIEF_RETRIEVER
+from pipeline import BRIEF_RETRIEVER, copied, with_retriever
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import CONFIG, Serving, model_configs
@@ -30,12 +30,6 @@ from serving.layout import exported_release, step_artifact
 from serving.offline import ExportedSteps
 
 OPTIONS = Export(threads=1)
-
-
-def copied(folder, to, *stages):
-    for stage in stages:
-        shutil.copytree(folder / stage, to / stage)
-    return to
 
 
 def test_every_step_carries_the_same_release(artifacts, repository):
@@ -97,16 +91,6 @@ def test_artifacts_of_another_data_set_are_refused(artifacts, tmp_path):
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match="made from other data"):
         export(OPTIONS, mixed, tmp_path / "repository")
-
-
-def with_retriever(artifacts, folder, retriever):
-    """Return a copy of the artifacts with another retriever, which the ranker's manifest names as its own."""
-    copied(artifacts, folder, "data", "ranker")
-    shutil.copytree(retriever, folder / "retriever")
-    content = json.loads((folder / "ranker" / MANIFEST).read_text())
-    content["inputs"]["retriever"] = read_manifest(folder / "retriever", "retriever", "").fingerprint
-    (folder / "ranker" / MANIFEST).write_text(json.dumps(content))
-    return folder
 
 
 def raw_history(data, user):

@@ -62,3 +62,13 @@ def test_it_needs_no_pandas():
     source = Path(__file__).resolve().parents[2] / "preprocessing" / "catalogue.py"
     imports = [line.split()[1] for line in source.read_text().splitlines() if line.startswith(("import ", "from "))]
     assert set(imports) == {"collections.abc", "pathlib", "pyarrow", "pyarrow.parquet"}
+
+
+def test_added_items_are_numbered_after_the_catalogues(catalogue):
+    """An id that the catalogue knows keeps its number and title; its further number stands for no title."""
+    whole = catalogue.with_added([(b"new", "New"), (b"50", "Another title"), (b"newer", "Newer")])
+    assert (len(whole), whole.trained, whole.counts) == (6, 2, [9, 4])
+    assert [whole.number(raw) for raw in (b"50", b"7", b"new", b"newer", b"unknown")] == [1, 3, 4, 6, None]
+    assert (whole.raw(6), whole.title(6), whole.title_of("50")) == (b"newer", "Newer", "Star Wars (1977)")
+    assert whole.titles_after(len(catalogue)) == ["New", None, "Newer"]
+    assert (len(catalogue), catalogue.number(b"new")) == (3, None), "the exported catalogue is as it was"

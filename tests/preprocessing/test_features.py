@@ -154,3 +154,26 @@ def test_nothing_appears_that_was_not_given(history, exclude, candidates):
     assert {raw(item) for item in encoded.given} == set(candidates or ()) - set(exclude)
     assert len(set(encoded.given.tolist())) == len(encoded.given)
     assert all(1 <= item <= TRAINED for item in encoded.history)
+
+
+def test_added_items_are_known_to_a_retriever_that_reads_titles(tmp_path: Path):
+    """By hand: the 31st and 32nd are in the history and may be candidates; without titles only the latter."""
+    added = [(b"new", "New"), (b"newer", "Newer")]
+    for titles, history in ((True, [3, 32]), (False, [3])):
+        save_vocabulary(tmp_path, TITLED, titles=titles)
+        encoder = FeatureEncoder.load(tmp_path, CATALOGUE).with_items(added, ())
+        encoded = encoder.encode([raw(3), b"newer"], candidates=[b"new", raw(2)])
+        assert (encoded.history.tolist(), encoded.given.tolist()) == (history, [31, 2])
+
+
+def test_hidden_items_are_excluded_from_every_answer():
+    """By hand: with the request's own exclusions, in ascending order; also from the caller's candidates, but not from
+    the history. An id that nobody knows may be hidden, and is hidden once it is added.
+    """
+    hidden = {raw(7), raw(2), b"new"}
+    encoder = ENCODER.with_items([], hidden)
+    encoded = encoder.encode([raw(7), raw(1)], exclude=[raw(5), raw(7)], candidates=[raw(2), raw(3)])
+    assert encoded.excluded.tolist() == [2, 5, 7]
+    assert (encoded.history.tolist(), encoded.given.tolist()) == ([7, 1], [3])
+    assert encoder.with_items([(b"new", "New")], hidden).encode([]).excluded.tolist() == [2, 7, 31]
+    assert encoder.with_items([], ()).encode([]).excluded.tolist() == []

@@ -4,8 +4,11 @@ It uses real data, real NVTabular workflows, a real but briefly trained LRURec, 
 QLoRA, merge and export code as the pretrained one.
 """
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from models.ranker.options import RankerTraining
 from models.ranker.training import train_ranker
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import train_retriever
+from preprocessing.artifacts import MANIFEST, read_manifest
 from preprocessing.preprocess import Preprocessing, preprocess
 from serving.server.local import LocalServer
 
@@ -48,12 +52,41 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def copied(folder: Path, to: Path, *stages: str) -> Path:
+    """Return a folder with copies of some stages of the artifacts."""
+    for stage in stages:
+        shutil.copytree(folder / stage, to / stage)
+    return to
+
+
+def with_retriever(artifacts: Path, folder: Path, retriever: Path) -> Path:
+    """Return a copy of the artifacts with another retriever, which the ranker's manifest names as its own."""
+    copied(artifacts, folder, "data", "ranker")
+    shutil.copytree(retriever, folder / "retriever")
+    content = json.loads((folder / "ranker" / MANIFEST).read_text())
+    content["inputs"]["retriever"] = read_manifest(folder / "retriever", "retriever", "").fingerprint
+    (folder / "ranker" / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model repository exported from ``artifacts``."""
     folder = tmp_path_factory.mktemp("repository")
     export(Export(threads=1), artifacts, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def titled_repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model repository whose retriever knows the whole catalogue, and new items by their titles."""
+    folder = tmp_path_factory.mktemp("titled")
+    (folder / "training").mkdir()
+    (folder / "training" / "data").symlink_to(artifacts / "data")
+    train_retriever(replace(BRIEF_RETRIEVER, epochs=1, untrained=True), folder / "training")
+    whole = with_retriever(artifacts, folder / "artifacts", folder / "training" / "retriever")
+    export(Export(threads=1), whole, folder / "repository")
+    return folder / "repository"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class TextArm:
     def save(self, folder: Path) -> None:
         """Write the arm into an existing folder."""
         self.encoder.save(folder)
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "projection": np.ascontiguousarray(self.projection),
             "bias": np.array([self.bias], np.float32),
             "trained": np.array([self.trained], np.int64),

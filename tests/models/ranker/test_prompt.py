@@ -90,6 +90,22 @@ def test_stored_titles_give_the_tokens_of_the_whole_text(
     assert ids == tokenizer().encode(stored.text(history, candidates)).ids
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_added_titles_are_built_like_the_catalogues(tmp_path: Path, stored: bool):
+    """The prompt is that of a catalogue with these titles, whether or not the titles' tokens are stored. A changed
+    title shows in the next builder.
+    """
+    exported = builder(*TITLES[:3])
+    if stored:
+        exported.save_titles(tmp_path)
+        exported = PromptBuilder(catalogue(*TITLES[:3]), tokenizer(), PromptSettings(), tmp_path)
+    for titles in (TITLES[3:], ("Alien (1979)", "Brazil (1985)")):
+        added = exported.with_added([(title.encode(), title) for title in titles])
+        assert (exported.items, added.items) == (3, 5)
+        assert added.build([4, 1], [5, 2, 3]) == builder(*TITLES[:3], *titles).build([4, 1], [5, 2, 3])
+        assert exported.build([1], [2, 3]) == added.build([1], [2, 3])
+
+
 @settings(max_examples=100, deadline=None)
 @given(titles=st.lists(st.text(max_size=30), min_size=2, max_size=5), limit=st.integers(1, 12))
 def test_a_candidates_line_ends_where_its_title_does(titles: list[str], limit: int):

@@ -43,6 +43,7 @@ from serving.steps.prompt_builder import PromptBuilderStep
 from serving.steps.ranker import RankerStep
 from serving.steps.retriever import RetrieverStep
 from serving.steps.worker import Worker
+from stores.store import AddedItem, Listing
 
 
 def texts(*ids: bytes) -> np.ndarray:
@@ -291,6 +292,35 @@ def test_retrieval_ranks_the_callers_candidates():
     assert answer[ITEM_ID].tolist() == [b"raw6", b"raw2"]
     assert answer[SCORE].tolist() == [1, 0]
     assert answer[RETRIEVER_RANK].tolist() == [1, 0]
+
+
+class GrowingStore:
+    """Has one item more each time it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def listing(self, known: int | None = None) -> Listing:
+        self.asked += 1
+        return Listing(self.asked, tuple(AddedItem(b"new%d" % n, f"New {n}") for n in range(self.asked)), frozenset())
+
+
+class TitledRetriever(Retriever):
+    def with_added(self, titles: list[str | None]) -> "TitledRetriever":
+        self.titles = titles
+        return self
+
+
+def test_a_number_that_another_step_knows_already_is_looked_up():
+    """The features may know an item that was added a moment ago before the next steps do: 4 and 5 come after three."""
+    store = GrowingStore()
+    retriever, catalogue = TitledRetriever(), ItemCatalogue([b"a", b"b", b"c"], ["A", "B", "C"], [1, 1, 1])
+    step = RetrieverStep.of(retriever, catalogue, store)
+    request = retrieval_request(0, 0, (4, 1))
+    assert step.answer({**request, HISTORY_ITEM: ints(1), EXCLUDED_ITEM: ints()})[ITEM_ID].tolist() == [b"new0", b"a"]
+    assert retriever.titles == ["New 0"]
+    step.answer({**request, HISTORY_ITEM: ints(5), EXCLUDED_ITEM: ints()})
+    assert (store.asked, retriever.titles) == (2, ["New 0", "New 1"])
 
 
 class Prompts:
