@@ -68,8 +68,9 @@ class FeatureEncoder:
         self._most = most
         self._vocabulary = catalogue.trained if vocabulary is None else vocabulary
         self._titles = titles
+        self.hidden: frozenset[int] = frozenset()
+        """Items that are excluded from every answer."""
         self._hidden: NDArray[np.int32] = np.empty(0, np.int32)
-        self._is_hidden: frozenset[int] = frozenset()
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> "FeatureEncoder":
@@ -89,8 +90,8 @@ class FeatureEncoder:
         catalogue = self._catalogue.with_added(added)
         vocabulary = len(catalogue) if self._titles else self._vocabulary
         encoder = FeatureEncoder(catalogue, vocabulary, self._most, titles=self._titles)
-        encoder._is_hidden = frozenset(item for raw in hidden if (item := catalogue.number(raw)))
-        encoder._hidden = np.array(sorted(encoder._is_hidden), np.int32)
+        encoder.hidden = frozenset(item for raw in hidden if (item := catalogue.number(raw)))
+        encoder._hidden = np.array(sorted(encoder.hidden), np.int32)
         return encoder
 
     def encode(
@@ -140,7 +141,7 @@ class FeatureEncoder:
                     f"{CANDIDATES.name} holds {raw.decode()!r}, which is not in the catalogue"
                     f" ({len(self._catalogue):,} items); ids are compared as strings, exactly as in the raw file"
                 )
-            if item not in excluded and item not in self._is_hidden:
+            if item not in excluded and item not in self.hidden:
                 items[item] = None
         if len(items) > self._most:
             raise InputError(f"{CANDIDATES.name} holds {len(items)} items: the ranker orders at most {self._most}")

@@ -1,6 +1,7 @@
 """`llamarec demo`: every stage on MovieLens-100K, from raw events to a recommendation served by Triton."""
 
 import importlib.util
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # the stages import torch and NVTabular: not for `--help`
     from llamarec_client import Recommendation
     from preprocessing.data import Data
 
+PAGE_STORE = "page.sqlite"
+"""File beside the artifacts, which the page records in by default."""
 SHOWN = 10
 """Number of history items that are printed."""
 
@@ -31,9 +34,20 @@ def demo(
         bool, typer.Option("--ui", help="Serve a web page over the exported repository, of any data set.")
     ] = False,
     ui_port: Annotated[int, typer.Option(help="Port of the page, on the loopback interface.")] = 7860,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the store in which the page records what is chosen, added and hidden."
+            " Default: a file beside the artifacts.",
+            envvar="LLAMAREC_STORE",
+        ),
+    ] = None,
 ) -> None:
     """Run every stage on MovieLens-100K, ending with a recommendation served by Triton."""
-    show_page(artifacts, repository, preset, ui_port) if ui else recommend_to_one(artifacts, repository, preset, user)
+    if ui:
+        show_page(artifacts, repository, preset, ui_port, store or f"sqlite:///{artifacts.resolve() / PAGE_STORE}")
+    else:
+        recommend_to_one(artifacts, repository, preset, user)
 
 
 def recommend_to_one(artifacts: Path, repository: Path, preset: str, user: str | None) -> None:
@@ -67,7 +81,7 @@ def recommend_to_one(artifacts: Path, repository: Path, preset: str, user: str |
     _print_landing(data, retrieved, ranked, place)
 
 
-def show_page(artifacts: Path, repository: Path, preset: str, port: int) -> None:
+def show_page(artifacts: Path, repository: Path, preset: str, port: int, store: str) -> None:
     """Serve the page over whatever is exported, of any data set; run the stages first where nothing is.
 
     Args:
@@ -75,6 +89,7 @@ def show_page(artifacts: Path, repository: Path, preset: str, port: int) -> None
         repository: the model repository to serve.
         preset: of both trainings, where they are run.
         port: of the page, on the loopback interface.
+        store: address of the store in which the page records what is chosen, added and hidden.
 
     Raises:
         InputError: the port is taken, or the repository was exported from other data than ``artifacts``.
@@ -84,7 +99,7 @@ def show_page(artifacts: Path, repository: Path, preset: str, port: int) -> None
     from llamarec.page.app import DemoPage, show
     from preprocessing.artifacts import MANIFEST
     from preprocessing.data import load_data
-    from serving.contract import STEPS
+    from serving.contract import STEPS, STORE_VARIABLE
     from serving.evaluation import check_exported_from
     from serving.layout import step_artifact
     from serving.server.local import LocalServer
@@ -93,9 +108,10 @@ def show_page(artifacts: Path, repository: Path, preset: str, port: int) -> None
         run_stages(artifacts, repository, preset)
     data = load_data(artifacts)
     check_exported_from(repository, data)
+    os.environ[STORE_VARIABLE] = store  # of the server
     with LocalServer(repository) as server:
         messages.print(f"[bold]http://127.0.0.1:{port}[/]   (Ctrl+C ends it)")
-        show(DemoPage.open(server.url, repository, data), port)
+        show(DemoPage.open(server.url, repository, data, store), port)
 
 
 def run_stages(artifacts: Path, repository: Path, preset: str) -> None:

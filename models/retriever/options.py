@@ -134,6 +134,7 @@ class RetrieverTraining:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {"titles": "words", "signals": True, "dropout": 0.5, "validate_every": 200, "patience": 8},
     "demo": {
+        "titles": "words",
         "signals": True,
         "max_length": 100,
         "batch_size": 64,

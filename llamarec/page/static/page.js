@@ -1,6 +1,6 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
-const state = { history: [], user: null, next: null, asked: 0 };
+const state = { history: [], user: null, next: null, asked: 0, store: false, own: false };
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -69,41 +69,109 @@ combo(byId("user"), byId("user-list"),
 combo(byId("search"), byId("search-list"),
   async (words) => (words ? get(`/api/items?q=${encodeURIComponent(words)}`) : []),
   (item) => [element("span", item.title), element("small", item.id)],
-  (item) => { leaveUser(); state.history.push(item); update(); });
+  (item) => choose(item));
 
 byId("dice").addEventListener("click", async () => {
   const users = await get("/api/users").catch((error) => { say(error.message); return []; });
   if (users.length) takeUser(users[0].id);
 });
-byId("clear").addEventListener("click", () => { leaveUser(); state.history = []; update(); });
+byId("clear").addEventListener("click", () => (state.own ? record([], true) : (leaveUser(), (state.history = []), update())));
+
+function post(path, body) {
+  return get(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+// ---- with a store: what is chosen is recorded for this browser, and items can be added and hidden
+
+function visitor() {
+  if (!localStorage.visitor) localStorage.visitor = `page-${Math.random().toString(36).slice(2, 12)}`;
+  return localStorage.visitor;
+}
+
+// Another user's history is copied first, so that the recommendations go on from what the page shows.
+function choose(item) {
+  if (!state.store) { leaveUser(); state.history.push(item); update(); }
+  else if (state.own) record([item.id], false);
+  else record([...state.history.map((earlier) => earlier.id), item.id], true);
+}
+
+async function record(items, anew) {
+  try {
+    takeOwn(await post("/api/events", { visitor: visitor(), items, anew }));
+  } catch (error) { say(error.message); }
+}
+
+function takeOwn(history) {
+  leaveUser();
+  Object.assign(state, { own: true, history });
+  update();
+}
+
+async function showOwn() {
+  try {
+    takeOwn(await get(`/api/visitors/${encodeURIComponent(visitor())}`));
+  } catch (error) { say(error.message); }
+}
+byId("mine").addEventListener("click", showOwn);
+
+byId("new-item").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    const item = await post("/api/items", { title: byId("new-title").value });
+    byId("new-title").value = "";
+    await recommend();
+    say(`“${item.title}” was added as ${item.id}. It can be searched, chosen and recommended now.`);
+  } catch (error) { say(error.message); }
+});
+
+async function hide(item, hidden) {
+  try {
+    showHidden(await post("/api/hidden", { item, hidden }));
+    recommend();
+  } catch (error) { say(error.message); }
+}
+
+function showHidden(items) {
+  byId("hidden-box").hidden = !items.length;
+  byId("hidden-items").replaceChildren(...items.map((item) => {
+    const row = element("li", item.title || item.id);
+    const button = element("button", "Show again", { type: "button", class: "quiet", "aria-label": `show ${item.title || item.id} again` });
+    button.addEventListener("click", () => hide(item.id, false));
+    row.append(button);
+    return row;
+  }));
+}
 
 async function takeUser(id) {
   try {
     const user = await get(`/api/users/${encodeURIComponent(id)}`);
-    Object.assign(state, { user: user.id, history: user.history, next: user.next });
+    Object.assign(state, { user: user.id, history: user.history, next: user.next, own: false });
     update();
   } catch (error) { say(error.message); }
 }
 
 // An edited history is no longer that user's, so the user's next item no longer applies.
-function leaveUser() { Object.assign(state, { user: null, next: null }); }
+function leaveUser() { Object.assign(state, { user: null, next: null, own: false }); }
 
 function update() {
-  const own = state.user !== null ? `user=${encodeURIComponent(state.user)}` : state.history.length
+  const shown = state.own ? "own" : state.user !== null ? `user=${encodeURIComponent(state.user)}` : state.history.length
     ? state.history.map((item) => `item=${encodeURIComponent(item.id)}`).join("&") : "";
-  window.history.replaceState(null, "", own ? `?${own}` : location.pathname);
+  window.history.replaceState(null, "", shown ? `?${shown}` : location.pathname);
   showHistory();
   recommend();
 }
 
 function showHistory() {
   const total = state.history.length;
-  const whose = state.user !== null ? `user ${state.user}: ` : "";
+  const whose = state.own ? "recorded for you: " : state.user !== null ? `user ${state.user}: ` : "";
   byId("count").textContent = total ? `${whose}${total} item${total === 1 ? "" : "s"}, newest first` : "No items yet";
   byId("clear").hidden = !total;
+  byId("clear").textContent = state.own ? "Forget me" : "Clear";
+  byId("mine").hidden = !state.store || state.own;
   byId("history").replaceChildren(...state.history.map((item, place) => {
     const row = element("li");
     row.append(element("span", item.title || `${item.id} (unknown)`, item.title ? {} : { class: "unknown" }));
+    if (state.own) return row; // what happened has happened
     const remove = element("button", "×", { type: "button", "aria-label": `remove ${item.title || item.id}` });
     remove.addEventListener("click", () => { leaveUser(); state.history.splice(place, 1); update(); });
     row.append(remove);
@@ -117,10 +185,7 @@ async function recommend() {
   const mine = ++state.asked;
   byId("result").setAttribute("aria-busy", "true");
   try {
-    const answer = await get("/api/recommend", {
-      method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ history: state.history.map((item) => item.id) }),
-    });
+    const answer = await post("/api/recommend", state.own ? { visitor: visitor() } : { history: state.history.map((item) => item.id) });
     if (mine === state.asked) show(answer);
   } catch (error) {
     if (mine === state.asked) say(error.message);
@@ -141,7 +206,7 @@ function showList(list, rows, moves) {
   list.replaceChildren(...rows.map((row, index) => {
     const line = element("li", undefined, { "data-item": row.id, title: `${row.title} · id ${row.id} · score ${row.score}` });
     line.style.setProperty("--share", row.score / most);
-    line.append(element("b", index + 1), element("span", row.title || row.id), element("i", row.score.toFixed(3)));
+    line.append(element("b", index + 1), name(row), element("i", row.score.toFixed(3)));
     if (moves) {
       const [arrow, kind] = movement(row, index + 1);
       line.append(element("em", arrow, kind ? { class: kind } : {}));
@@ -152,6 +217,18 @@ function showList(list, rows, moves) {
     return line;
   }));
   if (!rows.length) list.append(element("li", "No items left to recommend", { class: "empty" }));
+}
+
+// With a store, the title of a recommended item is a button that records it, beside one that hides it.
+function name(row) {
+  const title = element("span");
+  if (!state.store) { title.textContent = row.title || row.id; return title; }
+  const take = element("button", row.title || row.id, { type: "button", class: "take", title: `Record that you chose ${row.title || row.id}` });
+  take.addEventListener("click", () => choose(row));
+  const away = element("button", "hide", { type: "button", class: "hide", "aria-label": `hide ${row.title || row.id} from all lists` });
+  away.addEventListener("click", () => hide(row.id, true));
+  title.append(take, away);
+  return title;
 }
 
 function light(id) {
@@ -228,8 +305,12 @@ function show(answer) {
 async function start() {
   const facts = await get("/api/facts");
   const number = (value) => value.toLocaleString("en");
+  state.store = facts.store;
+  byId("new-item").hidden = !facts.store;
+  if (facts.store) showHidden(await get("/api/hidden"));
   byId("facts").textContent = `${facts.dataset} · ${number(facts.users)} users · ${number(facts.items)} items · ${number(facts.interactions)} interactions · release ${facts.release}`;
   const given = new URLSearchParams(location.search);
+  if (given.has("own") && facts.store) return showOwn();
   if (given.has("user")) return takeUser(given.get("user"));
   if (given.has("item")) state.history = await get(`/api/items${location.search}`);
   update();
