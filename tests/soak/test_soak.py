@@ -1,7 +1,8 @@
 """Mixed traffic at 80 % of capacity for minutes, under faults.
 
 Steps are killed, releases are promoted and rolled back, connections are cut, and some clients do not read their
-answers. `make soak MINUTES=20` runs it and prints a table with the result.
+answers. Some requests look their history up in a store, and events are recorded meanwhile. `make soak MINUTES=20` runs
+it and prints a table with the result.
 """
 
 import itertools
@@ -10,11 +11,12 @@ import os
 import random
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from supervised import Served, serving, wait_for
-from traffic import CuttingProxy, send, slow_reader
+from traffic import CuttingProxy, record, send, slow_reader
 
 from export.release import build_release
 from export.repository import Export
@@ -25,6 +27,8 @@ from llamarec_client.recommender import RecommenderClient, Request
 from serving.errors import ServerFailure
 from serving.offline import ExportedSteps
 from serving.server.releases import promote, rollback
+from stores.address import open_store
+from stores.store import Event, Store
 
 pytestmark = pytest.mark.soak
 
@@ -38,6 +42,7 @@ PATIENCE = 90.0
 """Maximum time in seconds for the service to recover from a disturbance; the serving tests have tighter limits."""
 NOTICED = 2.0
 """Time in seconds after which the health port has reported a fault, and clients have noticed a recovery."""
+EVENTS_A_SECOND = 10.0
 GROWTH = 0.05
 """Maximum growth of memory, as a share of its size at the start."""
 
@@ -51,11 +56,11 @@ def repository(artifacts, tmp_path_factory) -> Path:
     return folder
 
 
-def questions(steps: ExportedSteps) -> list[tuple[dict, dict]]:
+def questions(steps: ExportedSteps, store: Store) -> list[tuple[dict, dict]]:
     """Return mixed requests with their offline answers.
 
-    Histories have 0 to 500 items; there are exclusions, candidates, TOP_K, unknown ids, and invalid requests, which
-    have no answer.
+    Histories have 0 to 500 items; there are exclusions, candidates, TOP_K, unknown ids, users whose history is put into
+    the store, and invalid requests, which have no answer.
     """
     chance = random.Random(0)
     known = [steps.catalogue.raw(item).decode() for item in range(1, steps.catalogue.trained + 1)]
@@ -70,6 +75,10 @@ def questions(steps: ExportedSteps) -> list[tuple[dict, dict]]:
     for question in mixed:
         right = {"ranker": [steps.recommend(**question)], "retriever": [retrieved(steps, **question)]}
         asked.append((question, right))
+        if set(question) == {"history"}:
+            user = f"asks-{len(question['history'])}"
+            store.record([(user.encode(), [Event(raw.encode(), n) for n, raw in enumerate(question["history"])])])
+            asked.append(({"user_id": user}, right))
     for bad in ({"history": [], "top_k": 0}, {"history": ["x" * 513]}, {"history": [], "candidates": ["no such item"]}):
         asked.append((bad, {"ranker": [], "retriever": []}))
     return asked
@@ -205,10 +214,15 @@ def disturb(
 def test_soak(repository, tmp_path):
     """No answer is wrong, no request fails outside a disturbance, memory does not grow, and no shared memory is left.
 
+    Every event that was acknowledged is in the store, once.
+
     Offline answers are the reference.
     """
-    asked = questions(ExportedSteps.load(repository, "_r1"))
-    with serving(repository, tmp_path / "log", ready=False) as served:
+    address = f"sqlite:///{tmp_path / 'store'}?keep=10000"
+    with closing(open_store(address, dataset="movielens-100k")) as store:
+        asked = questions(ExportedSteps.load(repository, "_r1"), store)
+    store_of_server = {"LLAMAREC_STORE": address}
+    with serving(repository, tmp_path / "log", ready=False, environment=store_of_server) as served:
         assert wait_for(lambda: served.health()[0] == 503, 60), "nothing is promoted yet"
         patiently(promote, repository, "r1")
         patiently(promote, repository, "r2")
@@ -220,16 +234,18 @@ def test_soak(repository, tmp_path):
         prefix = segments(began_with)
         start = (memory(began_with), handles(began_with))
         spawn = multiprocessing.get_context("spawn")
-        results = spawn.Queue()
+        results, recorded = spawn.Queue(), spawn.Queue()
         rate = SHARE * sustainable / CLIENTS
         urls = [proxy.url, *[served.url] * (CLIENTS - 1)]
         clients = [
             spawn.Process(target=send, args=(url, asked, rate, SECONDS, seed, results)) for seed, url in enumerate(urls)
         ]
+        clients.append(spawn.Process(target=record, args=(proxy.url, EVENTS_A_SECOND, SECONDS, 9, recorded)))
         for client in clients:
             client.start()
         disturbances, felt = disturb(served, repository, proxy, time.monotonic() + SECONDS)
-        outcomes = [results.get(timeout=SECONDS + 120) for _ in clients]
+        outcomes = [results.get(timeout=SECONDS + 120) for _ in urls]
+        acknowledged, unrecorded = recorded.get(timeout=SECONDS + 120)
         for client in clients:
             client.join()
         whole(served)
@@ -243,8 +259,11 @@ def test_soak(repository, tmp_path):
         proxy.close()
     left = [path.name for path in Path("/dev/shm").glob(f"{prefix}*")]
     counts: Counter = sum((counts for counts, _ in outcomes), Counter())
-    report(counts, disturbances, sustainable, start, end, left)
-    failures = [failure for _, some in outcomes for failure in some]
+    report(counts, disturbances, sustainable, start, end, left, len(acknowledged))
+    failures = [failure for _, some in outcomes for failure in some] + unrecorded
+    assert kept(address) >= Counter(acknowledged), "an event that was acknowledged is not in the store"
+    assert max(kept(address).values()) == 1
+    assert len(acknowledged) > SECONDS * EVENTS_A_SECOND / 4
     for began, _, text in failures[:15]:
         console.print(f"{time.strftime('%T', time.gmtime(began))} {text}", highlight=False, markup=False)
     became = ("answered", "degraded", "refused", "refused as bad input", "failed", "wrong")
@@ -257,14 +276,22 @@ def test_soak(repository, tmp_path):
     assert end[0] < (1 + GROWTH) * start[0]
 
 
-def report(counts, disturbances, sustainable, start, end, left) -> None:
-    """Print a table of the requests by outcome, the growth of memory and handles, and the shared memory left."""
+def kept(address: str) -> Counter:
+    """Return how often the store has each event of the users whose events were recorded."""
+    with closing(open_store(address)) as store:
+        users = [f"soak-{number}" for number in range(20)]
+        return Counter((user, event.item.decode(), event.time) for user in users for event in store.last(user.encode()))
+
+
+def report(counts, disturbances, sustainable, start, end, left, events) -> None:
+    """Print a table of the requests by outcome, the events, the growth of memory and handles, and what was left."""
     console.print(
         f"\n{SECONDS / 60:g} minutes, {CLIENTS} client processes, {SHARE:.0%} of {sustainable:.1f} answers/s;"
         f" {', '.join(f'{what}: {times}' for what, times in disturbances.items())}"
     )
     names = ("sent", "answered", "degraded", "refused", "refused as bad input", "failed", "wrong")
     lines = [[name, f"{counts[name]:,}"] for name in names]
+    lines.append(["events recorded, none lost", f"{events:,}"])
     lines.append(["memory [MB]", f"{start[0] / 1e6:.0f} -> {end[0] / 1e6:.0f} ({end[0] / start[0] - 1:+.1%})"])
     lines.append(["file handles", f"{start[1]} -> {end[1]}"])
     lines.append(["shared memory left", str(len(left))])

@@ -91,6 +91,33 @@ def send(
     results.put((counts, failures))
 
 
+def record(url: str, rate: float, seconds: float, seed: int, results: Any) -> None:
+    """Record one event after another of a few users, about ``rate`` a second.
+
+    Put ``(acknowledged, failures)`` on ``results``: user, item and time of each event that the server acknowledged, and
+    when each failure began and ended, with its text.
+    """
+    chance = random.Random(seed)
+    acknowledged: list[tuple[str, str, int]] = []
+    failures: list[tuple[float, float, str]] = []
+
+    async def main() -> None:
+        async with AsyncRecommenderClient(url) as client:
+            start = time.monotonic()
+            while time.monotonic() < start + seconds:
+                began = time.time()
+                event = (f"soak-{chance.randrange(20)}", f"item-{len(acknowledged)}", round(1000 * began))
+                try:
+                    await client.record(event[0], [event[1]], timestamps=[event[2]], timeout=DEADLINE)
+                    acknowledged.append(event)
+                except ClientError as error:
+                    failures.append((began, time.time(), f"event {type(error).__name__}: {error!s:.300}"))
+                await asyncio.sleep(chance.expovariate(rate))
+
+    asyncio.run(main())
+    results.put((acknowledged, failures))
+
+
 class CuttingProxy:
     """Passes connections on to a server, and cuts all of them on demand."""
 
