@@ -51,7 +51,7 @@ def call(url: str, body: object = None):
 
 
 def test_what_is_chosen_is_recorded_and_answered_to(live):
-    """The list is the server's own for that user id, and differs from the one before; forgetting empties the history."""
+    """The list is the server's own for that user id, and not the one before; forgetting empties the history."""
     before = call(f"{live.address}/api/recommend", {"visitor": "ann"})
     history = call(f"{live.address}/api/events", {"visitor": "ann", "items": ["50", "181"]})
     assert history == [
@@ -108,7 +108,7 @@ def test_what_cannot_be_recorded_is_refused(live, path, body):
 
 def test_without_a_store_the_page_changes_nothing(page):
     assert call(f"{page}/api/facts")["store"] is False
-    with pytest.raises(urllib.error.HTTPError, match="405|404"):
+    with pytest.raises(urllib.error.HTTPError, match=r"405|404"):
         call(f"{page}/api/events", {"visitor": "ann", "items": ["50"]})
 
 
