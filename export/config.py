@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from llamarec_client.contract import ENSEMBLE, EVENTS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
+from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
 from preprocessing.errors import InputError
 from serving.contract import (
     CACHE_PARAMETER,
@@ -24,6 +24,7 @@ from serving.contract import (
     SIZE_PARAMETER,
     STEP_SPECS,
     STEPS,
+    STORE_MODELS,
     STORE_PARAMETER,
     ModelSpec,
 )
@@ -217,8 +218,8 @@ def model_configs(serving: Serving = DEFAULTS, suffix: str = "") -> dict[str, Mo
     configs |= {name: ensemble_config(name, steps, serving, suffix) for name, steps in ENSEMBLE_STEPS.items()}
     for config in configs.values():
         config.name += suffix
-    if not suffix:  # a release has no events: they are recorded beside all of them
-        configs[EVENTS] = step_config(EVENTS, STEP_SPECS[EVENTS], serving)
+    if not suffix:  # beside all releases
+        configs |= {name: step_config(name, STEP_SPECS[name], serving) for name in STORE_MODELS}
     return {config.name: config for config in configs.values()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.repository import Export, check_artifacts, export, write_events
+from export.repository import Export, check_artifacts, export, write_store_models
 from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
 from preprocessing.artifacts import sha256, write_whole
 from preprocessing.data import load_data
@@ -73,7 +73,7 @@ def build_release(options: Export, artifacts: Path, repository: Path, name: str 
             if target.exists():
                 shutil.rmtree(target)  # left by a build that was interrupted before its manifest
             os.rename(folder, target)
-        write_events(repository, options.serving)
+        write_store_models(repository, options.serving)
         write_whole(manifest_path(repository, name), json.dumps(manifest, indent=1) + "\n")
     finally:
         shutil.rmtree(staging, ignore_errors=True)

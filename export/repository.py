@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from export.config import CONFIG, DEFAULTS, Serving, config_text, model_configs, write_configs
 from export.onnx_graph import export_retriever
 from export.text_arm import export_text_arms, reads_titles
-from llamarec_client.contract import EVENTS, MAX_CANDIDATES
+from llamarec_client.contract import MAX_CANDIDATES
 from models.ranker.inference.ranker import (
     EXPORTED_FILES,
     MODEL_FOLDER,
@@ -33,7 +33,7 @@ from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_ma
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 from preprocessing.features import save_vocabulary
-from serving.contract import RETRIEVER_SCORES, STEPS
+from serving.contract import RETRIEVER_SCORES, STEPS, STORE_MODELS
 from serving.layout import KIND, step_artifact
 
 PASS_FILE = "pass.json"
@@ -249,23 +249,24 @@ def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
     for step in () if committed else STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
     if not committed and not suffix:
-        write_events(repository, serving)
+        write_store_models(repository, serving)
     if serving.retriever_runtime == "onnxruntime":
         graph, served = step_artifact(repository, "retriever", suffix) / MODEL, repository / (RETRIEVER_SCORES + suffix)
         shutil.copy(graph, served / "1" / "model.onnx")
         shutil.copy(graph.with_name(f"{MODEL}.data"), served / "1")  # the name by which the graph refers to its weights
 
 
-def write_events(repository: Path, serving: Serving) -> None:
-    """Write the model that records events into a repository, unless it is there already.
+def write_store_models(repository: Path, serving: Serving) -> None:
+    """Write the models that record events and change items into a repository, unless they are there already.
 
     A running server would take a new time stamp for a new version.
     """
-    folder = repository / EVENTS
-    files = {
-        folder / CONFIG: config_text(model_configs(serving)[EVENTS]),
-        folder / "1" / "model.py": (COMMITTED_REPOSITORY / EVENTS / "1" / "model.py").read_text(encoding="utf-8"),
-    }
+    configs = model_configs(serving)
+    files = {}
+    for name in STORE_MODELS:
+        program = Path(name) / "1" / "model.py"
+        files[repository / name / CONFIG] = config_text(configs[name])
+        files[repository / program] = (COMMITTED_REPOSITORY / program).read_text(encoding="utf-8")
     for path, text in files.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_whole(path, text)

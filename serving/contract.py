@@ -5,10 +5,23 @@ The tensors that a caller sees are in ``llamarec_client.contract``.
 
 from typing import NamedTuple
 
-from llamarec_client.contract import EVENTS, EVENTS_REQUEST, EVENTS_RESPONSE, REQUEST, RESPONSE, TensorSpec
+from llamarec_client.contract import (
+    EVENTS,
+    EVENTS_REQUEST,
+    EVENTS_RESPONSE,
+    ITEMS,
+    ITEMS_REQUEST,
+    ITEMS_RESPONSE,
+    REQUEST,
+    RESPONSE,
+    TensorSpec,
+)
 
 STEPS = ("features", "retriever", "prompt_builder", "ranker")
 """In the order of a request."""
+STORE_MODELS = (EVENTS, ITEMS)
+"""Models that change the store. They are no steps of an ensemble and no part of a release, but run and watched as steps
+are."""
 
 PROBE = "llamarec-probe"
 """Request id of a health probe; its answers are not counted."""
@@ -27,7 +40,7 @@ PREFIX_CACHE_PARAMETER = "PREFIX_CACHE"
 """In the ranker's configuration: memory in MB for the keys and values of the prefixes used last."""
 
 STORE_PARAMETER = "STORE"
-"""In the configuration of features: address of the store of histories."""
+"""In the configuration of features, events and items: address of the store of histories."""
 STORE_VARIABLE = "LLAMAREC_STORE"
 """Environment variable with that address, which takes the place of the parameter; an address may hold a password."""
 
@@ -77,6 +90,6 @@ STEP_SPECS = {
     "ranker": ModelSpec(
         (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE
     ),
-    # No step of an ensemble and no part of a release, but run and watched as one.
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
+    ITEMS: ModelSpec(ITEMS_REQUEST, ITEMS_RESPONSE),
 }

@@ -13,6 +13,8 @@ RETRIEVAL_ENSEMBLE = "llamarec_retrieval"
 
 EVENTS = "events"
 """Model that records what users did, beside the releases, on a server with a store."""
+ITEMS = "items"
+"""Model that adds, hides and shows items, beside the releases, on a server with a store. It needs the admin key."""
 
 MAX_HISTORY = 10_000
 """Maximum number of item ids in one HISTORY or EXCLUDE."""
@@ -28,6 +30,13 @@ MAX_KIND_BYTES = 64
 """Maximum length of the kind of an event, in bytes of UTF-8."""
 CLOCK_TOLERANCE_MS = 60_000
 """Milliseconds by which a TIMESTAMP may be ahead of the server's clock."""
+
+ADD, HIDE, SHOW = "add", "hide", "show"
+"""What ``items`` does: gives items a title, leaves items out of all answers, or ends that."""
+MAX_ITEMS = 10_000
+"""Maximum number of items in one request to ``items``."""
+MAX_TITLE_BYTES = 4_096
+"""Maximum length of a title, in bytes of UTF-8."""
 
 DEGRADED = "degraded"
 """Request parameter with the reason for a fallback to ``llamarec_retrieval``. The server counts the reasons."""
@@ -69,3 +78,15 @@ EVENTS_REQUEST = (EVENT_USER, ITEM_ID, TIMESTAMP, KIND)
 NEW = TensorSpec("NEW", "INT32", (1,))
 """Number of the events that the store did not have."""
 EVENTS_RESPONSE = (NEW,)
+
+ACTION = TensorSpec("ACTION", "STRING", (1,))
+"""``add``, ``hide`` or ``show``."""
+TITLE = TensorSpec("TITLE", "STRING", (-1,), optional=True)
+"""For each ITEM_ID its title, if the action is ``add``; the others take none."""
+KEY = TensorSpec("KEY", "STRING", (1,))
+"""The server's admin key."""
+ITEMS_REQUEST = (ACTION, ITEM_ID, TITLE, KEY)
+
+CHANGED = TensorSpec("CHANGED", "INT32", (1,))
+"""Number of the items that the request changed; those that were already so are not counted."""
+ITEMS_RESPONSE = (CHANGED,)

@@ -8,10 +8,8 @@ import typer
 
 from llamarec.options import DEFAULT_REPOSITORY, Repository
 from preprocessing.errors import InputError
+from serving.admin_key import KEY_VARIABLE
 from serving.contract import STORE_VARIABLE
-
-ADMIN_KEY = "LLAMAREC_ADMIN_KEY"
-"""Environment variable with the key of the restricted APIs; without it the key is random."""
 
 
 def serve(
@@ -48,5 +46,5 @@ def serve(
 
         open_store(store).close()  # checks the address; the store may be down for now
         os.environ[STORE_VARIABLE] = store
-    key = os.environ.pop(ADMIN_KEY, None)  # must not reach the steps' environment
+    key = os.environ.pop(KEY_VARIABLE, None)  # must not reach the steps' environment
     sys.exit(Supervisor(repository, context.args, load=load, health_port=health_port, key=key).run())

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamarec_client.contract import EVENTS, HISTORY
+from llamarec_client.contract import HISTORY
 from preprocessing.artifacts import replacing
-from serving.contract import PROBE, RETRIEVER_SCORES, STEP_SPECS, STEPS
+from serving.contract import PROBE, RETRIEVER_SCORES, STEP_SPECS, STEPS, STORE_MODELS
 from serving.errors import ServerFailure, ServerUnreachable
 
 KEY_HEADER = "llamarec-key"
@@ -30,17 +30,17 @@ DATA_TYPES = {"STRING": "BYTES", "INT32": "INT32", "INT64": "INT64", "FP32": "FP
 def step_of(model: str) -> str | None:
     """Return the step that a model implements, whatever the release suffix of its name; None for an ensemble.
 
-    ``events``, which has no suffix, counts as a step.
+    ``events`` and ``items``, which have no suffix, count as steps.
     """
-    if model == EVENTS:
-        return EVENTS
+    if model in STORE_MODELS:
+        return model
     if model == RETRIEVER_SCORES or model.startswith(f"{RETRIEVER_SCORES}_"):
         return None  # the retriever's graph in Triton's ONNX backend, which has no process of its own
     return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
 
 
 def probe_request(step: str) -> dict[str, Any]:
-    """Return the smallest request for a step: no history, no candidates and no events.
+    """Return the smallest request for a step: no history, no candidates, no events and no items.
 
     So the language model does not run, and the store is not needed.
     """

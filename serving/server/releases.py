@@ -19,9 +19,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from llamarec_client.canary import CANARY
-from llamarec_client.contract import ENSEMBLE, EVENTS, HISTORY, ITEM_ID, RETRIEVAL_ENSEMBLE, SCORE
+from llamarec_client.contract import ENSEMBLE, HISTORY, ITEM_ID, RETRIEVAL_ENSEMBLE, SCORE
 from preprocessing.artifacts import sha256, write_whole
-from serving.contract import RETRIEVER_SCORES, STEPS
+from serving.contract import RETRIEVER_SCORES, STEPS, STORE_MODELS
 from serving.errors import ReleaseError, ServerFailure, ServingError
 from serving.layout import known_export_id, step_artifact
 from serving.server.control import Control, repository_lock
@@ -68,12 +68,12 @@ class State:
     def models(self, repository: Path) -> list[str] | None:
         """Return the models that a server loads first; None means all of the repository.
 
-        They are the aliases, ``events``, and the releases of :meth:`loaded`: their ensembles, which load their steps,
-        and the retriever's graph where a model of its own runs it.
+        They are the aliases, ``events``, ``items``, and the releases of :meth:`loaded`: their ensembles, which load
+        their steps, and the retriever's graph where a model of its own runs it.
         """
         if not self.released:
             return None
-        models = [alias for alias, _ in self.aliases()] + _events(repository)
+        models = [alias for alias, _ in self.aliases()] + _store_models(repository)
         for name in self.loaded():
             models += [f"{ensemble}_{name}" for ensemble in ENSEMBLES] + _graph(repository, name)
         return models
@@ -158,7 +158,7 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
     before = State.read(repository)
     manifest = check_release(repository, name)
     try:
-        for model in _events(repository) + _models(repository, name):
+        for model in _store_models(repository) + _models(repository, name):
             control.load(model)
         replay(control, f"{ENSEMBLE}_{name}", manifest["probes"])
     except ServingError as error:
@@ -246,9 +246,9 @@ def _models(repository: Path, name: str) -> list[str]:
     return _graph(repository, name) + [f"{model}_{name}" for model in (*STEPS, *ENSEMBLES)]
 
 
-def _events(repository: Path) -> list[str]:
-    """Return the model that records events, which is no part of a release; repositories of version 0.1 have none."""
-    return [EVENTS] if (repository / EVENTS / CONFIG).is_file() else []
+def _store_models(repository: Path) -> list[str]:
+    """Return the models that change the store, which are no part of a release; older repositories have none."""
+    return [name for name in STORE_MODELS if (repository / name / CONFIG).is_file()]
 
 
 def _graph(repository: Path, name: str) -> list[str]:

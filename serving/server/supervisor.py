@@ -1,5 +1,6 @@
 """Runs `llamarec serve`: a tritonserver whose steps are watched and revived (:mod:`serving.server.watch`)."""
 
+import os
 import secrets
 import signal
 import threading
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from serving.admin_key import DIGEST_VARIABLE, digest
 from serving.errors import ServerFailure, ServingError
 from serving.server.control import CONTROL_FILE, KEY_HEADER, RESTRICTED, Control
 from serving.server.health import Health, HealthEndpoint
@@ -38,7 +40,7 @@ class Supervisor:
         arguments: additional flags for tritonserver.
         load: models to load. Default: all models of the repository.
         health_port: port of the endpoint for orchestrators. Default: no endpoint.
-        key: key of the restricted APIs. Default: a random key.
+        key: key of the restricted APIs and of ``items``. Default: a random key.
         hang_seconds: see :data:`serving.server.watch.HANG_SECONDS`.
 
     Raises:
@@ -116,7 +118,9 @@ class Supervisor:
     def _run_server(self, repository: Path) -> tuple[int, bool]:
         """Run one server on a path of the repository; return its exit code, and whether it was ever ready."""
         command = server_command([f"--model-repository={repository}", *self._arguments])
-        server = ServerProcess(command, server_environment(), self._prefix)
+        # The steps may recognise the key, but not know it.
+        environment = {**server_environment(), DIGEST_VARIABLE: digest(os.fsencode(self._control.key))}
+        server = ServerProcess(command, environment, self._prefix)
         watch = self._watch = Watch(server, self._control, self._repository, self._hang_seconds)
         next_refresh, was_ready = 0.0, False
         try:

@@ -13,9 +13,9 @@ from export.config import (
     model_configs,
     write_configs,
 )
-from llamarec_client.contract import ENSEMBLE, EVENTS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import ENSEMBLE, EVENTS, ITEMS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
 from preprocessing.errors import InputError
-from serving.contract import QUEUE_PARAMETER, RETRIEVER_SCORES, SIZE_PARAMETER, STEPS
+from serving.contract import QUEUE_PARAMETER, RETRIEVER_SCORES, SIZE_PARAMETER, STEPS, STORE_MODELS
 
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 
@@ -29,10 +29,10 @@ def test_committed_files_are_the_generated_ones(tmp_path):
     generated = {path.parent.name: path.read_text() for path in tmp_path.glob(f"*/{CONFIG}")}
     committed = {path.parent.name: path.read_text() for path in REPOSITORY.glob(f"*/{CONFIG}")}
     assert generated == committed
-    assert set(committed) == {*STEPS, *ENSEMBLES, EVENTS}
+    assert set(committed) == {*STEPS, *ENSEMBLES, *STORE_MODELS}
 
 
-@pytest.mark.parametrize("name", [*STEPS, *ENSEMBLES, EVENTS])
+@pytest.mark.parametrize("name", [*STEPS, *ENSEMBLES, *STORE_MODELS])
 def test_text_reads_back_as_the_same_message(name):
     """Triton's own protobuf parses each file, so no field is unknown or of a wrong type, and no value is lost."""
     text = (REPOSITORY / name / CONFIG).read_text()
@@ -43,7 +43,7 @@ def test_a_clone_holds_all_that_triton_wants_of_a_repository():
     """Every model, even an ensemble, has a version folder with a file in it: git does not store empty folders."""
     for name in ENSEMBLES:
         assert any((REPOSITORY / name / "1").iterdir())
-    for name in (*STEPS, EVENTS):
+    for name in (*STEPS, *STORE_MODELS):
         assert (REPOSITORY / name / "1" / "model.py").is_file()
 
 
@@ -91,7 +91,7 @@ def test_optional_inputs_enter_the_first_step_only():
         assert inputs == (optional if step == "features" else set())
 
 
-@pytest.mark.parametrize("step", [*STEPS, EVENTS])
+@pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])
 def test_requests_of_different_lengths_may_share_a_batch(step):
     """Every input of variable length is ragged, no request waits for others, and the instances are CPU instances.
 
@@ -117,6 +117,7 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
         (Serving(prefix_cache=64), "ranker", 'string_value: "64"'),
         (Serving(store="sqlite:///x"), "features", 'string_value: "sqlite:///x"'),
         (Serving(store="sqlite:///x"), EVENTS, 'string_value: "sqlite:///x"'),
+        (Serving(store="sqlite:///x"), ITEMS, 'string_value: "sqlite:///x"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever_scores", 'backend: "onnxruntime"'),
         (Serving(retriever_runtime="onnxruntime"), "retriever", 'string_value: "retriever_scores"'),
     ],
@@ -166,7 +167,7 @@ def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
 
 
 def test_a_suffix_names_every_model_of_a_release():
-    """Two releases share no model: an ensemble lists only steps of its own release. Events belong to none."""
+    """Two releases share no model: an ensemble lists only steps of its own release. Events and items belong to none."""
     configs = model_configs(Serving(retriever_runtime="onnxruntime"), "_r3")
     assert set(configs) == {f"{name}_r3" for name in (*STEPS, *ENSEMBLES, RETRIEVER_SCORES)}
     assert all(name == config.name for name, config in configs.items())

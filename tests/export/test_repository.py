@@ -13,7 +13,7 @@ from pipeline import BRIEF_RETRIEVER, copied, with_retriever
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import CONFIG, Serving, model_configs
-from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export
+from export.repository import COMMITTED_REPOSITORY, PASS_FILE, Export, export, write_store_models
 from models.ranker import precision
 from models.ranker.inference import runtimes
 from models.ranker.inference.ranker import read_runtime
@@ -25,7 +25,7 @@ from preprocessing.artifacts import MANIFEST, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
-from serving.contract import STEPS
+from serving.contract import STEPS, STORE_MODELS
 from serving.layout import exported_release, step_artifact
 from serving.offline import ExportedSteps
 
@@ -55,6 +55,24 @@ def test_a_repository_elsewhere_has_the_committed_models(repository):
         assert text_format.Parse((repository / name / CONFIG).read_text(), ModelConfig()) == config
     for committed in COMMITTED_REPOSITORY.glob("*/1/model.py"):
         assert (repository / committed.relative_to(COMMITTED_REPOSITORY)).read_bytes() == committed.read_bytes()
+
+
+def test_the_models_beside_the_releases_are_written_once(tmp_path):
+    """A running server would reload a file that is written again, so only one with other content is."""
+
+    def files():
+        return {
+            path.relative_to(tmp_path).as_posix(): path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()
+        }
+
+    write_store_models(tmp_path, Serving())
+    first = files()
+    assert len(first) == 2 * len(STORE_MODELS)
+    write_store_models(tmp_path, Serving())
+    assert files() == first
+    write_store_models(tmp_path, Serving(store="sqlite:///x"))
+    changed = {path for path, inode in files().items() if inode != first[path]}
+    assert changed == {f"{model}/{CONFIG}" for model in STORE_MODELS}
 
 
 def test_a_half_done_export_is_refused(artifacts, repository, tmp_path):

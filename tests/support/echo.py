@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from export.config import DEFAULTS, Serving, write_configs
-from export.repository import write_events
+from export.repository import write_store_models
 from serving.server.local import LocalServer
 
 # An item's raw id is one character and its number that character's code point, so that any text can be sent around.
@@ -87,11 +87,11 @@ class TritonPythonModel:
 def write_echo(repository: Path, **methods: str) -> None:
     """Write the steps' ``model.py`` next to existing configurations; ``methods`` replaces the methods of a step.
 
-    The model that records events is the real one.
+    The models that record events and change items are the real ones.
     """
     for step, method in {**ECHO_STEPS, **methods}.items():
         (repository / step / "1" / "model.py").write_text(ADAPTER.format(step=step) + method, encoding="utf-8")
-    write_events(repository, DEFAULTS)
+    write_store_models(repository, DEFAULTS)
 
 
 @pytest.fixture(scope="session")

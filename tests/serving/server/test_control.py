@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from llamarec_client.contract import EVENTS, HISTORY
-from serving.contract import PROBE, STEP_SPECS, STEPS
+from llamarec_client.contract import HISTORY
+from serving.contract import PROBE, STEP_SPECS, STEPS, STORE_MODELS
 from serving.errors import ServerFailure, ServerUnreachable
 from serving.server.control import CONTROL_FILE, LOCK_FILE, Control, probe_request, repository_lock, step_of
 from serving.server.programs import free_ports
@@ -287,6 +287,8 @@ def test_where_no_server_runs_the_command_that_starts_one_is_named(tmp_path):
         ("llamarec_retrieval_r3", None),
         ("events", "events"),
         ("events_r3", None),
+        ("items", "items"),
+        ("items_r3", None),
         ("rankers", None),
         ("retriever_scores", None),
         ("retriever_scores_r3", None),
@@ -297,7 +299,7 @@ def test_a_models_name_tells_its_step(model, step):
     assert step_of(model) == step
 
 
-@pytest.mark.parametrize("step", [*STEPS, EVENTS])
+@pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])
 def test_a_probe_is_a_complete_request_of_its_step(step):
     """KServe's protocol: every required input is there, and ``data`` holds as many elements as ``shape`` says."""
     request = probe_request(step)

@@ -356,16 +356,21 @@ def test_the_retrievers_graph_is_loaded_and_unloaded_with_its_release(repository
     assert "retriever_scores_r1" not in State.read(repository).models(repository)
 
 
-def test_events_are_recorded_beside_all_releases(repository, server):
-    """The model is loaded with the first promotion and whenever the server starts, and no release unloads it."""
-    (repository / "events").mkdir()
-    (repository / "events" / "config.pbtxt").touch()
+@pytest.mark.parametrize("present", [["events", "items"], ["events"]])
+def test_the_store_is_changed_beside_all_releases(repository, server, present):
+    """Both models are loaded with the first promotion and whenever the server starts, and no release unloads them. A
+    repository of an older version has no `items`.
+    """
+    for model in present:
+        (repository / model).mkdir()
+        (repository / model / "config.pbtxt").touch()
     promote(repository, "r1")
-    assert server.told[:2] == [("load", "events"), ("load", "features_r1")]
+    assert server.told[: len(present) + 1] == [*(("load", model) for model in present), ("load", "features_r1")]
     promote(repository, "r2")
     promote(repository, "r3")
-    assert "events" in server.loaded
-    assert State.read(repository).models(repository).count("events") == 1
+    assert set(present) <= server.loaded
+    started = State.read(repository).models(repository)
+    assert [model for model in started if model in ("events", "items")] == present
 
 
 def test_the_release_that_was_current_stays_loaded(repository, server):

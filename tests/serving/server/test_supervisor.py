@@ -11,6 +11,7 @@ import types
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def test_a_number_that_is_none_is_refused(tmp_path, flag):
 
 def test_the_command_line_of_the_server(servers, tmp_path, flags):
     """Flag by flag after tritonserver's own help: models are loaded by name, one that fails does not make the server
-    unready, four APIs want the key over HTTP and gRPC, and HTTP listens on this machine only.
+    unready, four APIs want the key over HTTP and gRPC, and HTTP listens on this machine only. The steps get
+    the key's digest, not the key.
     """
     servers.append(Server(meanwhile=terminate()))
     Supervisor(tmp_path, flags, load=["llamarec", "llamarec_r1"], key=KEY).run()
@@ -163,7 +165,7 @@ def test_the_command_line_of_the_server(servers, tmp_path, flags):
             "--exit-timeout-secs=10",
         ]
     )
-    assert server.environment == {"PATH": "/bin"}
+    assert server.environment == {"PATH": "/bin", "LLAMAREC_ADMIN_KEY_SHA256": sha256(KEY.encode()).hexdigest()}
 
 
 def test_a_repository_with_a_space_in_its_path_is_served_through_a_link(servers, tmp_path, flags):
