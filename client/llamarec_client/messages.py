@@ -3,7 +3,7 @@
 import operator
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
@@ -16,18 +16,21 @@ from tritonclient.utils import InferenceServerException
 from llamarec_client.address import proxy_variable
 from llamarec_client.checks import is_unicode, whole_number
 from llamarec_client.contract import (
+    ACTION,
+    ADD,
     CANDIDATES,
     EVENT_USER,
-    EVENTS,
     EXCLUDE,
     HISTORY,
     ITEM_ID,
+    ITEMS,
+    KEY,
     KIND,
-    NEW,
     RESPONSE,
     RETRIEVER_RANK,
     SCORE,
     TIMESTAMP,
+    TITLE,
     TOP_K,
     USER_ID,
     TensorSpec,
@@ -109,6 +112,32 @@ def event_inputs(
     return inputs
 
 
+def added_inputs(titles: Mapping[str, str], key: str) -> list[grpc.InferInput]:
+    """Return the tensors of a request to ``items`` that adds items.
+
+    Raises:
+        InvalidRequest: an argument is not what it has to be; the message names it or its tensor.
+    """
+    if not isinstance(titles, Mapping):
+        raise InvalidRequest(f"titles is {short(titles)}: give a dict with the title of each item id")
+    return [*listed_inputs(ADD, [*titles], key), _text_input(TITLE, titles.values(), "titles")]
+
+
+def listed_inputs(action: str, item_ids: Iterable[str], key: str) -> list[grpc.InferInput]:
+    """Return the tensors of a request to ``items`` that needs no titles.
+
+    Raises:
+        InvalidRequest: an argument is not what it has to be; the message names it or its tensor, but never shows the
+            key.
+    """
+    if not isinstance(key, str) or not key or not is_unicode(key):
+        raise InvalidRequest(
+            "key is no text, or an empty one: give the admin key of the server, which is in LLAMAREC_ADMIN_KEY or in"
+            " .serve.json of its repository"
+        )
+    return [_text_input(ACTION, [action]), _text_input(ITEM_ID, item_ids), _text_input(KEY, [key])]
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """One recommended item."""
@@ -159,16 +188,16 @@ def read_result(result: grpc.InferResult) -> list[Recommendation]:
         ) from error
 
 
-def read_new(result: grpc.InferResult) -> int:
-    """Return how many events were new, from an answer of ``events``.
+def read_count(result: grpc.InferResult, spec: TensorSpec, model: str) -> int:
+    """Return the number in a tensor of an answer of ``events`` or ``items``.
 
     Raises:
         ServerError: the answer does not follow the contract.
     """
     try:
-        return int(result.as_numpy(NEW.name)[0, 0])
+        return int(result.as_numpy(spec.name)[0, 0])
     except (IndexError, TypeError, ValueError, InferenceServerException) as error:
-        raise ServerError(f"the answer of {EVENTS} does not follow the contract ({error})") from error
+        raise ServerError(f"the answer of {model} does not follow the contract ({error})") from error
 
 
 def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
@@ -187,7 +216,8 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
     if status == "UNAVAILABLE" and re.match(r"\w+: the store ", message):
-        return ServerUnavailable(f"{model} at {url} cannot look up or record events: {message}")
+        task = "change items" if model == ITEMS else "look up or record events"
+        return ServerUnavailable(f"{model} at {url} cannot {task}: {message}")
     if status == "UNAVAILABLE" and "unknown model" not in message:
         return ServerUnavailable(f"{_no_connection(url, message)} ({message})")
     if status in ("UNAVAILABLE", "NOT_FOUND"):
@@ -236,22 +266,27 @@ def _time_input(timestamps: Iterable[int]) -> grpc.InferInput:
     return tensor
 
 
-def _text_input(spec: TensorSpec, values: Iterable[str]) -> grpc.InferInput:
+def _text_input(spec: TensorSpec, values: Iterable[str], meaning: str = "item ids") -> grpc.InferInput:
     """Return the STRING input of one request.
+
+    Args:
+        spec: the tensor.
+        values: its strings.
+        meaning: what they are, for messages.
 
     Raises:
         InvalidRequest: a value is not a string, or cannot be encoded as UTF-8.
     """
     if isinstance(values, (str, bytes)):
-        raise InvalidRequest(f"{spec.name} is one string: give a list of item ids")
+        raise InvalidRequest(f"{spec.name} is one string: give a list of {meaning}")
     try:
         given = list(values)
     except TypeError:
-        raise InvalidRequest(f"{spec.name} is {short(values)}: give a list of item ids") from None
+        raise InvalidRequest(f"{spec.name} is {short(values)}: give a list of {meaning}") from None
     encoded = []
     for value in given:
         if not isinstance(value, str) or not is_unicode(value):
-            raise InvalidRequest(f"{spec.name} holds {short(value)}: item ids are strings of valid Unicode")
+            raise InvalidRequest(f"{spec.name} holds {short(value)}: {meaning} are strings of valid Unicode")
         encoded.append(value.encode())
     array = np.empty((1, len(encoded)), dtype=object)
     array[0] = encoded

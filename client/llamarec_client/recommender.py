@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from reprlib import repr as short
 from types import TracebackType
@@ -13,14 +13,16 @@ from tritonclient.utils import InferenceServerException
 
 from llamarec_client.checks import whole_number
 from llamarec_client.connection import KEEP_ALIVE, Connection, Fallback, Tls, opened
-from llamarec_client.contract import ENSEMBLE, EVENTS, EVENTS_RESPONSE
+from llamarec_client.contract import CHANGED, ENSEMBLE, EVENTS, EVENTS_RESPONSE, HIDE, ITEMS, ITEMS_RESPONSE, NEW, SHOW
 from llamarec_client.errors import ClientError, InvalidRequest
 from llamarec_client.messages import (
     Recommendation,
     Recommendations,
     Request,
+    added_inputs,
     event_inputs,
-    read_new,
+    listed_inputs,
+    read_count,
     read_result,
     requested_outputs,
 )
@@ -174,7 +176,53 @@ class RecommenderClient:
         """
         inputs = event_inputs(user_id, item_ids, timestamps, kinds)
         call = self._connection.call(EVENTS, timeout, None, request_id)
-        return read_new(self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
+        return read_count(self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)), NEW, EVENTS)
+
+    def add_items(
+        self, titles: Mapping[str, str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Add items to the server's store, or give added ones another title, and return how many changed.
+
+        Every server with that store knows them soon after. An item that is added again with the same title does not
+        change, so a call may be repeated. When an answer is lost and the client asks again, what the first attempt
+        changed is not counted.
+
+        Args:
+            titles: for each raw item id, 1 to 512 bytes of UTF-8, its title, 1 to 4,096 bytes; at most 10,000 items.
+            key: the server's admin key. `llamarec serve` takes it from ``LLAMAREC_ADMIN_KEY``, or makes one and writes
+                it to ``.serve.json`` in the model repository.
+            timeout: see :meth:`recommend`.
+            request_id: see :meth:`recommend`.
+
+        Raises:
+            InvalidRequest: an argument is not what it has to be, the key is wrong, or the server has none.
+            RequestTimeout: there was no answer in time; the items may be changed or not.
+            ServerUnavailable: no server answers, or it has no store or cannot reach it.
+            ServerError: the server failed.
+        """
+        return self._change(added_inputs(titles, key), timeout, request_id)
+
+    def hide_items(
+        self, item_ids: Iterable[str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Leave items out of the answers of every server with the same store, and return how many changed.
+
+        Args:
+            item_ids: raw ids of the items, at most 10,000.
+            key: see :meth:`add_items`.
+            timeout: see :meth:`recommend`.
+            request_id: see :meth:`recommend`.
+
+        Raises:
+            ClientError: see :meth:`add_items`.
+        """
+        return self._change(listed_inputs(HIDE, item_ids, key), timeout, request_id)
+
+    def show_items(
+        self, item_ids: Iterable[str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Show hidden items again, and return how many changed; see :meth:`hide_items`."""
+        return self._change(listed_inputs(SHOW, item_ids, key), timeout, request_id)
 
     def recommend_many(
         self,
@@ -209,6 +257,10 @@ class RecommenderClient:
 
         with ThreadPoolExecutor(whole_number("in_flight", in_flight, MAX_IN_FLIGHT)) as pool:
             return list(pool.map(one, _each(requests)))
+
+    def _change(self, inputs: list[grpc.InferInput], timeout: float, request_id: str | None) -> int:
+        call = self._connection.call(ITEMS, timeout, None, request_id)
+        return read_count(self._infer(call, inputs, requested_outputs(ITEMS_RESPONSE)), CHANGED, ITEMS)
 
     def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
@@ -279,7 +331,25 @@ class AsyncRecommenderClient:
         """Record what a user did; see :meth:`RecommenderClient.record`."""
         inputs = event_inputs(user_id, item_ids, timestamps, kinds)
         call = self._connection.call(EVENTS, timeout, None, request_id)
-        return read_new(await self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)))
+        return read_count(await self._infer(call, inputs, requested_outputs(EVENTS_RESPONSE)), NEW, EVENTS)
+
+    async def add_items(
+        self, titles: Mapping[str, str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Add items to the server's store; see :meth:`RecommenderClient.add_items`."""
+        return await self._change(added_inputs(titles, key), timeout, request_id)
+
+    async def hide_items(
+        self, item_ids: Iterable[str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Leave items out of all answers; see :meth:`RecommenderClient.hide_items`."""
+        return await self._change(listed_inputs(HIDE, item_ids, key), timeout, request_id)
+
+    async def show_items(
+        self, item_ids: Iterable[str], *, key: str, timeout: float = DEFAULT_TIMEOUT, request_id: str | None = None
+    ) -> int:
+        """Show hidden items again; see :meth:`RecommenderClient.show_items`."""
+        return await self._change(listed_inputs(SHOW, item_ids, key), timeout, request_id)
 
     async def recommend_many(
         self,
@@ -301,6 +371,10 @@ class AsyncRecommenderClient:
                     return error
 
         return await asyncio.gather(*map(one, _each(requests)))
+
+    async def _change(self, inputs: list[grpc.InferInput], timeout: float, request_id: str | None) -> int:
+        call = self._connection.call(ITEMS, timeout, None, request_id)
+        return read_count(await self._infer(call, inputs, requested_outputs(ITEMS_RESPONSE)), CHANGED, ITEMS)
 
     async def _send(
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None

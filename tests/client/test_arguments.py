@@ -172,6 +172,20 @@ def test_any_arguments_of_a_call_for_many_users_end_too(ask, given_arguments):
             assert isinstance(result, (list, ClientError))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["add_items", "hide_items", "show_items"]),
+    arguments(
+        {"items": st.just({"a": "A"}), "key": st.just("k"), "timeout": st.just(5.0), "request_id": st.just("one")}
+    ),
+)
+def test_any_arguments_of_a_change_of_items_end_too(ask, method, given_arguments):
+    """The server, which has no such model, answers with an error, so that every call ends with one."""
+    items = given_arguments.pop("items")
+    with pytest.raises(ClientError):
+        ask(method, items, **given_arguments)
+
+
 @settings(max_examples=20, deadline=None)
 @given(arguments({"url": st.none(), "keep_alive": st.just(20.0), "tls": st.none() | st.just(Tls())}))
 def test_any_settings_of_a_client_end_too(ask, given_settings):

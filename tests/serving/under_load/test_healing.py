@@ -87,6 +87,22 @@ def test_the_process_that_records_events_comes_back(repository, tmp_path):
     assert len(recorded) > 190
 
 
+def test_the_process_that_changes_items_comes_back(echo_repository, tmp_path):
+    """With the key that the operator chose: what was changed before it was killed is in the store afterwards."""
+    key = "Xq3-of-these-tests"
+    flag, environment = f"--store=sqlite:///{tmp_path}/store", {"LLAMAREC_ADMIN_KEY": key}
+    with (
+        serving(echo_repository, tmp_path / "log", flag, environment=environment) as running,
+        RecommenderClient(running.url) as client,
+    ):
+        assert client.hide_items(["50", "181"], key=key) == 2
+        running.kill("items")
+        assert wait_for(lambda: running.health()[0] == 503, 2), "not ready while no items can be changed"
+        assert client.recommend(["a"])
+        running.wait_until_ready()
+        assert client.show_items(["50", "172"], key=key) == 1
+
+
 def test_the_retrieval_answers_while_the_ranker_is_dead(served):
     """The retrieval ensemble uses neither prompt builder nor ranker, so it answers while the ranker is dead."""
     served.wait_until_ready()

@@ -16,6 +16,7 @@ from llamarec_client.contract import ENSEMBLE
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import train_retriever
 from preprocessing.errors import InputError
+from serving.contract import STORE_MODELS
 from serving.errors import ReleaseError, ServerFailure, ServerUnreachable
 from serving.offline import ExportedSteps
 from serving.server.releases import RELEASES, State, list_releases, promote, rollback
@@ -46,8 +47,9 @@ def built(artifacts, other_artifacts, tmp_path_factory):
     repository = tmp_path_factory.mktemp("releases")
     first = build_release(OPTIONS, artifacts, repository)
     assert first["name"] == "r1"
-    assert (repository / "events" / "1" / "model.py").is_file()
-    assert not [file for file in first["files"] if file.startswith("events")], "events are part of no release"
+    for model in STORE_MODELS:
+        assert (repository / model / "1" / "model.py").is_file()
+    assert not [file for file in first["files"] if file.startswith(STORE_MODELS)], "they are part of no release"
     assert build_release(OPTIONS, other_artifacts, repository)["name"] == "r2"
     return repository
 

@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from export.config import Serving, write_configs
 from llamarec_client.contract import MAX_HISTORY
+from llamarec_client.errors import InvalidRequest, ServerUnavailable
+from llamarec_client.recommender import RecommenderClient
 from serving.server.control import CONTROL_FILE, KEY_HEADER, Control
 
 
@@ -125,13 +127,23 @@ def test_the_same_over_http(served, path):
     assert refused.value.code == 403
 
 
+def test_items_are_changed_with_the_operators_key_only(served):
+    """The key of the control file gets a request as far as the store, of which this server has none."""
+    with RecommenderClient(served.url) as client:
+        with pytest.raises(InvalidRequest, match="items: KEY is not the admin key of this server"):
+            client.hide_items(["50"], key="wrong")
+        with pytest.raises(ServerUnavailable, match="items: the store of items is not named"):
+            client.hide_items(["50"], key=Control.read(served.repository).key)
+
+
 def test_the_key_is_for_this_user_only(served):
-    """The key's file in the repository has mode 0600; neither the ranker's environment nor the log contains the key."""
+    """The key's file in the repository has mode 0600; neither a step's environment nor the log contains the key."""
     path = served.repository / CONTROL_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     key = json.loads(path.read_text())["key"]
-    with open(f"/proc/{served.stubs('ranker')[0]}/environ", "rb") as environment:
-        assert key.encode() not in environment.read()
+    for step in ("ranker", "items"):
+        with open(f"/proc/{served.stubs(step)[0]}/environ", "rb") as environment:
+            assert key.encode() not in environment.read()
     answers_log = "\n".join(line for line in served.log_path.read_text().splitlines() if line.startswith("{"))
     assert key not in answers_log
 
