@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 import struct
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
 from llamarec_client.recommender import RecommenderClient
+from serving.server.local import LocalServer
 
 TOGETHER = 25
 """Number of concurrent requests, so that bad ones share batches with good ones."""
@@ -170,3 +172,71 @@ def test_protobuf_noise_in_a_good_call(server, alive):
 
     send()
     assert alive()
+
+
+KEY = "key-of-the-fuzzer"
+
+
+@pytest.fixture(scope="module")
+def storing(repository, tmp_path_factory):
+    """Yield a server with a store and an admin key."""
+    with ExitStack() as opened:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LLAMAREC_STORE", f"sqlite:///{tmp_path_factory.mktemp('fuzz') / 'store'}")
+            patch.setenv("LLAMAREC_ADMIN_KEY", KEY)
+            server = opened.enter_context(LocalServer(repository))
+        yield server
+
+
+@st.composite
+def changes(draw):
+    """Draw a request to ``events`` or ``items`` that is close to the contract, and sometimes far from it."""
+    model = draw(st.sampled_from(["events"] * 3 + ["items"] * 2))
+    items = draw(st.lists(raw_ids, max_size=8))
+    count = len(items) if draw(st.integers(0, 4)) else draw(st.integers(0, 9))
+    one = [1, 1]
+    tensors = [("ITEM_ID", "BYTES", [1, len(items)], strings(items))]
+    if model == "events":
+        tensors.append(("USER_ID", "BYTES", one, strings([draw(raw_ids)])))
+        if draw(st.booleans()):
+            times = draw(
+                st.lists(st.integers(0, 2**41) | st.integers(-(2**63), 2**63 - 1), min_size=count, max_size=count)
+            )
+            tensors.append(("TIMESTAMP", "INT64", [1, count], struct.pack(f"<{count}q", *times)))
+        if draw(st.booleans()):
+            kinds = draw(st.lists(raw_ids | st.just(b"view"), min_size=count, max_size=count))
+            tensors.append(("KIND", "BYTES", [1, count], strings(kinds)))
+    else:
+        tensors.append(("KEY", "BYTES", one, strings([draw(st.just(KEY.encode()) | raw_ids)])))
+        tensors.append(
+            ("ACTION", "BYTES", one, strings([draw(st.sampled_from([b"add", b"hide", b"show", b"", b"x"]))]))
+        )
+        if draw(st.integers(0, 3)):
+            titles = draw(st.lists(st.text(max_size=40).map(str.encode) | raw_ids, min_size=count, max_size=count))
+            tensors.append(("TITLE", "BYTES", [1, count], strings(titles)))
+    if draw(st.integers(0, 9)) == 0:
+        tensors.append(draw(any_tensor()))
+    return (model, "", tensors, None)
+
+
+def test_every_generated_change_gets_a_proper_code(storing):
+    """The same for requests that record events, and that add and hide items; the server still answers afterwards.
+
+    Whatever was hidden or added, a good event is recorded and a good request answered.
+    """
+
+    @settings(
+        max_examples=max(EXAMPLES // 2, 1),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+    )
+    @given(st.lists(changes(), min_size=TOGETHER, max_size=TOGETHER))
+    def send(sent) -> None:
+        for request, (code, text) in zip(sent, ask(storing.url, [message(*change) for change in sent]), strict=True):
+            assert code in PROPER, f"{code}: {text}\n{request!r:.600}"
+
+    send()
+    with RecommenderClient(storing.url) as client:
+        client.show_items(["50", "181"], key=KEY)
+        assert client.record("somebody", ["50"], timestamps=[1_732_791_600_000]) == 1
+        assert client.recommend(user_id="somebody", timeout=DEADLINE) == client.recommend(["50"], timeout=DEADLINE)
