@@ -1,5 +1,6 @@
 """A sparse matrix by rows in plain NumPy arrays, which can be stored without pickle and needs no SciPy to be read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,20 @@ class SparseRows(NamedTuple):
     """Ascending within each row."""
     values: NDArray[np.float32]
 
-    def followed_by(self, other: "SparseRows") -> "SparseRows":
-        """Return these rows and those of another matrix below them."""
-        return SparseRows(
-            np.concatenate((self.offsets, self.offsets[-1] + other.offsets[1:])),
-            np.concatenate((self.columns, other.columns)),
-            np.concatenate((self.values, other.values)),
+    @classmethod
+    def of(cls, parts: Sequence["SparseRows"]) -> "SparseRows":
+        """Return the rows of one or more matrices, one below the other."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            np.concatenate(([0], np.cumsum(lengths))),
+            np.concatenate([part.columns for part in parts]),
+            np.concatenate([part.values for part in parts]),
         )
+
+    def row(self, place: int) -> "SparseRows":
+        """Return one row as a matrix."""
+        start, end = self.offsets[place], self.offsets[place + 1]
+        return SparseRows(np.array([0, end - start]), self.columns[start:end], self.values[start:end])
 
     def entries(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """Return place in ``rows``, column and value of every entry in these rows.

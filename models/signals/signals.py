@@ -60,7 +60,7 @@ class ItemStatistics:
         """
         median = np.median(self.popularity[1 : trained + 1]).astype(np.float32)
         popularity = np.concatenate((self.popularity, np.full(len(titles.offsets) - 1, median)))
-        return ItemStatistics(popularity, TitleLikeness(self.likeness.rows.followed_by(titles)), self.transitions)
+        return ItemStatistics(popularity, TitleLikeness(SparseRows.of([self.likeness.rows, titles])), self.transitions)
 
     def save(self, folder: Path) -> None:
         """Write the statistics into an existing folder."""

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from models.sparse import SparseRows
 from models.titles.words import WordEncoder, unit_rows
 
 ARM_FILE = "text-arm.safetensors"
 VECTORS_FILE = "item-vectors.npy"
-ROWS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE, TITLES_AT_ONCE = 1 << 14, 1 << 10
+"""Numbers of items and of titles whose similarities are computed together: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class AddedVectors:
     """[added]; -inf for a place whose item is not retrieved by this number."""
     nearest: NDArray[np.int32]
     """Number of the item in the graph whose vector is most similar [added]."""
+    words: SparseRows
+    """TF-IDF weights of the titles [added, words]."""
 
     def scores(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [added] of the added items for a history's state [width]."""
@@ -42,6 +47,15 @@ class AddedVectors:
         read = history.copy()
         read[added] = self.nearest[history[added] - self.first]
         return read
+
+
+class _Read(NamedTuple):
+    """What is computed of one title."""
+
+    vector: NDArray[np.float32]
+    nearest: int
+    words: SparseRows
+    """One row."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,32 @@ class TextArm:
     """Vectors of the graph's items [items + 1, width], the padding's first."""
 
     def added(self, titles: Sequence[str | None]) -> AddedVectors:
-        """Return the vectors of added items with these titles; a place without a title is not retrieved."""
-        known = [title is not None for title in titles]
-        rows = self.encoder.rows([title or "" for title in titles])
+        """Return the vectors of added items with these titles; a place without a title is not retrieved.
+
+        What was computed of a title is kept, so that one item more costs little beside thousands of earlier ones.
+        """
+        new = sorted({title or "" for title in titles} - self._read.keys())
+        for start in range(0, len(new), TITLES_AT_ONCE):
+            self._learn(new[start : start + TITLES_AT_ONCE])
+        read = [self._read[title or ""] for title in titles]
+        bias = np.array([-np.inf if title is None else self.bias for title in titles], np.float32)
+        return AddedVectors(
+            len(self.vectors),
+            np.stack([one.vector for one in read]),
+            bias,
+            np.array([one.nearest for one in read], np.int32),
+            SparseRows.of([one.words for one in read]),
+        )
+
+    @cached_property
+    def _read(self) -> dict[str, _Read]:
+        return {}
+
+    def _learn(self, titles: Sequence[str]) -> None:
+        rows = self.encoder.rows(titles)
         vectors = self.encoder.vectors(rows) @ self.projection.T
-        bias = np.where(known, np.float32(self.bias), -np.inf).astype(np.float32)
-        return AddedVectors(len(self.vectors), vectors, bias, self._nearest(vectors))
+        for place, (title, nearest) in enumerate(zip(titles, self._nearest(vectors).tolist(), strict=True)):
+            self._read[title] = _Read(vectors[place], nearest, rows.row(place))
 
     def _nearest(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the number of the graph's item with the largest cosine similarity to each vector [added]."""

@@ -108,13 +108,12 @@ class OnnxRetriever:
         """
         if not self.arms or not titles:
             return self
-        graphs = [replace(graph, added=arm.added(titles)) for graph, arm in zip(self.graphs, self.arms, strict=True)]
+        added = [arm.added(titles) for arm in self.arms]
+        graphs = [replace(graph, added=some) for graph, some in zip(self.graphs, added, strict=True)]
         stage = self.stage
         if stage.signals is not None:
-            first = self.arms[0]
-            rows = first.encoder.rows([title or "" for title in titles])
-            stage = RetrievalStage(stage.signals.with_added(rows, first.trained))
-        state = None if self.state is None else replace(self.state, added=graphs[0].added)
+            stage = RetrievalStage(stage.signals.with_added(added[0].words, self.arms[0].trained))
+        state = None if self.state is None else replace(self.state, added=added[0])
         return replace(self, graphs=graphs, stage=stage, state=state)
 
     def scores(self, history: NDArray[np.int32]) -> list[NDArray[np.float32]]:

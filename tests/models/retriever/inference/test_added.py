@@ -107,6 +107,7 @@ def test_added_items_are_retrieved_like_exported_untrained_ones(both, history):
     assert_same(added.given(history, given), both.larger.given(history, given))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("history", HISTORIES)
 def test_added_items_are_retrieved_without_signals_too(tmp_path, history):
     smaller, larger = stages(tmp_path, 1, with_signals=False)
@@ -114,6 +115,7 @@ def test_added_items_are_retrieved_without_signals_too(tmp_path, history):
     assert_same(found, larger.candidates(history, NOTHING, WHOLE))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_signals", [False, True])
 def test_added_items_compete_with_what_an_index_finds(tmp_path, with_signals):
     """The index of these few items reads all its lists, so its candidates are those of the exact search."""
@@ -167,5 +169,5 @@ def test_sparse_rows_follow_each_other():
     """Row by row the entries of both matrices, written by hand."""
     first = SparseRows(np.array([0, 0, 2]), np.array([1, 3], np.int32), np.array([0.5, 0.25], np.float32))
     second = SparseRows(np.array([0, 1]), np.array([2], np.int32), np.array([1.0], np.float32))
-    place, column, value = first.followed_by(second).entries(np.array([2, 0, 1], np.int32))
+    place, column, value = SparseRows.of([first, second, second.row(0)]).entries(np.array([2, 0, 1], np.int32))
     assert (place.tolist(), column.tolist(), value.tolist()) == ([0, 2, 2], [2, 1, 3], [1.0, 0.5, 0.25])
