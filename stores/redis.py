@@ -1,13 +1,13 @@
-"""Histories in Redis, for servers on several machines.
+"""Histories and added items in Redis, for servers on several machines.
 
 Each user is a sorted set whose members all have score 0, so that Redis orders them by their bytes: time, length of the
 item's id, id, kind (:func:`stores.store.order`). What a record or a merge does to a user is part of one script, which
-Redis runs as a whole. Whether acknowledged events survive the end of Redis is a setting of Redis: ``appendonly yes``
-and ``appendfsync always``.
+Redis runs as a whole; so is each change of the added and hidden items. Whether acknowledged events survive the end of
+Redis is a setting of Redis: ``appendonly yes`` and ``appendfsync always``.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from urllib.parse import urlsplit
@@ -17,11 +17,26 @@ from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from stores.store import KEEP, SCHEMA, Event, StoreError, Write, WrongStoreError, check_dataset, check_schema
+from stores.store import (
+    KEEP,
+    SCHEMA,
+    AddedItem,
+    Event,
+    Listing,
+    StoreError,
+    Write,
+    WrongStoreError,
+    check_dataset,
+    check_not_newer,
+    check_schema,
+    new_revision,
+)
 
 PREFIX = b"llamarec:"
 FACTS = PREFIX + b"store"
-"""Key of a hash with the version and the data set."""
+"""Key of a hash with the version, the data set and the revision of the listing."""
+ADDED, TITLES, HIDDEN = PREFIX + b"added", PREFIX + b"titles", PREFIX + b"hidden"
+"""Keys of a list of the added items' ids in their places, of a hash of their titles, and of the set of hidden ids."""
 CONNECT_SECONDS = 0.04
 READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds for an answer. A look-up gives up soon: requests that need no store wait behind it."""
@@ -67,6 +82,42 @@ redis.call('DEL', KEYS[2])
 return add(KEYS[1], members)
 """
 )
+REVISE = """
+local function revise(changed)
+  if changed > 0 and redis.call('HINCRBY', KEYS[1], 'revision', 1) < tonumber(ARGV[1]) then
+    redis.call('HSET', KEYS[1], 'revision', ARGV[1])
+  end
+  return changed
+end
+local changed = 0
+"""
+"""Gives a listing that changed its next revision; returns the number of changes."""
+ADD_ITEMS = (
+    REVISE
+    + """
+for place = 2, #ARGV, 2 do
+  local item, title = ARGV[place], ARGV[place + 1]
+  local before = redis.call('HGET', KEYS[3], item)
+  if not before then redis.call('RPUSH', KEYS[2], item) end
+  if before ~= title then
+    redis.call('HSET', KEYS[3], item, title)
+    changed = changed + 1
+  end
+end
+return revise(changed)
+"""
+)
+"""Takes ids and titles in turns."""
+HIDE = (
+    REVISE
+    + """
+for place = 3, #ARGV do
+  changed = changed + redis.call(ARGV[2], KEYS[2], ARGV[place])
+end
+return revise(changed)
+"""
+)
+"""Takes SADD or SREM, and ids."""
 SCRIPT_EVENTS = 2_000
 """Number of events after which a script ends: Redis waits for the disk after each, and does nothing else during it."""
 
@@ -100,15 +151,8 @@ class RedisStore:
 
     def last(self, user: bytes) -> list[Event]:
         """Return the kept events of a user, oldest first."""
-        if self._down and time.monotonic() < self._down[0]:
-            raise StoreError(str(self._down[1]))
-        try:
-            with self._errors():
-                self._check(self._reader)
-                members = self._reader.zrange(_key(user), -self._keep, -1)
-        except StoreError as error:
-            self._down = time.monotonic() + PAUSE_SECONDS, error
-            raise
+        with self._look_up() as reader:
+            members = reader.zrange(_key(user), -self._keep, -1)
         return [_event(member) for member in members]
 
     def forget(self, user: bytes) -> int:
@@ -125,6 +169,42 @@ class RedisStore:
         with self._errors():
             self._check(self._writer)
             return int(self._writer.eval(MERGE, 2, _key(new), _key(old), self._keep))
+
+    def listing(self, known: int | None = None) -> Listing | None:
+        """Return the added and hidden items; see :meth:`stores.store.Store.listing`.
+
+        A listing that changed may be long, and is read with the patience of a writer.
+        """
+        with self._look_up() as reader:
+            if int(reader.hget(FACTS, "revision") or 0) == known:
+                return None
+            with self._writer.pipeline(transaction=True) as pipeline:
+                pipeline.hget(FACTS, "revision").lrange(ADDED, 0, -1).hgetall(TITLES).smembers(HIDDEN)
+                revision, added, titles, hidden = pipeline.execute()
+        items = tuple(AddedItem(item, titles[item].decode()) for item in added)
+        return Listing(int(revision or 0), items, frozenset(hidden))
+
+    def add_items(self, items: Sequence[AddedItem]) -> int:
+        """Add items or change their titles in one script; see :meth:`stores.store.Store.add_items`."""
+        return self._change(ADD_ITEMS, [FACTS, ADDED, TITLES], chain.from_iterable(dict(items).items()))
+
+    def hide(self, items: Sequence[bytes]) -> int:
+        """Hide items, and return how many were not hidden."""
+        return self._change(HIDE, [FACTS, HIDDEN], ["SADD", *items])
+
+    def show(self, items: Sequence[bytes]) -> int:
+        """Show hidden items again, and return how many were hidden."""
+        return self._change(HIDE, [FACTS, HIDDEN], ["SREM", *items])
+
+    def migrate(self) -> tuple[int, int]:
+        """Set the version, as the keys of version 1 are valid in 2; see :meth:`stores.store.Store.migrate`."""
+        with self._errors():
+            found: bytes | None = self._writer.hget(FACTS, "schema")
+            if found is None:
+                raise StoreError(f"there is no store {self.name}: check the address")
+            check_not_newer(self.name, int(found))
+            self._writer.hset(FACTS, "schema", SCHEMA)
+        return int(found), SCHEMA
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
@@ -154,6 +234,25 @@ class RedisStore:
         if self._dataset is not None:
             check_dataset(self.name, dataset.decode(), self._dataset)
         self._checked = True
+
+    def _change(self, script: str, keys: Sequence[bytes], values: Iterable[bytes | str]) -> int:
+        """Change the listing, and return how many of its items changed."""
+        with self._errors():
+            self._check(self._writer)
+            return int(self._writer.eval(script, len(keys), *keys, new_revision(), *values))
+
+    @contextmanager
+    def _look_up(self) -> Iterator[Redis]:
+        """Yield the client for a look-up; after one that failed, fail at once for a moment."""
+        if self._down and time.monotonic() < self._down[0]:
+            raise StoreError(str(self._down[1]))
+        try:
+            with self._errors():
+                self._check(self._reader)
+                yield self._reader
+        except StoreError as error:
+            self._down = time.monotonic() + PAUSE_SECONDS, error
+            raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

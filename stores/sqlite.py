@@ -1,4 +1,4 @@
-"""Histories in one SQLite file, which needs no service; all processes on one machine can use it together.
+"""Histories and added items in one SQLite file, without a service; all processes on one machine can use it together.
 
 The file is in write-ahead mode: readers never wait for the writer, and see what was committed before they began. A
 commit returns after its bytes are on the disk (``synchronous=FULL``), so it survives the machine's end as well.
@@ -7,12 +7,26 @@ commit returns after its bytes are on the disk (``synchronous=FULL``), so it sur
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from stores.packing import Numbers, pack, unpack
-from stores.store import KEEP, SCHEMA, Event, StoreError, Write, WrongStoreError, check_dataset, check_schema, order
+from stores.store import (
+    KEEP,
+    SCHEMA,
+    AddedItem,
+    Event,
+    Listing,
+    StoreError,
+    Write,
+    WrongStoreError,
+    check_dataset,
+    check_not_newer,
+    check_schema,
+    new_revision,
+    order,
+)
 
 APPLICATION = 0x4C524543
 """SQLite's application id of a store ("LREC"), which tells it apart from other databases."""
@@ -22,12 +36,21 @@ POLL_SECONDS = 0.001
 """Time in seconds between two attempts of a waiting writer."""
 MOST_NAMES = 1 << 18
 """Number of names that a process remembers; it then begins anew."""
-TABLES = """
+TABLES_1 = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (number INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE);
 CREATE TABLE users (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, events BLOB NOT NULL);
 """
-"""`names` numbers items and kinds; `events` holds a history as :mod:`stores.packing` packs it."""
+"""Tables of version 1: `names` numbers items and kinds; `events` holds a history as :mod:`stores.packing` packs it."""
+TABLES_2 = """
+CREATE TABLE added (place INTEGER PRIMARY KEY, item BLOB NOT NULL UNIQUE, title TEXT NOT NULL);
+CREATE TABLE hidden (item BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+"""Tables that version 2 adds. The revision of the listing is one of the `facts`."""
+TABLES = {1: TABLES_1, 2: TABLES_2}
+"""Tables that each version adds to those of the version before."""
+REVISION = "revision"
+"""Name of the fact."""
 
 
 class SqliteStore:
@@ -76,6 +99,53 @@ class SqliteStore:
             self._delete(connection, old)
             return self._add(connection, new, events)
 
+    def listing(self, known: int | None = None) -> Listing | None:
+        """Return the added and hidden items; see :meth:`stores.store.Store.listing`."""
+        with self._errors():
+            connection = self._open()
+            if _revision(connection) == known:
+                return None
+            connection.execute("BEGIN")  # so that all three reads see the same commit
+            try:
+                added = connection.execute("SELECT item, title FROM added ORDER BY place").fetchall()
+                hidden = connection.execute("SELECT item FROM hidden").fetchall()
+                return Listing(
+                    _revision(connection), tuple(map(AddedItem._make, added)), frozenset(item for (item,) in hidden)
+                )
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def add_items(self, items: Sequence[AddedItem]) -> int:
+        """Add items or change their titles in one transaction; see :meth:`stores.store.Store.add_items`."""
+        return self._change(
+            "INSERT INTO added (item, title) VALUES (?, ?)"
+            " ON CONFLICT (item) DO UPDATE SET title = excluded.title WHERE title <> excluded.title",
+            dict(items).items(),
+        )
+
+    def hide(self, items: Sequence[bytes]) -> int:
+        """Hide items, and return how many were not hidden."""
+        return self._change("INSERT OR IGNORE INTO hidden VALUES (?)", [(item,) for item in items])
+
+    def show(self, items: Sequence[bytes]) -> int:
+        """Show hidden items again, and return how many were hidden."""
+        return self._change("DELETE FROM hidden WHERE item = ?", [(item,) for item in items])
+
+    def migrate(self) -> tuple[int, int]:
+        """Add the tables of newer versions in one transaction; see :meth:`stores.store.Store.migrate`."""
+        if not self._path.exists():
+            raise StoreError(f"there is no store {self.name}: check the address")
+        self.close()
+        with self._errors(), closing(self._connect()) as connection:
+            self._recognise(connection)
+            _write(connection, "BEGIN IMMEDIATE")
+            found = _pragma(connection, "user_version")
+            check_not_newer(self.name, found)
+            _make_tables(connection, found)
+            connection.execute("COMMIT")
+        return found, SCHEMA
+
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
         with self._errors():
@@ -88,6 +158,17 @@ class SqliteStore:
         self._connection = None
         self._numbers.clear()
         self._names.clear()
+
+    # --- added and hidden items
+
+    def _change(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
+        """Execute a statement for each row in one transaction, and return how many rows of the listing changed."""
+        with self._transaction() as connection:
+            changed = connection.executemany(statement, rows).rowcount
+            if changed:
+                revision = max(_revision(connection) + 1, new_revision())
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (REVISION, str(revision)))
+            return changed
 
     # --- histories
 
@@ -207,7 +288,7 @@ class SqliteStore:
             self.close()  # a backup was put in its place, or it was moved away
         if now is None and self._file is not None:
             raise StoreError(f"the store {self.name} is gone: put the file back, or start again for an empty one")
-        connection = sqlite3.connect(self._path, timeout=READ_SECONDS, isolation_level=None)
+        connection = self._connect()
         try:
             self._prepare(connection)
         except BaseException:
@@ -217,29 +298,46 @@ class SqliteStore:
         self._connection, self._file = connection, (status.st_dev, status.st_ino)
         return connection
 
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=READ_SECONDS, isolation_level=None)
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Check the file, and make the tables of a new one.
 
         Raises:
             WrongStoreError: it is no store, or one of another version or data set.
         """
+        self._recognise(connection)
+        check_schema(self.name, _pragma(connection, "user_version"))
+        if self._dataset is not None and _fact(connection, "dataset") != self._dataset:
+            _write(connection, "INSERT OR IGNORE INTO facts VALUES ('dataset', ?)", [self._dataset])
+            check_dataset(self.name, _fact(connection, "dataset"), self._dataset)
+
+    def _recognise(self, connection: sqlite3.Connection) -> None:
+        """Make the tables of a new file, and check that the file is a store, of whatever version.
+
+        Raises:
+            WrongStoreError: it is not.
+        """
         if not _pragma(connection, "application_id") and not _pragma(connection, "schema_version"):
             _write(connection, "PRAGMA journal_mode = WAL")
             _write(connection, "BEGIN IMMEDIATE")  # of several processes that find a new file, one makes the tables
             if not _pragma(connection, "application_id"):
-                for statement in filter(str.strip, TABLES.split(";")):
-                    connection.execute(statement)
+                _make_tables(connection)
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute("COMMIT")
         if _pragma(connection, "application_id") != APPLICATION:
             raise WrongStoreError(f"the store {self.name} is another program's database: name a file that is absent")
-        check_schema(self.name, _pragma(connection, "user_version"))
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
-        if self._dataset is not None and _fact(connection, "dataset") != self._dataset:
-            _write(connection, "INSERT OR IGNORE INTO facts VALUES ('dataset', ?)", [self._dataset])
-            check_dataset(self.name, _fact(connection, "dataset"), self._dataset)
+
+
+def _make_tables(connection: sqlite3.Connection, version: int = 0) -> None:
+    """Make the tables that a store of a version lacks, within a transaction; version 0 has none."""
+    for tables in (TABLES[newer] for newer in range(version + 1, SCHEMA + 1)):
+        for statement in filter(str.strip, tables.split(";")):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _write(connection: sqlite3.Connection, statement: str, values: Sequence[object] = ()) -> None:
@@ -272,6 +370,10 @@ def _wait(connection: sqlite3.Connection, seconds: float) -> None:
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
     value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
     return value
+
+
+def _revision(connection: sqlite3.Connection) -> int:
+    return int(_fact(connection, REVISION) or 0)
 
 
 def _fact(connection: sqlite3.Connection, name: str) -> str | None:

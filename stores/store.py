@@ -1,10 +1,11 @@
 """The interface of a store, its errors, and the order of events that every store keeps."""
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-SCHEMA = 1
-"""Version of the layout of a store; a store of another version is refused."""
+SCHEMA = 2
+"""Version of the layout of a store; a store of another version is refused. Version 1 has no added or hidden items."""
 KEEP = 1_000
 """Default number of events that are kept for a user."""
 MAX_TIME = 2**48 - 1
@@ -44,6 +45,26 @@ Write = tuple[bytes, Sequence[Event]]
 """A raw user id and events of this user, in any order."""
 
 
+class AddedItem(NamedTuple):
+    """An item that was added after the models were trained."""
+
+    item: bytes
+    """Raw item id."""
+    title: str
+    """Title as :func:`preprocessing.titles.prompt_title` returns it."""
+
+
+class Listing(NamedTuple):
+    """The items that were added and hidden while servers run."""
+
+    revision: int
+    """Number that changes with every change of the listing, and is 0 for a store that never had one."""
+    added: tuple[AddedItem, ...]
+    """Added items in the order in which they were first added. Their places never change."""
+    hidden: frozenset[bytes]
+    """Raw ids of hidden items, which need not be known."""
+
+
 class StoreError(Exception):
     """A store cannot be used now; the message names the store, without its password, and the remedy."""
 
@@ -53,7 +74,7 @@ class WrongStoreError(StoreError):
 
 
 class Store(Protocol):
-    """Histories of users; a user who is not known has an empty one.
+    """Histories of users, and the items that were added and hidden; a user who is not known has an empty history.
 
     Every method raises :class:`StoreError` if the store cannot be reached. The next call tries again, so nothing has to
     be done when the store is back. An object serves one thread; any number of processes can use the same store.
@@ -77,6 +98,33 @@ class Store(Protocol):
 
     def merge(self, old: bytes, new: bytes) -> int:
         """Give the events of one user to another, forget the first, and return how many were new to the second."""
+
+    def listing(self, known: int | None = None) -> Listing | None:
+        """Return the added and hidden items; None if the revision is still `known`, which takes one small read."""
+
+    def add_items(self, items: Sequence[AddedItem]) -> int:
+        """Add items or change their titles, and return how many were new or have another title.
+
+        All of them are added at once. An item keeps the place that it was first given; of several titles for one item,
+        the last one counts.
+        """
+
+    def hide(self, items: Sequence[bytes]) -> int:
+        """Hide items from all answers, and return how many were not hidden. Ids that nobody knows may be hidden too."""
+
+    def show(self, items: Sequence[bytes]) -> int:
+        """Show hidden items again, and return how many were hidden."""
+
+    def migrate(self) -> tuple[int, int]:
+        """Bring a store of an older version to this program's, and return the versions before and after.
+
+        Histories are not changed. A migration that is killed has changed nothing, and one of a current store does
+        nothing.
+
+        Raises:
+            StoreError: there is no store.
+            WrongStoreError: the store is of a newer version, or something else is at its address.
+        """
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
@@ -103,9 +151,32 @@ def check_schema(name: str, found: int) -> None:
     Raises:
         WrongStoreError: it is not.
     """
-    if found != SCHEMA:
-        remedy = "install the llamarec that wrote it, or a newer one"
-        raise WrongStoreError(f"the store {name} has version {found}, and this llamarec reads {SCHEMA}: {remedy}")
+    check_not_newer(name, found)
+    if found < SCHEMA:
+        raise WrongStoreError(f"{_versions(name, found)}: run `llamarec users migrate --store URL`")
+
+
+def check_not_newer(name: str, found: int) -> None:
+    """Check that a store's version is one that this program knows.
+
+    Raises:
+        WrongStoreError: it is newer.
+    """
+    if found > SCHEMA:
+        raise WrongStoreError(f"{_versions(name, found)}: install the llamarec that wrote it, or a newer one")
+
+
+def _versions(name: str, found: int) -> str:
+    return f"the store {name} has version {found}, and this llamarec reads {SCHEMA}"
+
+
+def new_revision() -> int:
+    """Return a revision for a listing that changes now: the time in milliseconds since 1970.
+
+    A change takes this or the last revision plus one, whichever is larger. So a store that was replaced by a backup, or
+    lost, does not come back to a revision that a server already knows for other content.
+    """
+    return time.time_ns() // 1_000_000
 
 
 def check_dataset(name: str, found: str | None, expected: str) -> None:

@@ -9,7 +9,7 @@ import redis
 from redis_server import RedisServer
 
 from stores.address import open_store
-from stores.store import Event, StoreError
+from stores.store import AddedItem, Event, StoreError
 
 pytestmark = [pytest.mark.redis, pytest.mark.thorough]
 HISTORY = [Event(b"50", 1), Event(b"181", 2)]
@@ -33,20 +33,34 @@ def test_what_was_acknowledged_survives_redis(store, redis_server):
         assert [event.time for event in store.last(b"ann")] == list(range(number + 1))
 
 
+@pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("state", ["dead", "stopped"])
-def test_a_look_up_without_redis_fails_soon(store, redis_server, state):
-    """Within 100 ms, whether nothing listens or what listens does not answer; then at once for a moment."""
+def test_a_look_up_without_redis_fails_soon(store, redis_server, state, order):
+    """Within 100 ms, whether nothing listens or what listens does not answer; then at once for a moment. Those of
+    histories and of the listing share the moment, whichever comes first.
+    """
     store.record([(b"ann", HISTORY)])
     redis_server.kill() if state == "dead" else redis_server.process.send_signal(19)  # SIGSTOP
-    for limit in (0.1, 0.01):
+    look_ups = (lambda: store.last(b"ann")), store.listing
+    for limit, look_up in zip((0.1, 0.01, 0.01), look_ups[order:] + look_ups, strict=False):
         began = time.monotonic()
         with pytest.raises(StoreError, match=f"127.0.0.1:{redis_server.port}"):
-            store.last(b"ann")
+            look_up()
         assert time.monotonic() - began < limit
     if state == "stopped":
         redis_server.process.send_signal(18)  # SIGCONT
         time.sleep(0.25)
         assert store.last(b"ann") == HISTORY
+
+
+def test_a_long_listing_is_read(store):
+    """Of 100,000 items, which take Redis longer than a look-up may wait; one that is known is not read."""
+    store.add_items([AddedItem(b"%d" % number, f"Title of item {number}") for number in range(100_000)])
+    listing = store.listing()
+    assert [int(item) for item, _ in listing.added] == list(range(100_000))
+    began = time.monotonic()
+    assert store.listing(listing.revision) is None
+    assert time.monotonic() - began < 0.05
 
 
 def test_a_password_is_asked_for_and_never_shown(tmp_path):
@@ -68,8 +82,8 @@ def test_a_password_is_asked_for_and_never_shown(tmp_path):
 def test_a_store_of_a_newer_version_is_refused(store, redis_server):
     store.record([(b"ann", HISTORY)])
     with redis.Redis(port=redis_server.port) as client:
-        client.hset("llamarec:store", "schema", 2)
-    with closing(open_store(redis_server.url)) as other, pytest.raises(StoreError, match="has version 2"):
+        client.hset("llamarec:store", "schema", 3)
+    with closing(open_store(redis_server.url)) as other, pytest.raises(StoreError, match="has version 3"):
         other.last(b"ann")
 
 

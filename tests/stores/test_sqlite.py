@@ -61,8 +61,8 @@ def test_other_files_are_refused_and_left_as_they_are(tmp_path):
 def test_a_store_of_a_newer_version_is_refused(store, path):
     """The version is SQLite's `user_version`; the message says which program reads it."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(StoreError, match="has version 2, and this llamarec reads 1: install the llamarec that wrote"):
+        connection.execute("PRAGMA user_version = 3")
+    with pytest.raises(StoreError, match="has version 3, and this llamarec reads 2: install the llamarec that wrote"):
         SqliteStore(path).last(b"ann")
 
 

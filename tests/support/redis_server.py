@@ -43,6 +43,11 @@ class RedisServer:
             time.sleep(0.02)
         raise AssertionError("redis-server does not answer")
 
+    def flush(self) -> None:
+        """Delete everything."""
+        with redis.Redis(port=self.port) as client:
+            client.flushall()
+
     def kill(self) -> None:
         """Send SIGKILL, and wait for the end."""
         self.process.kill()
