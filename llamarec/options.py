@@ -20,6 +20,9 @@ Store = Annotated[
         help="Address of the store of histories: `sqlite:///FILE`, `redis://HOST:PORT/DATABASE` or `rediss://...`.",
     ),
 ]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Separator in text files: `;`, `tab`. Default: a tab for .tsv, else a comma.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Preset = Annotated[
     str, typer.Option(help="Named options: `default`, `demo` (minutes on two cores) or one of the paper's.")
@@ -44,6 +47,18 @@ DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_RELEASES = Path("releases")
 DEFAULT_SERVER = "127.0.0.1:8001"
 Options = TypeVar("Options")
+
+
+def encode_id(noun: str, given: str) -> bytes:
+    """Return an id from the command line as bytes.
+
+    Raises:
+        InputError: it is not valid Unicode.
+    """
+    try:
+        return given.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the {noun} {given!r} is not valid Unicode: check the terminal's encoding") from None
 
 
 def from_given(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.artifacts import Manifest, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
-from preprocessing.data import INTERACTIONS_FILE, KIND
+from preprocessing.data import ADDED_FILE, INTERACTIONS_FILE, KIND
 from preprocessing.readers import parquet_batches
 from preprocessing.report import ReadingLog
 from preprocessing.values import Batch
@@ -23,6 +23,8 @@ class Previous:
     manifest: Manifest
     interactions: Path
     catalogue: pa.Table
+    added: Mapping[str, str]
+    """Titles that came from a store of added items, as no raw file had one, by the raw ids."""
 
     @property
     def times(self) -> Mapping[str, Any] | None:
@@ -36,8 +38,9 @@ class Previous:
         return known
 
     def titles(self) -> dict[str, str]:
-        """Return the title of each item by its raw id."""
-        return dict(zip(self.catalogue["raw"].to_pylist(), self.catalogue["title"].to_pylist(), strict=True))
+        """Return the title of each item of the raw files by its raw id."""
+        titles = dict(zip(self.catalogue["raw"].to_pylist(), self.catalogue["title"].to_pylist(), strict=True))
+        return {item: title for item, title in titles.items() if item not in self.added}
 
     def batches(self, log: ReadingLog) -> Iterator[Batch]:
         """Yield all interactions, with the kind of their times where that was recorded."""
@@ -54,4 +57,20 @@ def load_previous(folder: Path) -> Previous:
         InputError: the folder is missing or was not written by `llamarec preprocess`.
     """
     manifest = read_manifest(folder, KIND, "llamarec preprocess")
-    return Previous(manifest, folder / INTERACTIONS_FILE, pq.read_table(folder / ITEMS_FILE))
+    added = read_added(folder / ADDED_FILE)
+    return Previous(manifest, folder / INTERACTIONS_FILE, pq.read_table(folder / ITEMS_FILE), added)
+
+
+def read_added(path: Path) -> dict[str, str]:
+    """Return the titles that :func:`write_added` wrote; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path)
+    return dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True))
+
+
+def write_added(path: Path, titles: Mapping[str, str]) -> None:
+    """Write the titles that came from a store, if there are any, as Parquet with the columns ``item`` and ``title``."""
+    if titles:
+        columns = {"item": list(titles), "title": list(titles.values())}
+        pq.write_table(pa.table(columns, pa.schema({name: pa.string() for name in columns})), path)

@@ -18,6 +18,8 @@ KIND = "data"
 SEQUENCES_FOLDER = "sequences"
 INTERACTIONS_FILE = "interactions.parquet"
 """File of all checked raw interactions, for a later append."""
+ADDED_FILE = "added.parquet"
+"""File of the titles that came from a store of added items; absent if none did."""
 STATISTICS_FILE = "statistics.json"
 TYPES = {"user": pa.string(), "training": pa.list_(pa.int32()), "validation": pa.int32(), "test": pa.int32()}
 """Columns of the sequences and their types."""

@@ -37,6 +37,8 @@ class Raw(NamedTuple):
     """How the times were read and are stored, for a later append and for the report."""
     several_titles: int
     """Number of items with several titles."""
+    added: dict[str, str]
+    """Those of the titles that came from a store of added items, by the raw ids."""
 
 
 class RawTables(NamedTuple):
@@ -50,7 +52,14 @@ class RawTables(NamedTuple):
     """Function that puts the words of a title in order."""
 
 
-def ingest(tables: RawTables, path: Path, named: str, log: ReadingLog, previous: Previous | None = None) -> Raw:
+def ingest(
+    tables: RawTables,
+    path: Path,
+    named: str,
+    log: ReadingLog,
+    previous: Previous | None = None,
+    added: Mapping[str, str] | None = None,
+) -> Raw:
     """Check all interactions and titles in one pass, write the interactions, and return the data set.
 
     Args:
@@ -59,6 +68,7 @@ def ingest(tables: RawTables, path: Path, named: str, log: ReadingLog, previous:
         named: names of the raw files, for error messages.
         log: record of what is read and left out.
         previous: an earlier data set that this one continues.
+        added: titles, by raw ids, of items for which the raw files have none.
 
     Raises:
         InputError: there are no interactions, a row is bad and bad rows are not skipped, the times have no common unit,
@@ -83,15 +93,28 @@ def ingest(tables: RawTables, path: Path, named: str, log: ReadingLog, previous:
             raise InputError(f"{named}: no interactions found; check that the download is complete")
         for batch in tables.titles:
             titles.add(check_titles(batch, log))
-        item_type = pa.string() if pa.string() in {*parts.types("item"), *titles.item_types()} else pa.int64()
+        item_types = {*parts.types("item"), *titles.item_types(), _id_type(added or {})}
+        item_type = pa.string() if pa.string() in item_types else pa.int64()
         times = {**units.facts(), **parts.range(units.kind)}
         rows = parts.join(item_type, units.kind)
     finally:
         parts.remove()
     best, several = titles.best(item_type, tables.natural, previous.titles() if previous else {}, log)
+    key = str if item_type == pa.string() else int
+    used = {item: title for item, title in (added or {}).items() if key(item) not in best}
+    best.update({key(item): title for item, title in used.items()})
     if not best:
         raise InputError(f"{named}: no item has a title, but the ranker needs titles; provide the file with the titles")
-    return Raw(path, rows, best, times, several)
+    return Raw(path, rows, best, times, several, used)
+
+
+def _id_type(ids: Iterable[str]) -> pa.DataType:
+    """Return the integer type if all ids are numbers in the one way in which integers are written, else text."""
+    texts = pa.array(ids, pa.string())
+    try:
+        return pa.int64() if texts.cast(pa.int64()).cast(pa.string()).equals(texts) else pa.string()
+    except pa.ArrowInvalid:
+        return pa.string()
 
 
 class _Writer:

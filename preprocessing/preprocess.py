@@ -1,5 +1,6 @@
 """The data stage: turns raw events and titles into sequences, items and vocabulary (paper, section 4.0.1)."""
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -13,20 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.append import load_previous
+from preprocessing.append import load_previous, write_added
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
-from preprocessing.data import INTERACTIONS_FILE, KIND, SEQUENCES_FOLDER, STATISTICS_FILE, Statistics, read_sequences
+from preprocessing.data import (
+    ADDED_FILE,
+    INTERACTIONS_FILE,
+    KIND,
+    SEQUENCES_FOLDER,
+    STATISTICS_FILE,
+    Statistics,
+    read_sequences,
+)
 from preprocessing.download import EDITIONS, download_public
 from preprocessing.errors import InputError
 from preprocessing.files import visible_files
-from preprocessing.ingest import Raw, ingest
+from preprocessing.ingest import Raw, RawTables, ingest
 from preprocessing.progress import progress_bar
 from preprocessing.report import ReadingLog, relative_names
-from preprocessing.sources import SOURCES, Layout, raw_files
+from preprocessing.sources import SOURCES, Layout, raw_files, separator
 
 WORKFLOW_FOLDER = "workflow"
 STEPS = 5
+ADDED_INPUT = "added items"
+"""Name of the added titles among the inputs of the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +77,13 @@ class Preprocessing:
             raise InputError(
                 f"minimum must be at least 3, not {self.minimum}: training, validation and test need one item each"
             )
-        if self.delimiter is not None and (len(self.layout.delimiter or "") != 1 or self.delimiter in '"\r\n'):
-            raise InputError(f"--delimiter must be one character, or `tab`, not {self.delimiter!r}")
+        separator(self.delimiter)
 
     @property
     def layout(self) -> Layout:
         """Layout of a ``table``."""
-        delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
-        return Layout(self.user_column, self.item_column, self.timestamp_column, self.title_column, delimiter)
+        columns = self.user_column, self.item_column, self.timestamp_column, self.title_column
+        return Layout(*columns, separator(self.delimiter))
 
     @property
     def name(self) -> str:
@@ -81,30 +91,42 @@ class Preprocessing:
         return self.raw.resolve().stem if self.raw else self.dataset
 
 
-def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
+@dataclass(frozen=True)
+class AddedTitles:
+    """Titles of the items that were added to a store while servers ran."""
+
+    titles: Mapping[str, str]
+    """Title of each item by its raw id."""
+    dataset: str | None = None
+    """Name of the data set that the store belongs to; None if nobody has said it yet."""
+
+
+def preprocess(options: Preprocessing, artifacts: Path, added: AddedTitles | None = None) -> Statistics:
     """Write ``artifacts/data`` and return its statistics.
 
     The folder holds ``items.parquet``, ``sequences/`` and ``statistics.json``, and for a later append
-    ``interactions.parquet`` and ``workflow/``.
+    ``interactions.parquet``, ``added.parquet`` and ``workflow/``.
 
-    Items without a title are dropped. Then items and users with fewer than ``minimum`` interactions are dropped, until
-    all that remain have enough. Each user's interactions are ordered by (timestamp, raw item id); ids are compared as
-    numbers if all of them are integers, and as bytes otherwise. A user's last item is for test and the second-to-last
-    for validation. Items are numbered by descending number of interactions, then by raw id. The order of the raw rows
-    does not matter.
+    Items without a title are dropped; the title of an added item counts where the raw files have none. Then items and
+    users with fewer than ``minimum`` interactions are dropped, until all that remain have enough. Each user's
+    interactions are ordered by (timestamp, raw item id); ids are compared as numbers if all of them are integers, and
+    as bytes otherwise. A user's last item is for test and the second-to-last for validation. Items are numbered by
+    descending number of interactions, then by raw id. The order of the raw rows does not matter.
 
     With ``append``, the result is the same as if all files had been there from the start, except for the item numbers:
     items already in the models' vocabulary keep their numbers, and new items follow.
 
-    A folder that was made from the same options and raw files, or to which these files were already appended, is left
-    as it is.
+    A folder that was made from the same options, raw files and added items, or to which these were already appended, is
+    left as it is. Added items of an earlier run remain in an append.
 
     Args:
         options: see :class:`Preprocessing`.
         artifacts: folder of the data set's artifacts.
+        added: titles of the items that were added since, if any.
 
     Raises:
-        InputError: raw files are missing or unreadable, or nothing is left after the filters.
+        InputError: raw files are missing or unreadable, the added items are of another data set, or nothing is left
+            after the filters.
     """
     if options.raw is None and options.dataset in EDITIONS:
         options = replace(options, raw=download_public(options.dataset, options.edition, artifacts / "raw"))
@@ -117,16 +139,20 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
         "columns": {name: value for name, value in vars(options.layout).items() if value is not None},
         "skip_bad_lines": options.skip_bad_lines,
     }
-    inputs = _fingerprints(files, options.raw)
+    inputs, titles = _fingerprints(files, options.raw), dict(added.titles) if added else {}
+    given = {ADDED_INPUT: _fingerprint(titles)} if titles else {}
     folder = artifacts / "data"
     previous = load_previous(folder) if options.append else None
     if previous:
-        if set(inputs.values()) <= set(previous.manifest.inputs.values()):
-            return Statistics.read(folder)
         recorded = dict(previous.manifest.options)
-        batch = f"batch {len(previous.manifest.inputs)}: "
-        inputs = {**previous.manifest.inputs, **{batch + name: value for name, value in inputs.items()}}
-    elif is_finished(folder, KIND, options=recorded, inputs=inputs):
+        titles = {**previous.added, **titles}
+        files, inputs = _batch(files, inputs, previous.manifest.inputs)
+    inputs |= given
+    if added and added.dataset not in (None, recorded["name"]):
+        raise InputError(
+            f"the added items are of data set {added.dataset!r}, not of {recorded['name']!r}: name another store"
+        )
+    if is_finished(folder, KIND, options=recorded, inputs=inputs):
         return Statistics.read(folder)
     facts: dict[str, Any] = {}
     log = ReadingLog(options.skip_bad_lines)
@@ -139,8 +165,10 @@ def preprocess(options: Preprocessing, artifacts: Path) -> Statistics:
     ):
         begin("reading")
         named = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-        tables = SOURCES[options.dataset].read(files, options.raw, options.layout, log)
-        raw = ingest(tables, partial / INTERACTIONS_FILE, named, log, previous)
+        nothing = RawTables(iter(()), iter(()))
+        tables = SOURCES[options.dataset].read(files, options.raw, options.layout, log) if files else nothing
+        raw = ingest(tables, partial / INTERACTIONS_FILE, named, log, previous, titles)
+        write_added(partial / ADDED_FILE, raw.added)
         for path, count in log.skipped().items():
             logging.getLogger(__name__).warning("%s: %d lines skipped", path, count)
         numbered = previous.numbered() if previous else []
@@ -167,6 +195,19 @@ def _fingerprints(files: list[Path], raw: Path | None) -> dict[str, str]:
     return {path.relative_to(folder).as_posix() if folder else path.name: file_fingerprint(path) for path in files}
 
 
+def _batch(files: list[Path], inputs: dict[str, str], before: Mapping[str, str]) -> tuple[list[Path], dict[str, str]]:
+    """Return the files that have not been appended yet, and the inputs of the longer data set."""
+    if set(inputs.values()) <= set(before.values()):
+        return [], dict(before)
+    batch = f"batch {len(before.keys() - {ADDED_INPUT})}: "
+    return files, {**before, **{batch + name: value for name, value in inputs.items()}}
+
+
+def _fingerprint(titles: Mapping[str, str]) -> str:
+    """Return a hash of titles, whatever their order."""
+    return hashlib.sha256(json.dumps(titles, sort_keys=True).encode()).hexdigest()
+
+
 def _report(
     log: ReadingLog, raw: Raw, files: list[Path], options: Preprocessing, titled: int, statistics: Statistics
 ) -> dict[str, Any]:
@@ -187,7 +228,12 @@ def _report(
         "unread": relative_names(set(visible) - set(files), folder),
         "interactions": raw.rows,
         "times": raw.times,
-        "titles": {"items": len(raw.titles), "several": raw.several_titles, "dropped": dict(log.titles)},
+        "titles": {
+            "items": len(raw.titles),
+            **({"added": len(raw.added)} if raw.added else {}),
+            "several": raw.several_titles,
+            "dropped": dict(log.titles),
+        },
         "dropped": {
             "of items without a title": raw.rows - titled,
             "outside the k-core": titled - statistics.interactions,

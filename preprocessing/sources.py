@@ -41,6 +41,18 @@ class Layout:
     """Separator of the fields of text files; if absent, a tab for ``.tsv`` and ``.tab``, and a comma for all others."""
 
 
+def separator(given: str | None) -> str | None:
+    """Return the separator that an option names: one character, or ``tab``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    found = "\t" if given in ("tab", "\\t") else given
+    if found is not None and (len(found) != 1 or found in '"\r\n'):
+        raise InputError(f"--delimiter must be one character, or `tab`, not {given!r}")
+    return found
+
+
 class Source(NamedTuple):
     """Functions that find and read one kind of raw data."""
 
@@ -191,8 +203,11 @@ def _first(*names: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda line: next((line[name] for name in names if name in line), None)
 
 
-def _table_files(raw: Path | None) -> list[Path]:
-    expected = "set --raw to a CSV or Parquet file, or to a folder of such files"
+EXPECTED_RAW = "set --raw to a CSV or Parquet file, or to a folder of such files"
+EXPECTED_SOURCE = "name a CSV or Parquet file, or a folder of such files"
+
+
+def _table_files(raw: Path | None, expected: str = EXPECTED_RAW) -> list[Path]:
     if raw is None or not raw.exists():
         raise InputError(f"{raw or '--raw'} does not exist: {expected}")
     if not raw.is_dir():
@@ -222,7 +237,19 @@ def table_events(raw: Path, layout: Layout, log: ReadingLog) -> Iterator[Batch]:
     names = {layout.user: "user", layout.item: "item", layout.timestamp: "timestamp"}
     if len(names) < 3:
         raise InputError("--user-column, --item-column and --timestamp-column must name three different columns")
-    return _table_batches(_table_files(raw), raw, names, layout.delimiter, log)
+    return _table_batches(_table_files(raw, EXPECTED_SOURCE), raw, names, layout.delimiter, log)
+
+
+def table_items(raw: Path, layout: Layout, log: ReadingLog) -> Iterator[Batch]:
+    """Yield the items and titles of a `table`, which needs no events.
+
+    Raises:
+        InputError: there is no such file, or the columns are not two.
+    """
+    names = {layout.item: "item", layout.title: "title"}
+    if len(names) < 2:
+        raise InputError("--item-column and --title-column must name two different columns")
+    return _table_batches(_table_files(raw, EXPECTED_SOURCE), raw, names, layout.delimiter, log)
 
 
 def _table_batches(

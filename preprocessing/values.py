@@ -6,6 +6,7 @@ A row is usable if its user id, item id and time are; titles are checked apart, 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from preprocessing.errors import InputError
 from preprocessing.features import is_utf8
 from preprocessing.report import ReadingLog
 from preprocessing.times import Example, Problem, Times, TimeUnit, is_text, read_times
+from preprocessing.titles import prompt_title
 
 NOT_UTF8 = "not UTF-8"
 NOT_TEXT = "not text"
@@ -100,6 +102,28 @@ def check_titles(batch: Batch, log: ReadingLog) -> pa.RecordBatch:
     for problem in bad_items:
         wanted = pc.and_not(wanted, problem.rows)
     return found if pc.all(wanted).as_py() else found.filter(wanted)
+
+
+def check_items(batch: Batch, log: ReadingLog) -> list[tuple[str, str]]:
+    """Return id and title of all usable rows; unlike in a data set, a row without a title is a bad one.
+
+    Args:
+        batch: rows with ``item`` and ``title``.
+        log: record of bad rows.
+
+    Raises:
+        InputError: a column has a type that is none of ids or text, or a row is bad and bad rows are not skipped.
+    """
+    items, problems = read_ids(batch, "item")
+    raw = _titles(batch, log)
+    titles = [("", "") if title is None else prompt_title(title) for title in raw.to_pylist()]
+    for what in dict.fromkeys(problem for _, problem in titles if problem):
+        rows = pa.array([problem == what for _, problem in titles])
+        problems.append(Problem(rows, f"a title that is {what}", raw))
+    problems += _problem(raw.is_null(), "no title")
+    usable = _usable(batch, problems, log)
+    rows = zip(items.cast(pa.string()).to_pylist(), (title for title, _ in titles), strict=True)
+    return list(rows if usable is None else compress(rows, usable.to_pylist()))
 
 
 def read_ids(batch: Batch, name: str) -> tuple[pa.Array, list[Problem]]:

@@ -1,7 +1,8 @@
-"""Fills a store from a file of events, or from the interactions of a preprocessed data set."""
+"""Fills a store from a file of events, from the interactions of a preprocessed data set, or from a file of items."""
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,11 +13,11 @@ import pyarrow.compute as pc
 from preprocessing.append import load_previous
 from preprocessing.errors import InputError
 from preprocessing.report import ReadingLog
-from preprocessing.sources import Layout, table_events
+from preprocessing.sources import Layout, table_events, table_items
 from preprocessing.times import ORDINAL, UNITS, TimeUnit, to_nanoseconds
-from preprocessing.values import Batch, Interactions, check_interactions
+from preprocessing.values import Batch, Interactions, check_interactions, check_items
 from stores.address import open_store
-from stores.store import VIEW, Event, Store, Write
+from stores.store import VIEW, AddedItem, Event, Store, Write
 
 COMMIT_EVENTS = 10_000
 """Number of events in a commit: enough that its wait for the disk does not count, and short for other writers."""
@@ -66,6 +67,41 @@ def load_events(
     if not events:
         raise InputError(f"{source} has no events: check that it is complete")
     return Loaded(events, new, sum(log.skipped().values()))
+
+
+@dataclass(frozen=True)
+class LoadedItems:
+    """What was added."""
+
+    items: int
+    """Number of items that were read, each with a title."""
+    changed: int
+    """Number of those that were new or have another title now."""
+    skipped: int
+    """Number of rows that were left out because they are not usable."""
+
+
+def load_items(source: Path, url: str, layout: Layout | None = None, *, skip: bool = False) -> LoadedItems:
+    """Add all items of a file to a store at once, or none if one of them is not usable.
+
+    Args:
+        source: CSV or Parquet, or a folder of such files.
+        url: address of the store.
+        layout: columns of the files. Default: ``item`` and ``title``.
+        skip: whether to leave out rows that are not usable, instead of stopping at the first.
+
+    Raises:
+        InputError: there are no such files, or a row is not usable.
+        StoreError: the store cannot be reached.
+    """
+    log = ReadingLog(skip)
+    batches = table_items(source, layout or Layout(), log)
+    titles = {item: title for batch in batches for item, title in check_items(batch, log)}
+    if not titles:
+        raise InputError(f"{source} has no items: check that it is complete")
+    with closing(open_store(url)) as store:
+        changed = store.add_items([AddedItem(item.encode(), title) for item, title in titles.items()])
+    return LoadedItems(len(titles), changed, sum(log.skipped().values()))
 
 
 def _checked(batches: Iterator[Batch], units: TimeUnit, log: ReadingLog) -> Iterator[Interactions]:

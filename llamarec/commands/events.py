@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llamarec.options import Json, Store
+from llamarec.options import Delimiter, Json, Store
 from llamarec.tables import print_row
 
 events = typer.Typer(help="What users did, in the store of histories.", no_args_is_help=True)
@@ -27,9 +27,7 @@ def load(
     user_column: Annotated[str, typer.Option(help="Column of the user ids.")] = "user",
     item_column: Annotated[str, typer.Option(help="Column of the item ids.")] = "item",
     timestamp_column: Annotated[str, typer.Option(help="Column of the times.")] = "timestamp",
-    delimiter: Annotated[
-        str | None, typer.Option(help="Separator in text files: `;`, `tab`. Default: a tab for .tsv, else a comma.")
-    ] = None,
+    delimiter: Delimiter = None,
     kind: Annotated[str, typer.Option(help="What happened, for all of these events.")] = "view",
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Skip and count rows that cannot be used, instead of stopping.")
@@ -37,9 +35,9 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Record the events of a file or a data set. Loading them again changes nothing."""
-    from preprocessing.sources import Layout
+    from preprocessing.sources import Layout, separator
     from stores.loading import load_events
 
-    layout = Layout(user_column, item_column, timestamp_column, delimiter="\t" if delimiter == "tab" else delimiter)
+    layout = Layout(user_column, item_column, timestamp_column, delimiter=separator(delimiter))
     loaded = load_events(source, store, layout, kind=kind, skip=skip_bad_lines)
     print_row("loaded", asdict(loaded), as_json)

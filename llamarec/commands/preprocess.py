@@ -1,12 +1,16 @@
 """`llamarec preprocess`."""
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llamarec.options import DEFAULT_ARTIFACTS, Artifacts, Json, from_given
-from llamarec.tables import console, print_json, print_row
+from llamarec.tables import console, messages, print_json, print_row
+
+if TYPE_CHECKING:
+    from preprocessing.preprocess import AddedTitles
 
 
 def preprocess(
@@ -45,6 +49,12 @@ def preprocess(
         bool,
         typer.Option("--append", help="The raw files hold further events of the data set in --artifacts."),
     ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a store. The items that `llamarec items add` added to it get their titles from there."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn raw interactions and titles into sequences: title filter, iterative 5-core, leave-one-out split.
@@ -56,7 +66,8 @@ def preprocess(
     from preprocessing.preprocess import preprocess as run
     from preprocessing.report import sentences
 
-    row = run(from_given(Preprocessing, given), artifacts).row()
+    options = from_given(Preprocessing, given)
+    row = run(options, artifacts, _added_titles(store) if store else None).row()
     report = read_report(artifacts)
     if as_json:
         print_json({**row, "reading": report})
@@ -64,3 +75,15 @@ def preprocess(
     for sentence in sentences(report) if report else ():
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     print_row("the paper's Table 2", row, as_json)
+
+
+def _added_titles(url: str) -> "AddedTitles":
+    """Return the titles of the items that were added to a store, and say how many there are."""
+    from preprocessing.preprocess import AddedTitles
+    from stores.address import open_store
+
+    with closing(open_store(url)) as store:
+        listing, dataset = store.listing(), store.dataset()
+    assert listing is not None  # no revision is known
+    messages.print(f"{len(listing.added):,} items were added to the store", highlight=False)
+    return AddedTitles({item.decode(): title for item, title in listing.added}, dataset)

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llamarec.options import Json, Store
-from llamarec.tables import print_json, print_row, print_table
-from preprocessing.errors import InputError
+from llamarec.options import Json, Store, encode_id
+from llamarec.tables import console, print_json, print_row, print_table
 
 users = typer.Typer(help="Histories of users, in the store.", no_args_is_help=True)
 User = Annotated[str, typer.Argument(help="User id.")]
@@ -53,6 +52,21 @@ def merge(
     print_row("merged", {"from": old, "to": new, "new events": new_events}, as_json)
 
 
+@users.command()
+def migrate(store: Store, as_json: Json = False) -> None:
+    """Bring a store that an older version of llamarec wrote to this version. The histories stay as they are."""
+    from stores.address import open_store
+
+    with closing(open_store(store)) as opened:
+        before, after = opened.migrate()
+    if as_json:
+        print_json({"from": before, "to": after})
+    elif before == after:
+        console.print(f"the store has version {after} already: there is nothing to do", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"migrated from version {before} to {after}", highlight=False, soft_wrap=True)
+
+
 def _encoded(user: str) -> bytes:
     """Return a user id as the store keeps it.
 
@@ -61,10 +75,7 @@ def _encoded(user: str) -> bytes:
     """
     from serving.histories import check_user
 
-    try:
-        encoded = user.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the user id {user!r} is not valid Unicode: check the terminal's encoding") from None
+    encoded = encode_id("user id", user)
     check_user(encoded)
     return encoded
 

@@ -123,21 +123,29 @@ def test_the_tutorial_ends_with_a_recommendation(tmp_path):
 @pytest.mark.thorough
 def test_the_page_of_events_leads_from_an_empty_store_to_an_answer(repository, tmp_path):
     """The blocks run in order on one empty store, the block of the server in the background. Ann's three events are
-    shown in the order of their times; after the last command she has none.
+    shown in the order of their times; after the last command she has none. The items are added and hidden after that.
     """
-    serve, *code, commands = EVENTS
+    serve, *others = EVENTS
     assert serve.text.strip() == "llamarec serve --store sqlite:///histories.sqlite"
     store = f"sqlite:///{tmp_path}/histories.sqlite"
     with serving(repository, tmp_path / "log", f"--store={store}") as served:
-        for block in code:
+        outputs = []
+        for block in others:
             text = block.text.replace("127.0.0.1:8001", served.url)
-            subprocess.run([sys.executable, "-c", text], cwd=tmp_path, check=True)
-        printed = shell(commands.text, tmp_path)
+            if block.language == "python":
+                subprocess.run([sys.executable, "-c", text], cwd=tmp_path, check=True)
+            else:
+                outputs.append(shell(text, tmp_path))
+    printed, items = outputs
     shown, merged = printed.index("3 events of ann"), printed.index("merged")
     assert re.findall(r"│ +(172|50|181) +│ (\w+)", printed[shown:merged]) == [
         ("172", "purchase"),
         ("50", "view"),
         ("181", "view"),
+    ]
+    assert re.findall(r"│ +(\d+) +│ ([^│]*?) +│ +(yes)? +│", items[items.index("2 added, 1 hidden") :]) == [
+        ("5000", "A New Film (2026)", ""),
+        ("5001", "Another One (2026)", "yes"),
     ]
     assert "0 events of ann" in shell(f"llamarec users show ann --store {store}", tmp_path)
 
