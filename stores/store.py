@@ -25,22 +25,6 @@ class Event(NamedTuple):
     """What was done, for example ``view`` or ``purchase``."""
 
 
-class AddedItem(NamedTuple):
-    """An item that was added while servers run."""
-
-    item: bytes
-    """Raw item id."""
-    title: str
-
-
-class Listing(NamedTuple):
-    """The items that were added and hidden while servers run."""
-
-    revision: int
-    added: tuple[AddedItem, ...]
-    hidden: frozenset[bytes]
-
-
 Write = tuple[bytes, Sequence[Event]]
 """A raw user id and events of this user, in any order."""
 
@@ -128,9 +112,6 @@ class Store(Protocol):
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
-
-    def listing(self, known: int | None = None) -> Listing | None:
-        """Return the added and hidden items; None if the revision is still ``known``."""
 
     def close(self) -> None:
         """Close the connection."""

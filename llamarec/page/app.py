@@ -70,7 +70,7 @@ class Chosen(BaseModel):
 class NewItem(BaseModel):
     """Body of a request to add an item."""
 
-    title: str = Field(max_length=200, pattern=r"\S")
+    title: str = Field(max_length=200)
 
 
 class Visibility(BaseModel):
@@ -295,8 +295,9 @@ def create_app(demo: DemoPage) -> FastAPI:
         return JSONResponse({"error": str(error)}, 400 if isinstance(error, InvalidRequest) else 503)
 
     @app.exception_handler(StoreError)
-    async def say_of_the_store(request: Request, error: StoreError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 503)
+    @app.exception_handler(InputError)
+    async def say_of_items(request: Request, error: StoreError | InputError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 400 if isinstance(error, InputError) else 503)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -344,7 +345,7 @@ def add_changes(app: FastAPI, demo: DemoPage, store: LiveStore) -> None:
 
     @app.post("/api/items")
     def add(new: NewItem) -> dict[str, str]:
-        return {"id": store.add_item(new.title.strip()), "title": new.title.strip()}
+        return store.add_item(new.title)
 
     @app.get("/api/hidden")
     def hidden() -> list[dict[str, str]]:

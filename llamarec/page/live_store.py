@@ -4,6 +4,8 @@ import time
 import uuid
 from contextlib import closing
 
+from preprocessing.errors import InputError
+from preprocessing.titles import prompt_title
 from serving.live_items import POLL_SECONDS
 from stores.address import open_store
 from stores.store import AddedItem, Listing, Store
@@ -39,13 +41,20 @@ class LiveStore:
         with closing(self._open()) as store:
             store.forget(visitor.encode())
 
-    def add_item(self, title: str) -> str:
-        """Add an item under a new id, return the id, and let the server learn of it first."""
+    def add_item(self, title: str) -> dict[str, str]:
+        """Add an item under a new id, let the server learn of it, and return its id and its title as it is shown.
+
+        Raises:
+            InputError: the title cannot stand in a prompt.
+        """
+        title, problem = prompt_title(title)
+        if problem:
+            raise InputError(f"this title is {problem}: type words that describe the item")
         item = f"new-{uuid.uuid4().hex[:8]}"
         with closing(self._open()) as store:
             store.add_items([AddedItem(item.encode(), title)])
         time.sleep(POLL_SECONDS)
-        return item
+        return {"id": item, "title": title}
 
     def set_hidden(self, item: str, *, hidden: bool) -> None:
         """Hide an item or show it again, and let the server learn of it first."""
