@@ -1,4 +1,4 @@
-"""`llamarec events`, `llamarec users` and `llamarec serve --store`."""
+"""`llamarec events`, `llamarec users` and `llamarec serve --store` and `--answers`."""
 
 import json
 
@@ -62,6 +62,10 @@ def test_a_table_shows_what_json_does(run, store, tmp_path):
         (
             ["serve", "--repository", "model_repository", "--store", "ftp://x"],
             "'ftp://x' is not the address",
+        ),
+        (
+            ["serve", "--repository", "model_repository", "--answers", "README.md"],
+            "--answers README.md is not a folder: name another path",
         ),
     ],
 )
