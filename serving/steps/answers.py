@@ -223,9 +223,14 @@ class AnswerLog:
             with suppress(queue.Empty):
                 while len(rows) < CHUNK:
                     rows.append(self._waiting.get_nowait())
+            try:
+                batch = self._batch(rows)
+            except (pa.ArrowException, ValueError) as error:  # not text, which the steps do not give
+                self._lose(len(rows), "invalid", error)
+                continue
             if not self._batches:
                 self._oldest = time.monotonic()
-            self._batches.append(self._batch(rows))
+            self._batches.append(batch)
             if sum(batch.nbytes for batch in self._batches) >= self._file_bytes:
                 self._write()
 
@@ -235,7 +240,7 @@ class AnswerLog:
         return pa.record_batch([pa.array(columns[field.name], field.type) for field in self._schema], self._schema)
 
     def _write(self) -> None:
-        """Write the file of all batches. Where that fails, they are lost and counted: the step has to go on."""
+        """Write the file of all batches. Where that fails, they are lost: the step has to go on."""
         table = pa.Table.from_batches(self._batches, self._schema)
         self._batches = []
         moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
@@ -245,12 +250,16 @@ class AnswerLog:
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())  # else a machine that crashes may keep the new name without the content
         except OSError as error:
-            self._count(len(table), "disk")
-            line = {"time": round(time.time(), 3), "step": self._step, "event": "answers lost", "message": str(error)}
-            sys.stderr.write(json.dumps(line) + "\n")
-            sys.stderr.flush()
+            self._lose(len(table), "disk", error)
         else:
             self._count(len(table), None)
+
+    def _lose(self, answers: int, reason: str, error: Exception) -> None:
+        """Count answers that cannot be written, and say why in the server's log."""
+        self._count(answers, reason)
+        line = {"time": round(time.time(), 3), "step": self._step, "event": "answers lost", "message": str(error)}
+        sys.stderr.write(json.dumps(line) + "\n")
+        sys.stderr.flush()
 
 
 def _user(request: Tensors) -> bytes | None:

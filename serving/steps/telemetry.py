@@ -180,7 +180,7 @@ class Telemetry:
 
         Args:
             answers: their number.
-            lost: why they are not in it: ``full`` or ``disk``; None if they are.
+            lost: why they are not in it: ``full``, ``disk`` or ``invalid``; None if they are.
         """
         if lost:
             self._metrics.count("llamarec_unlogged_answers_total", answers, reason=lost)

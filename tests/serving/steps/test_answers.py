@@ -235,6 +235,19 @@ def test_a_disk_that_fails_costs_answers_of_the_log_only(open_one, tmp_path, cou
     assert str(tmp_path / "log") in line["message"]
 
 
+def test_an_id_that_is_no_text_does_not_end_the_log(open_one, tmp_path, counted, capsys, monkeypatch):
+    """No step gives one. It is lost with what is converted together with it, and the next answers are kept."""
+    monkeypatch.setattr("serving.steps.answers.DRAIN_SECONDS", 0.01)
+    log = open_one()
+    log.add("lost", RESPONSE, ANN, {**ANSWER, ITEM_ID: [b"\xff", b"50"]}, None)
+    wait_for(lambda: bool(counted))
+    log.add("kept", RESPONSE, ANN, ANSWER, None)
+    log.close()
+    assert counted == [(1, "invalid"), (1, None)]
+    assert [row["request"] for row in rows(tmp_path / "log")] == ["kept"]
+    assert json.loads(capsys.readouterr().err)["event"] == "answers lost"
+
+
 # --- what the environment names
 
 
