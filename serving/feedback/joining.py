@@ -62,25 +62,12 @@ def join(answers: Answers, events: Events, window: float) -> Joined:
     delay = events.times - time[owner]
     counted = (owner >= 0) & (delay <= window * 1000)
     lists = rows["items"].combine_chunks()
-    shown_item = lists.flatten().dictionary_encode()
-    item = pc.index_in(events.items, shown_item.dictionary).fill_null(-1).to_numpy().astype(np.int64)  # [events]
-    _check(answers, events, owner, time, delay, counted, item, window)
-
+    _check(answers, events, owner, time, delay, counted, lists.flatten(), window)
     length = pc.list_value_length(lists).to_numpy().astype(np.int64)
     answer = np.repeat(np.arange(len(user)), length)  # [shown]
     place = np.arange(len(answer)) - (np.cumsum(length) - length)[answer] + 1
-    # Items that no answer showed keep apart by their own numbers, since an answer's user may have taken several.
-    unseen = len(shown_item.dictionary) + events.items.dictionary_encode().indices.to_numpy()
-    taken = np.unique(np.stack([owner, np.where(item < 0, unseen, item)])[:, counted], axis=1)  # [2, taken]
-    size = len(shown_item.dictionary) + len(events.items)
-    keys = answer * size + shown_item.indices.to_numpy()
-    order = np.argsort(keys)
-    ordered = np.append(keys[order], -1)
-    wanted = taken[0] * size + taken[1]
-    at = np.searchsorted(ordered[:-1], wanted)
-    found = order[at[ordered[at] == wanted]]  # places among the shown items
+    found, count = _taken(len(user), answer, lists.flatten(), owner[counted], events.items.filter(pa.array(counted)))
     group = rows["group"].dictionary_encode().combine_chunks()
-    count = np.bincount(taken[0], minlength=len(user))
     return Joined(
         user,
         group.indices.to_numpy().astype(np.int64),
@@ -94,6 +81,28 @@ def join(answers: Answers, events: Events, window: float) -> Joined:
         place[found],
         rows["retriever_ranks"].combine_chunks().flatten().to_numpy()[found].astype(np.int64),
     )
+
+
+def _taken(
+    answers: int, answer: NDArray[np.int64], shown: pa.Array, owner: NDArray[np.int64], items: pa.Array
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of the shown items were taken, and the number of different items taken after each answer.
+
+    Args:
+        answers: number of answers.
+        answer: answer that showed each item [shown].
+        shown: ids of the shown items [shown].
+        owner: answer that each event counts for [events].
+        items: ids of the events' items [events].
+    """
+    codes = pa.chunked_array([shown, items]).dictionary_encode().combine_chunks().indices.to_numpy().astype(np.int64)
+    size = len(codes) + 1  # more than any code
+    keys = answer * size + codes[: len(shown)]
+    wanted = np.unique(owner * size + codes[len(shown) :])
+    order = np.argsort(keys)
+    ordered = np.append(keys[order], -1)
+    at = np.searchsorted(ordered[:-1], wanted)
+    return order[at[ordered[at] == wanted]], np.bincount(wanted // size, minlength=answers)
 
 
 def last_answers(
@@ -147,7 +156,7 @@ def _check(
     time: NDArray[np.int64],
     delay: NDArray[np.int64],
     counted: NDArray[np.bool_],
-    item: NDArray[np.int64],
+    shown: pa.Array,
     window: float,
 ) -> None:
     """Refuse events that cannot be what users did after these answers."""
@@ -164,7 +173,7 @@ def _check(
             " right"
         )
     different = len(pc.unique(events.items))
-    if (item < 0).all() and different > FEW_ITEMS:
+    if different > FEW_ITEMS and not pc.any(pc.is_in(events.items, shown)).as_py():
         raise InputError(
             f"none of the {different:,} items of the events was ever shown: give the events of data set"
             f" {answers.dataset!r}; item ids are compared as strings"
