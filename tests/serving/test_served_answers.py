@@ -21,7 +21,7 @@ from serving.layout import exported_release
 from serving.server.local import LocalServer
 from serving.steps.answers import is_sampled
 
-USERS = 8
+USERS = 4
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
