@@ -14,6 +14,7 @@ from llamarec.commands.doctor import doctor
 from llamarec.commands.evaluate import evaluate
 from llamarec.commands.events import events
 from llamarec.commands.export import export
+from llamarec.commands.feedback import feedback
 from llamarec.commands.items import items
 from llamarec.commands.preprocess import preprocess
 from llamarec.commands.recommend import recommend
@@ -59,7 +60,7 @@ app.add_typer(release, name="release")
 app.add_typer(events, name="events")
 app.add_typer(users, name="users")
 app.add_typer(items, name="items")
-for command in (recommend, evaluate, bench, demo, doctor):
+for command in (recommend, evaluate, feedback, bench, demo, doctor):
     app.command()(command)
 
 

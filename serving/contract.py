@@ -44,6 +44,11 @@ STORE_PARAMETER = "STORE"
 STORE_VARIABLE = "LLAMAREC_STORE"
 """Environment variable with that address, which takes the place of the parameter; an address may hold a password."""
 
+ANSWERS_VARIABLE = "LLAMAREC_ANSWERS"
+"""Environment variable with the folder of the log of answers; without it nothing is logged."""
+SAMPLE_VARIABLE = "LLAMAREC_ANSWERS_SAMPLE"
+"""Environment variable with the share of the answers that are logged, from 0 to 1. Default: all."""
+
 # Item numbers are the catalogue's: 1..N, 0 for none.
 HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
 """Known items of the history, oldest first."""
@@ -54,6 +59,9 @@ RETRIEVE = TensorSpec("RETRIEVE", "INT32", (1,))
 """1: take the retrieval stage's top candidates; 0: rank GIVEN_ITEM."""
 LIMIT = TensorSpec("LIMIT", "INT32", (1,))
 """TOP_K after it was checked; 0: return all."""
+USER = TensorSpec("USER", "STRING", (-1,), optional=True)
+"""The caller's USER_ID, for the log of answers; length 0 if there is none. The steps that end an ensemble take it.
+Optional there: repositories that were exported before there was a log of answers do not have it."""
 CANDIDATE_ITEM = TensorSpec("CANDIDATE_ITEM", "INT32", (-1,))
 CANDIDATE_ID = TensorSpec("CANDIDATE_ID", "STRING", (-1,))
 CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
@@ -79,16 +87,16 @@ class ModelSpec(NamedTuple):
 
 
 STEP_SPECS = {
-    "features": ModelSpec(REQUEST, (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT)),
+    "features": ModelSpec(REQUEST, (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER)),
     # The retriever's response tensors serve `llamarec_retrieval`: an intermediate tensor must never be an ensemble's
     # output under the same name, or a request for a subset of the outputs deadlocks.
     "retriever": ModelSpec(
-        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT),
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER),
         (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
     ),
     "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, PREFIX, QUEUED)),
     "ranker": ModelSpec(
-        (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT), RESPONSE
+        (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT, USER), RESPONSE
     ),
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
     ITEMS: ModelSpec(ITEMS_REQUEST, ITEMS_RESPONSE),

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,20 +54,44 @@ def load_events(
         InputError: there are no such files, or a row is not usable.
         StoreError: the store cannot be reached, or is of another data set.
     """
-    log, units, dataset = ReadingLog(skip), TimeUnit(skip), None
-    if (source / "data").is_dir():
-        previous = load_previous(source / "data")
-        dataset, batches = str(previous.manifest.facts["dataset"]), previous.batches(log)
-    else:
-        batches = table_events(source, layout or Layout(), log)
+    log = ReadingLog(skip)
+    dataset, parts = read_events(source, layout, log)
     store = open_store(url, dataset=dataset)
     try:
-        events, new = _record_all(store, _checked(batches, units, log), kind.encode())
+        events, new = _record_all(store, parts, kind.encode())
     finally:
         store.close()
     if not events:
         raise InputError(f"{source} has no events: check that it is complete")
     return Loaded(events, new, sum(log.skipped().values()))
+
+
+class EventFiles(NamedTuple):
+    """The events of a file or of a data set's artifacts."""
+
+    dataset: str | None
+    """Name of the data set; None for a file, which does not say it."""
+    parts: Iterator[Interactions]
+
+
+def read_events(source: Path, layout: Layout | None, log: ReadingLog) -> EventFiles:
+    """Return the events of a file, or of a data set's artifacts; see :func:`load_events`.
+
+    Args:
+        source: see :func:`load_events`.
+        layout: see :func:`load_events`.
+        log: record of what is read, and whether unusable rows are skipped.
+
+    Raises:
+        InputError: there are no such files, or, while the parts are read, a row is not usable.
+    """
+    dataset, units = None, TimeUnit(log.skip)
+    if (source / "data").is_dir():
+        previous = load_previous(source / "data")
+        dataset, batches = str(previous.manifest.facts["dataset"]), previous.batches(log)
+    else:
+        batches = table_events(source, layout or Layout(), log)
+    return EventFiles(dataset, _checked(batches, units, log))
 
 
 @dataclass(frozen=True)
@@ -129,13 +154,13 @@ def _record_all(store: Store, interactions: Iterator[Interactions], kind: bytes)
 def _by_user(part: Interactions, kind: bytes) -> Iterator[Write]:
     """Yield the events of each user in a part of the data."""
     users, items = (part.rows[name].cast(pa.string()).cast(pa.binary()) for name in ("user", "item"))
-    table = pa.table({"user": users, "item": items, "time": _milliseconds(part)}).sort_by("user")
+    table = pa.table({"user": users, "item": items, "time": milliseconds(part)}).sort_by("user")
     rows = zip(*(table[name].to_pylist() for name in ("user", "item", "time")), strict=True)
     for user, own in groupby(rows, key=lambda row: row[0]):
         yield user, [Event(item, moment, kind) for _, item, moment in own]
 
 
-def _milliseconds(part: Interactions) -> pa.Array:
+def milliseconds(part: Interactions) -> pa.Array:
     """Return times in milliseconds; numbers in no unit, which only order events, are taken as they are."""
     times = part.rows["timestamp"]
     if part.kind == ORDINAL:

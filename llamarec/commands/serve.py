@@ -2,6 +2,8 @@
 
 import os
 import sys
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from llamarec.options import DEFAULT_REPOSITORY, Repository
 from preprocessing.errors import InputError
 from serving.admin_key import KEY_VARIABLE
-from serving.contract import STORE_VARIABLE
+from serving.contract import ANSWERS_VARIABLE, SAMPLE_VARIABLE, STORE_VARIABLE
 
 
 def serve(
@@ -23,6 +25,23 @@ def serve(
             " Default: what `llamarec export --store` named, if anything.",
         ),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=ANSWERS_VARIABLE,
+            help="Folder for the log of answers, which `llamarec feedback` reads: Parquet files with the items that"
+            " each user was shown. Default: answers are not logged.",
+        ),
+    ] = None,
+    answers_sample: Annotated[
+        float,
+        typer.Option(
+            envvar=SAMPLE_VARIABLE,
+            min=0.0,
+            max=1.0,
+            help="Share of the requests whose answers are logged, from 0 to 1; a hash of the request id chooses them.",
+        ),
+    ] = 1.0,
     health_port: Annotated[
         int | None, typer.Option(help="HTTP port of /ready, /live and /metrics for orchestrators. Default: none.")
     ] = None,
@@ -46,5 +65,11 @@ def serve(
 
         open_store(store).close()  # checks the address; the store may be down for now
         os.environ[STORE_VARIABLE] = store
+    if answers is not None:
+        if answers.exists() and not answers.is_dir():
+            raise InputError(f"--answers {answers} is not a folder: name another path")
+        answers.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=answers):  # checks that files can be written there
+            os.environ[ANSWERS_VARIABLE], os.environ[SAMPLE_VARIABLE] = str(answers.resolve()), str(answers_sample)
     key = os.environ.pop(KEY_VARIABLE, None)  # must not reach the steps' environment
     sys.exit(Supervisor(repository, context.args, load=load, health_port=health_port, key=key).run())

@@ -10,7 +10,7 @@ import numpy as np
 from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, TOP_K, USER_ID
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import FeatureEncoder
-from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
+from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE, USER
 from serving.histories import requested_history
 from serving.live_items import LiveItems, open_items
 from serving.steps.step import Answer, Tensors
@@ -72,6 +72,7 @@ class FeaturesStep:
             GIVEN_ITEM: encoded.given,
             RETRIEVE: [encoded.retrieve],
             LIMIT: [encoded.limit],
+            USER: request.get(USER_ID, []),
         }
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llamarec_client.contract import DEGRADED, DEGRADED_REASONS, ITEM_ID, RETRIEVER_RANK, SCORE
+from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK, SCORE
 from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from serving.contract import (
@@ -23,7 +23,7 @@ from serving.contract import (
     RETRIEVE,
 )
 from serving.live_items import LiveItems, open_items
-from serving.steps.step import Answer, Tensors, cut
+from serving.steps.step import Answer, Tensors, cut, degraded_reason
 from stores.store import Store
 
 
@@ -115,10 +115,7 @@ class RetrieverStep:
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the number of candidates, and why the client degraded to the retriever, if it did."""
-        degraded = parameters.get(DEGRADED)
-        if degraded is not None and degraded not in DEGRADED_REASONS:
-            degraded = "other"  # each value of a label is a series of its own, and the caller chose this one
-        return {"candidates": len(np.asarray(answer[CANDIDATE_ITEM])), "degraded": degraded}
+        return {"candidates": len(np.asarray(answer[CANDIDATE_ITEM])), "degraded": degraded_reason(parameters)}
 
 
 def _raw_ids(catalogue: Catalogue, items: NDArray[np.int32]) -> NDArray[np.object_]:

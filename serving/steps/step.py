@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike, NDArray
 
-from llamarec_client.contract import TensorSpec
+from llamarec_client.contract import DEGRADED, DEGRADED_REASONS, TensorSpec
 
 Tensors = Mapping[TensorSpec, NDArray[Any]]
 """Arrays [n] of one request, without the batch dimension; an optional tensor that was not sent is absent."""
@@ -45,6 +45,14 @@ class JointStep(Protocol):
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what is counted and logged about an answer; see :meth:`Step.facts`."""
+
+
+def degraded_reason(parameters: Mapping[str, Any]) -> str | None:
+    """Return why the client asked for a fallback, from the request's parameters; None if it did not."""
+    reason: str | None = parameters.get(DEGRADED)
+    if reason is not None and reason not in DEGRADED_REASONS:
+        return "other"  # each value of a label is a series of its own, and the caller chose this one
+    return reason
 
 
 def cut(limit: NDArray[Any], *arrays: NDArray[Any]) -> list[NDArray[Any]]:

@@ -26,6 +26,8 @@ COUNTERS = {
     "llamarec_answers_total": "Requests that a step answered",
     "llamarec_degraded_answers_total": "Retriever answers that a client requested as a fallback",
     "llamarec_errors_total": "Requests that a step did not answer, by kind",
+    "llamarec_logged_answers_total": "Answers written to the log of answers",
+    "llamarec_unlogged_answers_total": "Answers that the log of answers lost, by reason",
     "llamarec_events_total": "Recorded events that were new to the store",
     "llamarec_unknown_items_total": "History items that are not in the catalogue",
 }
@@ -172,6 +174,18 @@ class Telemetry:
         self._metrics.count("llamarec_errors_total", kind=kind)
         if self._log_all or kind == "internal":
             self._log(request, kind, message=message)
+
+    def logged(self, answers: int, lost: str | None = None) -> None:
+        """Count answers of the log of answers.
+
+        Args:
+            answers: their number.
+            lost: why they are not in it: ``full``, ``disk`` or ``invalid``; None if they are.
+        """
+        if lost:
+            self._metrics.count("llamarec_unlogged_answers_total", answers, reason=lost)
+        else:
+            self._metrics.count("llamarec_logged_answers_total", answers)
 
     def close(self) -> None:
         """Send the last metrics to the server."""

@@ -19,8 +19,9 @@ from llamarec_client.contract import TensorSpec
 from preprocessing.errors import InputError
 from serving.contract import STEP_SPECS
 from serving.layout import export_id, loaded_artifact
+from serving.steps.answers import AnswerLog, open_log
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
-from serving.steps.step import Answer, JointStep, Step, Tensors
+from serving.steps.step import Answer, JointStep, Step, Tensors, degraded_reason
 from serving.steps.telemetry import Telemetry
 from stores.store import StoreError
 
@@ -44,6 +45,7 @@ class Worker:
         step: Step | JointStep,
         telemetry: Telemetry | None = None,
         queue: Admission | RankerTurn | None = None,
+        answers: AnswerLog | None = None,
     ) -> None:
         """Run ``step`` as the Triton model of this name.
 
@@ -52,15 +54,17 @@ class Worker:
             step: answers the requests.
             telemetry: counts answers and failures.
             queue: admits requests to the ranker's queue, or takes their turn.
+            answers: keeps the answers of the ensembles that end with this step.
         """
         self._name = name
         self._step = step
         self._telemetry = telemetry
         self._queue = queue
+        self._answers = answers
 
     @classmethod
     def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step]) -> "Worker":
-        """Load a step's exported files and connect it to the metrics and to the ranker's queue.
+        """Load a step's exported files and connect it to the metrics, the ranker's queue and the log of answers.
 
         Args:
             name: of the step.
@@ -73,7 +77,9 @@ class Worker:
         folder = loaded_artifact(name, arguments)
         step = load(folder)
         release = arguments["model_name"].removeprefix(name).removeprefix("_") or export_id(folder)
-        return cls(name, step, Telemetry(name, release), open_queue(name, arguments))
+        telemetry = Telemetry(name, release)
+        answers = open_log(name, folder, release, telemetry.logged)
+        return cls(name, step, telemetry, open_queue(name, arguments), answers)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer Triton's ``execute``: one response for each request, in order.
@@ -87,7 +93,9 @@ class Worker:
         return [self._respond(request, partial(self._work, step, request), time.perf_counter()) for request in requests]
 
     def finalize(self) -> None:
-        """Answer Triton's ``finalize``: hand over the last metrics and leave the queue."""
+        """Answer Triton's ``finalize``: write the last answers, hand over the last metrics and leave the queue."""
+        if self._answers:
+            self._answers.close()
         if self._telemetry:
             self._telemetry.close()
         if self._queue:
@@ -128,8 +136,10 @@ class Worker:
             if spec.name in wanted
         ]
         if self._telemetry:
-            facts = self._step.facts(tensors, answer, json.loads(request.parameters() or "{}"))
+            facts = self._step.facts(tensors, answer, _parameters(request))
             self._telemetry.answered(request, time.perf_counter() - started, facts)
+        if self._answers:
+            self._answers.add(request.request_id(), wanted, tensors, answer, degraded_reason(_parameters(request)))
         return pb_utils.InferenceResponse(output_tensors=outputs)
 
     def _refuse(self, request: Any, kind: str, code: str, message: str) -> Any:
@@ -140,6 +150,11 @@ class Worker:
             self._telemetry.failed(request, kind, message)
         error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
         return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _parameters(request: Any) -> Mapping[str, Any]:
+    parameters: Mapping[str, Any] = json.loads(request.parameters() or "{}")
+    return parameters
 
 
 def _outcome(read: Callable[[], Tensors]) -> Tensors | Exception:

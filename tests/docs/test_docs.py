@@ -67,6 +67,8 @@ def test_what_is_not_run_is_known():
         ("events.md", "bash"),
         ("events.md", "bash"),
         ("faq.md", "bash"),
+        ("feedback.md", "bash"),
+        ("feedback.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),

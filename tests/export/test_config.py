@@ -79,16 +79,18 @@ def test_both_ensembles_take_and_give_the_same():
     assert list(full.output) == list(retrieval.output)
 
 
-def test_optional_inputs_enter_the_first_step_only():
-    """Only the first step has optional inputs.
+def test_optional_inputs_of_a_request_enter_the_first_step_only():
+    """Only the first step has inputs that an ensemble may leave out.
 
     Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs; later steps
-    can batch all requests.
+    can batch all requests. USER is optional for repositories of earlier versions: in these, every request has it.
     """
-    optional = {spec.name for spec in REQUEST if spec.optional}
+    optional = {"features": {spec.name for spec in REQUEST if spec.optional}, "retriever": {"USER"}, "ranker": {"USER"}}
+    configs = model_configs()
     for step in STEPS:
-        inputs = {tensor.name for tensor in model_configs()[step].input if tensor.optional}
-        assert inputs == (optional if step == "features" else set())
+        inputs = {tensor.name for tensor in configs[step].input if tensor.optional}
+        assert inputs == optional.get(step, set())
+    assert "USER" in {tensor.name for tensor in configs["features"].output}
 
 
 @pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])

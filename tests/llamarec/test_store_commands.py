@@ -1,4 +1,4 @@
-"""`llamarec events`, `llamarec users`, `llamarec items`, and the option `--store` of other commands."""
+"""`llamarec events`, `llamarec users`, `llamarec items`, and the options `--store` and `--answers` of others."""
 
 import json
 import sqlite3
@@ -69,6 +69,10 @@ def test_a_table_shows_what_json_does(run, store, tmp_path):
         (
             ["serve", "--repository", "model_repository", "--store", "ftp://x"],
             "'ftp://x' is not the address",
+        ),
+        (
+            ["serve", "--repository", "model_repository", "--answers", "README.md"],
+            "--answers README.md is not a folder: name another path",
         ),
     ],
 )

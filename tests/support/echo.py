@@ -26,6 +26,7 @@ ECHO_STEPS = {
             GIVEN_ITEM: [ord(raw) for raw in given],
             RETRIEVE: [CANDIDATES not in request],
             LIMIT: request.get(TOP_K, [0]),
+            USER: request.get(USER_ID, []),
         }
 
     def facts(self, request, answer, parameters):

@@ -122,6 +122,15 @@ def test_answers_and_what_is_in_them_are_counted(endpoint, telemetry):
     assert endpoint.samples("llamarec_errors_total") == {}
 
 
+def test_logged_answers_and_lost_ones_are_counted_apart(endpoint, telemetry):
+    """What was lost has its reason as a label: 1 + 2 answers found the queue full, and a disk took 4 of 9."""
+    for answers, lost in ((1, "full"), (5, None), (2, "full"), (4, "disk")):
+        telemetry.logged(answers, lost)
+    telemetry.close()
+    assert endpoint.value("llamarec_logged_answers_total") == 5
+    assert endpoint.samples("llamarec_unlogged_answers_total") == {"full": 3, "disk": 4}
+
+
 def test_errors_are_counted_by_kind_and_are_no_answers(endpoint, telemetry):
     for kind in ("invalid", "full", "invalid", "internal"):
         telemetry.failed(request(), kind, "ranker: no")

@@ -79,6 +79,9 @@ class Counting:
     def failed(self, request: Any, kind: str, message: str) -> None:
         self.events.append((kind, message))
 
+    def logged(self, answers: int, lost: str | None = None) -> None:
+        self.events.append(("logged", answers, lost))
+
     def close(self) -> None:
         self.events.append("closed")
 
@@ -96,6 +99,19 @@ class Queue:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Log:
+    """Stands in for the log of answers."""
+
+    def __init__(self, events: list[Any] | None = None) -> None:
+        self.events = [] if events is None else events
+
+    def add(self, *answer: Any) -> None:
+        self.events.append(answer)
+
+    def close(self) -> None:
+        self.events.append("log closed")
 
 
 def test_an_answer_is_counted_with_its_facts():
@@ -170,11 +186,24 @@ def test_a_failure_while_counting_is_an_answer_too():
     assert second.error is None
 
 
-def test_finalizing_hands_over_metrics_and_leaves_the_queue():
-    """Triton calls it when a model is unloaded; a step that has neither ends as quietly."""
+def test_an_answer_is_logged_and_a_refusal_is_not():
+    """The log gets what the request asked for and held, the whole answer, and why the client degraded."""
+    log = Log()
+    asked = request('{"degraded": "Overloaded"}', HISTORY=[b"a"])
+    asked.request_id = lambda: "id"
+    Worker("features", Step(), answers=log).execute([asked])
+    Worker("features", Step(InputError("no")), answers=log).execute([request(HISTORY=[])])
+    (added,) = log.events
+    assert (*added[:2], set(added[2]), *added[3:]) == ("id", ["HISTORY_ITEM", "LIMIT"], {HISTORY}, ANSWER, "Overloaded")
+
+
+def test_finalizing_hands_over_answers_and_metrics_and_leaves_the_queue():
+    """Triton calls it when a model is unloaded. The last answers are counted before the metrics are handed over; a step
+    that has none of these ends as quietly.
+    """
     telemetry, queue = Counting(), Queue()
-    Worker("features", Step(), telemetry, queue).finalize()
-    assert telemetry.events == ["closed"]
+    Worker("features", Step(), telemetry, queue, Log(telemetry.events)).finalize()
+    assert telemetry.events == ["log closed", "closed"]
     assert queue.closed
     Worker("features", Step()).finalize()
 
