@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llamarec.options import Delimiter, Json, separator
+from llamarec.options import Delimiter, Json
 from llamarec.tables import console, print_json, print_table
 
 
@@ -32,7 +32,7 @@ def feedback(
     as_json: Json = False,
 ) -> None:
     """Print what users took of what they were shown, by release, and which release is better."""
-    from preprocessing.sources import Layout
+    from preprocessing.sources import Layout, separator
     from serving.feedback.report import feedback as run
     from serving.feedback.report import plot as draw
 
