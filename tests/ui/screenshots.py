@@ -4,12 +4,13 @@ python tests/ui/screenshots.py    # make screenshots, after `make demo` and `mak
 """
 
 import argparse
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -20,6 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from llamarec.page.app import DemoPage, create_app
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
+from serving.contract import STORE_VARIABLE
 from serving.server.local import LocalServer
 
 IMAGES = Path("docs/images")
@@ -113,8 +115,11 @@ def take_pictures(artifacts: Path, repository: Path, report: Path, user: str) ->
         user: raw id of the user whom the page shows.
     """
     IMAGES.mkdir(exist_ok=True)
-    with chromium() as browser, LocalServer(repository) as server:
-        with showing(DemoPage.open(server.url, repository, load_data(artifacts))) as url:
+    with ExitStack() as opened:
+        store = f"sqlite:///{opened.enter_context(tempfile.TemporaryDirectory())}/store"
+        os.environ[STORE_VARIABLE] = store  # of the server
+        browser, server = opened.enter_context(chromium()), opened.enter_context(LocalServer(repository))
+        with showing(DemoPage.open(server.url, repository, load_data(artifacts), store)) as url:
             address = f"{url}/?user={user}"
             browser.set_window_size(1360, 1240)
             shoot(browser, address, IMAGES / "page.png")
