@@ -53,7 +53,7 @@ def inputs(section: Section) -> tuple[Path, Reference]:
     if not section.dry_run:
         return base, kept
     tiny = write_model(TINY, base, section.work / "tiny", "cpu")
-    return tiny, compute(tiny, kept.given()[:1], kept.letter_ids)
+    return tiny, compute(tiny, kept.given.first(1))
 
 
 def compare_scores(section: Section, base: Path, reference: Reference) -> None:
@@ -63,9 +63,8 @@ def compare_scores(section: Section, base: Path, reference: Reference) -> None:
     found = {}
     for dtype in precisions:
         scorer = TorchScorer(base, Runtime(dtype=dtype, threads=torch.get_num_threads(), device=section.device))
-        scores = scores_of(scorer, reference.given(), reference.letter_ids, hidden)
-        for name, ours, theirs in zip(("letters", "lines"), scores, (reference.letters, reference.lines), strict=True):
-            found[f"{dtype} {name}"] = checked(deviation(ours, theirs), SCORES[dtype])
+        for name, rows in scores_of(scorer, reference.given, hidden).items():
+            found[f"{dtype} {name}"] = checked(deviation(rows, reference.scores[name]), SCORES[dtype])
         section.record("scores", found)
 
 
@@ -86,7 +85,7 @@ def compare_training(section: Section, base: Path, reference: Reference) -> None
     for quantisation in ("none", "nf4"):
         for dtype in ("bfloat16", "float32"):
             model = adapted(base, quantisation, DTYPES[dtype], section.device)
-            for name, loss, sketch in losses_and_gradients(model, reference.given(), reference.letter_ids):
+            for name, loss, sketch in losses_and_gradients(model, reference.given):
                 key = f"{quantisation} {name}"
                 found[f"{key}, {dtype}"] = {
                     "loss": checked(abs(loss / reference.losses[key] - 1), SCORES[dtype]),
@@ -106,18 +105,17 @@ def distance(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]])
 
 def after_evaluation(model: Any, reference: Reference) -> dict[str, Any]:
     """Return how far an evaluation between two backward passes moves the gradient, which is not at all."""
-    given = (model, reference.given(), reference.letter_ids)
-    before = {name: sketch for name, _, sketch in losses_and_gradients(*given)}
+    before = {name: sketch for name, _, sketch in losses_and_gradients(model, reference.given)}
     scored(model, reference)
-    after = {name: sketch for name, _, sketch in losses_and_gradients(*given)}
+    after = {name: sketch for name, _, sketch in losses_and_gradients(model, reference.given)}
     return checked(max(distance(after[name], before[name]) for name in before), 1e-6)
 
 
 def scored(model: Any, reference: Reference) -> NDArray[np.float32]:
     """Return the letters' logits of the model in training [prompts, 20]."""
     with evaluating(model):
-        rows = [letter_logits(model, prompt, reference.letter_ids).cpu().numpy() for prompt in reference.prompts]
-        return np.stack(rows)
+        prompts, letters = reference.given.prompts, reference.given.letter_ids
+        return np.stack([letter_logits(model, prompt.tokens, letters).cpu().numpy() for prompt in prompts])
 
 
 def merged_deviation(section: Section, model: Any, base: Path, reference: Reference) -> float:
@@ -125,7 +123,8 @@ def merged_deviation(section: Section, model: Any, base: Path, reference: Refere
     folder = section.work / "merged"
     save_merged(model, base, folder)
     scorer = TorchScorer(folder, Runtime(threads=torch.get_num_threads(), device=section.device))
-    return deviation(scorer.score(reference.prompts, reference.letter_ids), scored(model, reference).tolist())
+    tokens = [prompt.tokens for prompt in reference.given.prompts]
+    return deviation(scorer.score(tokens, reference.given.letter_ids), scored(model, reference).tolist())
 
 
 class StopTrainingError(Exception):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from models.ranker.fitting.qlora import add_adapters, answer_loss, line_loss, lo
 from models.ranker.inference.scorer import Runtime, Scorer
 from models.ranker.inference.torch_scorer import TorchScorer
 from models.ranker.options import RankerTraining
-from models.ranker.prompt import Prompt
+from models.ranker.prompt import Prompt, PromptSettings
 
 FILE = Path(__file__).with_name("reference.json")
 PROMPTS = 3
@@ -34,31 +34,38 @@ OPTIONS = RankerTraining()
 """The paper's adapters. Their dropout is left out here, since each device draws its own."""
 
 
+class Given(NamedTuple):
+    """What is scored."""
+
+    prompts: list[Prompt]
+    independent: list[Prompt]
+    """Prompts whose lines are independent of each other."""
+    letter_ids: list[int]
+
+    def first(self, count: int) -> "Given":
+        """Return the first ``count`` prompts of each kind."""
+        return Given(self.prompts[:count], self.independent[:count], self.letter_ids)
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the processor computes in fp32."""
 
-    prompts: list[list[int]]
-    """Token ids of each prompt."""
-    line_ends: list[list[int]]
-    letter_ids: list[int]
-    letters: list[list[float]]
-    """Logits of the letters after each prompt [prompts, 20]."""
-    lines: list[list[float]]
-    """Projections of the lines' states of each prompt onto :func:`direction_of` [prompts, 20]."""
+    given: Given
+    scores: dict[str, list[list[float]]]
+    """Logits of each prompt's candidates [prompts, 20], by the ways to read them (:func:`scores_of`)."""
     losses: dict[str, float]
     """By quantisation and objective, such as ``nf4 letters``."""
     gradients: dict[str, list[list[float]]]
     """Random projections of the gradient of each adapter [adapters, projections], by the same names."""
 
-    def given(self) -> list[Prompt]:
-        """Return the prompts."""
-        return [Prompt(*row) for row in zip(self.prompts, self.line_ends, strict=True)]
-
     @classmethod
     def read(cls) -> "Reference":
         """Return the reference of the embedded base."""
-        return cls(**json.loads(FILE.read_text(encoding="utf-8")))
+        stored = json.loads(FILE.read_text(encoding="utf-8"))
+        prompts, independent, letter_ids = stored.pop("given")
+        given = Given([Prompt(*row) for row in prompts], [Prompt(*row) for row in independent], letter_ids)
+        return cls(given, **stored)
 
 
 def direction_of(hidden: int) -> NDArray[np.float32]:
@@ -66,13 +73,18 @@ def direction_of(hidden: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(hidden).astype(np.float32) / np.float32(hidden**0.5)
 
 
-def scores_of(
-    scorer: Scorer, prompts: Sequence[Prompt], letters: Sequence[int], hidden: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the logits of the letters and of the lines, both [prompts, 20]."""
+def scores_of(scorer: Scorer, given: Given, hidden: int) -> dict[str, NDArray[Any]]:
+    """Return the logits [prompts, 20] of the letters, of the lines and of the independent lines.
+
+    Those of lines are projections of their states onto :func:`direction_of`.
+    """
     direction = direction_of(hidden)
-    lines = [scorer.score_lines(prompt.tokens, prompt.line_ends, direction) for prompt in prompts]
-    return scorer.score([prompt.tokens for prompt in prompts], letters), np.stack(lines)
+    lines = [scorer.score_lines(prompt.tokens, prompt.line_ends, direction) for prompt in given.prompts]
+    return {
+        "letters": scorer.score([prompt.tokens for prompt in given.prompts], given.letter_ids),
+        "lines": np.stack(lines),
+        "independent lines": np.stack([scorer.score_independent(prompt, direction) for prompt in given.independent]),
+    }
 
 
 def adapted(base: Path, quantisation: str, dtype: torch.dtype, device: str) -> Any:
@@ -93,17 +105,16 @@ def trained(model: Any) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def losses_and_gradients(
-    model: Any, prompts: Sequence[Prompt], letters: Sequence[int]
-) -> Iterator[tuple[str, float, list[list[float]]]]:
+def losses_and_gradients(model: Any, given: Given) -> Iterator[tuple[str, float, list[list[float]]]]:
     """Yield each objective's name, its loss for the first candidates, and the projections of its gradient."""
-    tokens, truths = [prompt.tokens for prompt in prompts], [0] * len(prompts)
+    tokens, truths = [prompt.tokens for prompt in given.prompts], [0] * len(given.prompts)
     direction = torch.from_numpy(direction_of(model.config.hidden_size)).to(model.device)
-    answers = [[letters[0], END]] * len(prompts)
-    scores = [torch.zeros(len(prompt.line_ends)) for prompt in prompts]
+    answers = [[given.letter_ids[0], END]] * len(tokens)
+    scores = [torch.zeros(len(prompt.line_ends)) for prompt in given.prompts]
     objectives: Mapping[str, Callable[[], Tensor]] = {
         "letters": lambda: answer_loss(model, tokens, answers),
-        "lines": lambda: line_loss(model, direction, prompts, truths, scores),
+        "lines": lambda: line_loss(model, direction, given.prompts, truths, scores),
+        "independent lines": lambda: line_loss(model, direction, given.independent, truths, scores),
     }
     for name, loss in objectives.items():
         value = loss()
@@ -123,25 +134,17 @@ def projections(parameters: Sequence[Tensor]) -> list[list[float]]:
     return found
 
 
-def compute(base: Path, prompts: Sequence[Prompt], letters: Sequence[int]) -> Reference:
+def compute(base: Path, given: Given) -> Reference:
     """Return the reference of a base on the processor."""
     scorer = TorchScorer(base, Runtime(threads=torch.get_num_threads()))
     hidden = json.loads((base / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    by_letters, by_lines = scores_of(scorer, prompts, letters, hidden)
+    scores = {name: rows.tolist() for name, rows in scores_of(scorer, given, hidden).items()}
     losses, gradients = {}, {}
     for quantisation in ("none", "nf4"):
         model = adapted(base, quantisation, torch.float32, "cpu")
-        for name, loss, sketch in losses_and_gradients(model, prompts, letters):
+        for name, loss, sketch in losses_and_gradients(model, given):
             losses[f"{quantisation} {name}"], gradients[f"{quantisation} {name}"] = loss, sketch
-    return Reference(
-        [prompt.tokens for prompt in prompts],
-        [prompt.line_ends for prompt in prompts],
-        list(letters),
-        by_letters.tolist(),
-        by_lines.tolist(),
-        losses,
-        gradients,
-    )
+    return Reference(given, scores, losses, gradients)
 
 
 def rounded(value: Any) -> Any:
@@ -156,7 +159,8 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     """Write the reference of the embedded base."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    reference = compute(embedded_base(), movie_prompts(PROMPTS), letters())
+    independent = movie_prompts(PROMPTS, settings=PromptSettings(independent=True))
+    reference = compute(embedded_base(), Given(movie_prompts(PROMPTS), independent, letters()))
     FILE.write_text(json.dumps(rounded(asdict(reference))) + "\n", encoding="utf-8")
 
 
