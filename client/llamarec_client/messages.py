@@ -47,8 +47,9 @@ from llamarec_client.errors import (
 from llamarec_client.servers import Server
 
 OTHER_CONTRACT = re.compile(
-    r"unexpected inference (input|output) '|expected \d+ inputs but got|inference input '.*' data-type is '"
-    r"|unexpected shape for input '"
+    r"(\[request id: .*?\] )?("
+    r"unexpected inference (input|output) '|unexpected shape for input '|inference input '.*?' data-type is '"
+    r"|expected (number of inputs between )?\d+ (and \d+ but got|inputs but got))"
 )
 """Messages of Triton itself, not of a step, when a request's tensors are not those of the model."""
 
@@ -224,7 +225,7 @@ def client_error(
     status = str(error.status()).removeprefix("StatusCode.")
     # Triton puts "in ensemble 'llamarec', " before the message of the step that failed, which names the step itself.
     message = re.sub(r"^in ensemble '[^']*', ", "", error.message() or "")
-    if status == "INVALID_ARGUMENT" and several and OTHER_CONTRACT.search(message):
+    if status == "INVALID_ARGUMENT" and several and OTHER_CONTRACT.match(message):
         return ServerUnavailable(
             f"the server at {url} serves {model} with another contract than this client's: run `llamarec export` of the"
             f" client's version, and restart it ({message})"

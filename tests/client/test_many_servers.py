@@ -22,7 +22,6 @@ from serving.server.programs import free_ports
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "starting")
 FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'llamarec', prompt_builder: queue full: 8 wait for the ranker")
 DEAD = (grpc.StatusCode.INTERNAL, "in ensemble 'llamarec', Stub process 'ranker_0_0' is not healthy.")
-OTHER = (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output 'RETRIEVER_RANK' for model 'llamarec'")
 """Statuses and messages as tritonserver 2.51 returns them."""
 Sends = Callable[[list[Request], Any], list[Any]]
 
@@ -146,13 +145,23 @@ def test_no_server_at_all_is_one_error_that_names_all(send):
     assert "start one with `llamarec serve`" in str(error)
 
 
-def test_a_server_with_another_contract_is_refused(three, send):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unexpected inference output 'RETRIEVER_RANK' for model 'llamarec'",
+        "[request id: one] expected number of inputs between 2 and 4 but got 1 inputs for model 'llamarec'.",
+        "[request id: one] inference input 'HISTORY' data-type is 'BYTES', but model 'llamarec' expects 'INT32'",
+        "[request id: one] unexpected shape for input 'TOP_K' for model 'llamarec'. Expected [-1,1], got [1,2].",
+    ],
+)
+def test_a_server_with_another_contract_is_refused(three, send, message):
     """Its tensors are not the client's: the other servers answer. Where all are so, the error says it."""
     servers, urls = three
-    servers[0].says(llamarec=[OTHER])
+    refusal = (grpc.StatusCode.INVALID_ARGUMENT, message)
+    servers[0].says(llamarec=[refusal])
     assert answered(send([Request(["a"])] * 6, urls))
     for server in servers:
-        server.says(llamarec=[OTHER])
+        server.says(llamarec=[refusal])
     (error,) = send([Request(["a"])], urls)
     assert isinstance(error, ServerUnavailable)
     assert "with another contract than this client's" in str(error)
@@ -164,7 +173,7 @@ def test_a_bad_request_visits_one_server(three, send):
     """It would be refused everywhere; and the server that refused it works, so it is not left out."""
     servers, urls = three
     for server in servers:
-        server.says(llamarec=[(grpc.StatusCode.INVALID_ARGUMENT, "features: TOP_K is 0")])
+        server.says(llamarec=[(grpc.StatusCode.INVALID_ARGUMENT, "features: no \"unexpected inference input 'a'\"")])
     assert all(isinstance(result, InvalidRequest) for result in send([Request(["a"])] * 6, urls))
     assert [len(server.asked) for server in servers] == [2] * 3
 
