@@ -62,7 +62,7 @@ def check_addresses(urls: object) -> list[str]:
     Raises:
         InvalidRequest: there is none, or one of them is not an address.
     """
-    if isinstance(urls, str) or not isinstance(urls, Iterable):
+    if isinstance(urls, (str, bytes)) or not isinstance(urls, Iterable):
         return [check_address(urls)]
     addresses = list(dict.fromkeys(check_address(url) for url in urls))
     if not addresses:

@@ -114,8 +114,8 @@ class Servers:
         """Return the turn of a request, which :meth:`release` ends.
 
         Of the servers that are not left out, or whose pause is over, it goes to the one with the fewest requests in
-        flight; of equal ones, to the one that was chosen least recently. If all are left out, the number of failures
-        counts first.
+        flight; of equal ones, to the one that was chosen least recently. If all are left out, each failure of a server
+        counts as a request in flight: a dead one, which has none, must not attract those that a slow one may answer.
 
         Args:
             tried: servers at which the same request failed; they are chosen only if there is no other.
@@ -123,10 +123,10 @@ class Servers:
         with self._lock:
             now = self._clock()
 
-            def order(state: _State) -> tuple[bool, bool, int, int, int]:
+            def order(state: _State) -> tuple[bool, bool, int, int]:
                 ready = state.is_ready(now)
-                failures = 0 if ready else state.failures
-                return not ready, state.server in tried, failures, state.in_flight, state.last_turn
+                load = state.in_flight + (0 if ready else state.failures)
+                return not ready, state.server in tried, load, state.last_turn
 
             chosen = min(self._members.values(), key=order)
             self._turns += 1

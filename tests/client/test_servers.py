@@ -152,6 +152,18 @@ def test_where_all_fail_the_one_that_failed_least_is_asked(clock):
     assert [fail(servers, Outcome.OVERLOADED) for _ in range(4)] in ([B, C, B, C], [C, B, C, B])
 
 
+def test_where_all_fail_requests_are_still_spread(clock):
+    """A failed once more than B and C, so that each of those has one request more in flight, and not all of them."""
+    servers = Servers([A, B, C], clock)
+    assert fail(servers) == A
+    assert served(servers, 2) == [B, C]
+    clock.now = FIRST_PAUSE_S
+    for _ in range(3):
+        fail(servers)
+    assert servers.all_failed()
+    assert Counter(servers.choose().server for _ in range(11)) == {A: 3, B: 4, C: 4}
+
+
 def test_a_retry_goes_to_a_server_that_was_not_tried(clock):
     """Only if every other server is left out, the request returns to one at which it failed."""
     servers = Servers([A, B], clock)
@@ -236,11 +248,10 @@ class Choosing(RuleBasedStateMachine):
         everyone_left_out = not pool
         pool = pool or self.members
         pool = [server for server in pool if server not in tried] or pool
+        load = {server: self.in_flight(server) for server in pool}
         if everyone_left_out:
-            least = min(self.model[server].failures() for server in pool)
-            pool = [server for server in pool if self.model[server].failures() == least]
-        fewest = min(self.in_flight(server) for server in pool)
-        pool = [server for server in pool if self.in_flight(server) == fewest]
+            load = {server: number + self.model[server].failures() for server, number in load.items()}
+        pool = [server for server in pool if load[server] == min(load.values())]
         first = min(self.model[server].chosen_at for server in pool)
         turn = self.servers.choose(tried)
         assert turn.server in [server for server in pool if self.model[server].chosen_at == first]
