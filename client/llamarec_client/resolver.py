@@ -72,7 +72,8 @@ class Resolver:
         for url in self._names:
             name = url.removeprefix(DNS)
             try:
-                self._found[url] = [Server(address, name) for address in resolve(name)]
+                if addresses := resolve(name):
+                    self._found[url] = [Server(address, name) for address in addresses]
             except (OSError, ValueError) as error:  # ValueError: no host name at all, for example a very long one
                 self._problem = str(error)
         self.servers.replace(self._shuffled())

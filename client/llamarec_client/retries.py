@@ -151,11 +151,11 @@ class Call:
         return max(MAX_ATTEMPTS, len(self.servers.members())) if isinstance(error, ServerUnavailable) else 1
 
     def _of_all(self, error: ClientError) -> ClientError:
-        """Return the error of the last attempt, or one that names all servers if none of several can be reached."""
+        """Return the error of the last attempt, or one that names all servers if none of several can answer."""
         servers = sorted(server.address for server in self.servers.members())
         if len(servers) < 2 or not self.servers.all_failed() or type(error) is not ServerUnavailable:
             return error
-        combined = ServerUnavailable(f"none of the servers {', '.join(servers)} answers; the last error: {error}")
+        combined = ServerUnavailable(f"none of the servers {', '.join(servers)} can answer; the last error: {error}")
         combined.request_id = error.request_id
         return combined
 

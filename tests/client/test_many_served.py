@@ -58,12 +58,12 @@ def answers(server: LocalServer) -> int:
 
 
 def test_the_load_is_spread_evenly(three):
-    """90 requests, six at a time, from either client: each server answers its third, give or take a fifth of it.
+    """60 requests, six at a time, from either client: each server answers its third, give or take a fifth of it.
 
     Throughput is measured by ``benchmarks/many_servers.py``.
     """
     urls = [server.url for server in three]
-    requests = [Request([chr(97 + number % 26)]) for number in range(90)]
+    requests = [Request([chr(97 + number % 26)]) for number in range(60)]
 
     async def in_loop() -> list[list | ClientError]:
         async with AsyncRecommenderClient(urls) as client:
@@ -78,8 +78,8 @@ def test_the_load_is_spread_evenly(three):
         results = send()
         assert [[row.item_id for row in result] for result in results] == [request.history for request in requests]
         shares = [answers(server) - earlier for server, earlier in zip(three, before, strict=True)]
-        assert sum(shares) == 90
-        assert all(24 <= share <= 36 for share in shares), shares
+        assert sum(shares) == 60
+        assert all(16 <= share <= 24 for share in shares), shares
 
 
 @pytest.mark.thorough
@@ -137,7 +137,7 @@ def test_a_real_server_with_another_contract_is_refused(three, slow_repository, 
         with RecommenderClient([other.url, three[0].url]) as client:
             assert all(len(client.recommend(["a"])) == 1 for _ in range(6))
         same = f"localhost:{other.url.rpartition(':')[2]}"
-        named = rf"none of the servers {other.url}, {same} answers; .* serves llamarec with another contract"
+        named = rf"none of the servers {other.url}, {same} can answer; .* serves llamarec with another contract"
         with RecommenderClient([other.url, same]) as client, pytest.raises(ServerUnavailable, match=named):
             client.recommend(["a"])
         with RecommenderClient(other.url) as client, pytest.raises(InvalidRequest, match="RETRIEVER_RANK"):
