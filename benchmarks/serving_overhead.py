@@ -42,7 +42,8 @@ CONSTANT_RANKER = '''
 
 import time
 
-from llamarec_client.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, ITEM_ID, RETRIEVER_RANK, SCORE
+from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK, SCORE
+from serving.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE
 from serving.steps.worker import Worker
 
 

@@ -12,7 +12,13 @@ from preprocessing.errors import InputError
 Artifacts = Annotated[Path, typer.Option(help="Folder of the data set's artifacts; each stage writes a subfolder.")]
 Repository = Annotated[Path, typer.Option(help="The Triton model repository.")]
 Releases = Annotated[Path, typer.Option(help="The repository of releases; `llamarec serve --repository` serves it.")]
-Server = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint.")]
+Server = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT of the server's gRPC endpoint. Several servers: separated by commas, or `dns:///NAME:PORT` for"
+        " all addresses of a name."
+    ),
+]
 Store = Annotated[
     str,
     typer.Option(
@@ -59,6 +65,11 @@ def encode_id(noun: str, given: str) -> bytes:
         return given.encode()
     except UnicodeEncodeError:
         raise InputError(f"the {noun} {given!r} is not valid Unicode: check the terminal's encoding") from None
+
+
+def addresses(text: str) -> list[str]:
+    """Return the servers of an option that takes several, separated by commas."""
+    return [address.strip() for address in text.split(",")]
 
 
 def from_given(

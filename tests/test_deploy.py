@@ -138,6 +138,16 @@ def test_the_charts_probes_ask_the_supervisor():
     }
 
 
+def test_the_charts_service_names_every_replica():
+    """Without an address of its own, the service's name resolves to each ready replica, over which the client spreads
+    its requests; a replica that is still loading must not be among them.
+    """
+    (service,) = (manifest for manifest in render({}) if manifest["kind"] == "Service")
+    assert service["spec"]["clusterIP"] == "None"
+    assert not service["spec"].get("publishNotReadyAddresses")
+    assert ("grpc", 8001) in [(port["name"], port["port"]) for port in service["spec"]["ports"]]
+
+
 def test_compose_and_chart_run_redis_so_that_nothing_is_lost():
     """Both with the same options, which docs/events.md asks for. The service of the recommender selects no Redis."""
     options = "redis-server --appendonly yes --appendfsync always --maxmemory-policy noeviction"

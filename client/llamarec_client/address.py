@@ -1,7 +1,9 @@
-"""The server's address: whether it is one, and whether gRPC connects to it through a proxy."""
+"""The server's address: whether it is one, what it resolves to, and whether gRPC connects to it through a proxy."""
 
 import os
 import re
+import socket
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from reprlib import repr as short
 
@@ -13,6 +15,8 @@ PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 RESOLVERS = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):")
 """Start of a target in gRPC's own notation, such as ``dns:///host:port``, which gRPC checks itself."""
+DNS = "dns:///"
+"""Start of an address whose name the client resolves itself, to all of its servers; gRPC would use only one of them."""
 LOCAL_SOCKETS = ("unix:", "unix-abstract:", "vsock:")
 LOOPBACK = ("localhost", "127.0.0.0/8", "::1", "0.0.0.0", "::")
 """Hosts and networks that are this machine."""
@@ -27,6 +31,9 @@ def check_address(url: object) -> str:
     """
     if not isinstance(url, str) or not url or not is_unicode(url) or re.search(r"\s", url):
         raise InvalidRequest(f"the address {short(url)} is not one: {EXAMPLE}")
+    if url.startswith(DNS):
+        check_address(url.removeprefix(DNS))
+        return url
     if RESOLVERS.match(url):
         return url
     if scheme := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", url):
@@ -47,6 +54,32 @@ def check_address(url: object) -> str:
     if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65_535):
         raise InvalidRequest(f"the address {url!r} has the port {port!r}: a port is a number from 1 to 65535")
     return url
+
+
+def check_addresses(urls: object) -> list[str]:
+    """Return the addresses of one or more servers, each once; see :func:`check_address`.
+
+    Raises:
+        InvalidRequest: there is none, or one of them is not an address.
+    """
+    if isinstance(urls, (str, bytes)) or not isinstance(urls, Iterable):
+        return [check_address(urls)]
+    addresses = list(dict.fromkeys(check_address(url) for url in urls))
+    if not addresses:
+        raise InvalidRequest(f"the list of addresses is empty: {EXAMPLE}")
+    return addresses
+
+
+def resolve(name: str) -> list[str]:
+    """Return the address of each server of a name, both ``host:port``.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    host, _, port = name.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    hosts = dict.fromkeys(str(address[0]) for *_, address in found)
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
 
 
 def channel_options(url: str) -> list[tuple[str, int]]:

@@ -1,18 +1,22 @@
-"""The connection of a client: its address, certificates and gRPC options, and the state that its calls share."""
+"""The connections of a client: addresses, certificates and gRPC options, and the state that its calls share."""
 
 import os
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from llamarec_client.address import channel_options, check_address
+from llamarec_client.address import channel_options, check_addresses
 from llamarec_client.checks import seconds, text
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest
+from llamarec_client.resolver import Resolver
 from llamarec_client.retries import Call, RetryBudget
+from llamarec_client.servers import Server
 
 MAX_TIMEOUT = 1e9
 """Seconds. gRPC and Triton count in nanoseconds, and overflow beyond some multiple of this."""
@@ -47,23 +51,30 @@ class Tls:
 
 
 class Connection:
-    """Settings that both clients share: the address, the channel's options and the retry budget."""
+    """Settings that both clients share: the servers, the channels' options and the retry budget."""
 
-    def __init__(self, url: str, tls: Tls | None, keep_alive: float) -> None:
-        self.url = check_address(url)
+    def __init__(self, url: str | Sequence[str], tls: Tls | None, keep_alive: float) -> None:
+        addresses = check_addresses(url)
         probe = round(1000 * max(seconds("keep_alive", keep_alive, MAX_KEEP_ALIVE), MIN_KEEP_ALIVE))
-        options = {
+        self._options: dict[str, Any] = {
             **CHANNEL_OPTIONS,
             "grpc.keepalive_time_ms": probe,
             "grpc.keepalive_timeout_ms": min(probe, 10_000),
             "grpc.http2.ping_timeout_ms": min(probe, 10_000),  # a minute by default, regardless of the line above
-            **dict(channel_options(url)),
         }
+        self._tls = {} if tls is None else {"ssl": True, **_certificates(tls)}
+        self.url = ", ".join(addresses)
+        self.resolver = Resolver(addresses)
         self.budget = RetryBudget()
         self.closed = False
-        self.channel: dict[str, Any] = {"url": url, "channel_args": list(options.items())}
-        if tls is not None:
-            self.channel |= {"ssl": True, **_certificates(tls)}
+
+    def channel(self, server: Server) -> dict[str, Any]:
+        """Return the arguments of tritonclient's client of a server."""
+        options = {**self._options, **dict(channel_options(server.name))}
+        if server.address != server.name:
+            # The certificate, and proxies on the way, know the name and not the address that it resolved to.
+            options["grpc.default_authority"] = server.name
+        return {"url": server.address, "channel_args": list(options.items()), **self._tls}
 
     def call(self, model: str, timeout: float, fallback: Fallback | None, request_id: str | None) -> Call:
         """Return the state of a new call.
@@ -77,7 +88,23 @@ class Connection:
             raise InvalidRequest(f"fallback is {short(fallback)}: give 'retriever' or None")
         second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
         request_id = uuid.uuid4().hex if request_id is None or request_id == "" else text("request_id", request_id)
-        return Call(self.url, model, request_id, limit, second, self.budget)
+        return Call(self.resolver.servers, model, request_id, limit, second, self.budget)
+
+    def refresh(self, call: Call) -> Callable[[], bool] | None:
+        """Look names up again if that is due; return a function that waits for it if the call has to."""
+        return self.resolver.refresh(call.timeout())
+
+    def attempt(self, call: Call) -> AbstractContextManager[Server]:
+        """Return the context of a call's next attempt; see :meth:`Call.attempt`.
+
+        Raises:
+            ServerUnavailable: the names of all servers cannot be resolved.
+        """
+        if not self.resolver.servers.members():
+            error = self.resolver.unresolved()
+            error.request_id = call.request_id
+            raise error
+        return call.attempt()
 
     def failure(self, error: BaseException) -> ClientError:
         """Return the error of this package for one that gRPC raised without a status, because nothing was sent."""
@@ -108,14 +135,53 @@ def _certificates(tls: Tls) -> dict[str, str | None]:
     return {name: None if path is None else str(path) for name, path in files.items()}
 
 
-def opened(client: Callable[..., Client], connection: Connection) -> Client:
-    """Return tritonclient's client of a connection.
+class Channels(Generic[Client]):
+    """tritonclient's clients of the servers, each opened for the first request to its server.
+
+    Args:
+        client: tritonclient's class.
+        connection: the settings.
 
     Raises:
         ClientError: gRPC does not take the settings, or there is no event loop to run in.
     """
-    try:
-        return client(**connection.channel)
-    except Exception as error:
-        remedy = ": open an asyncio client inside a coroutine" if "loop" in str(error) else ""
-        raise ClientError(f"cannot open a connection to {connection.url} ({error}){remedy}") from error
+
+    def __init__(self, client: Callable[..., Client], connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._open: dict[Server, Client] = {}
+        for server in connection.resolver.servers.members():
+            self.to(server)
+
+    def to(self, server: Server) -> Client:
+        """Return the client of a server.
+
+        Raises:
+            ClientError: see the class.
+        """
+        with self._lock:
+            if server not in self._open:
+                self._open[server] = self._opened(server)
+            return self._open[server]
+
+    def unused(self) -> list[Client]:
+        """Return the clients of servers that are in no list any more and have answered everything, to be closed."""
+        with self._lock:
+            gone = self._connection.resolver.servers.drained()
+            return [self._open.pop(server) for server in gone if server in self._open]
+
+    def close(self) -> list[Client]:
+        """Mark the connection as closed, and return all clients, to be closed."""
+        self._connection.closed = True
+        with self._lock:
+            return list(self._open.values())
+
+    def _opened(self, server: Server) -> Client:
+        if self._connection.closed:
+            raise self._connection.failure(RuntimeError())
+        try:
+            return self._client(**self._connection.channel(server))
+        except Exception as error:
+            remedy = ": open an asyncio client inside a coroutine" if "loop" in str(error) else ""
+            raise ClientError(f"cannot open a connection to {server.address} ({error}){remedy}") from error

@@ -44,6 +44,14 @@ from llamarec_client.errors import (
     ServerUnavailable,
     StepDied,
 )
+from llamarec_client.servers import Server
+
+OTHER_CONTRACT = re.compile(
+    r"(\[request id: .*?\] )?("
+    r"unexpected inference (input|output) '|unexpected shape for input '|inference input '.*?' data-type is '"
+    r"|expected (number of inputs between )?\d+ (and \d+ but got|inputs but got))"
+)
+"""Messages of Triton itself, not of a step, when a request's tensors are not those of the model."""
 
 
 @dataclass(frozen=True)
@@ -200,15 +208,31 @@ def read_count(result: grpc.InferResult, spec: TensorSpec, model: str) -> int:
         raise ServerError(f"the answer of {model} does not follow the contract ({error})") from error
 
 
-def client_error(error: InferenceServerException, url: str, model: str, timeout: float) -> ClientError:
-    """Return the error of this package that corresponds to a gRPC status."""
+def client_error(
+    error: InferenceServerException, server: Server, model: str, timeout: float, *, several: bool = False
+) -> ClientError:
+    """Return the error of this package that corresponds to a gRPC status.
+
+    Args:
+        error: tritonclient's error.
+        server: the server that was asked.
+        model: the model that was asked.
+        timeout: seconds that the call may take.
+        several: whether there are other servers, at which a request may succeed that does not fit this server's models.
+    """
+    url = server.address
+    proxy = proxy_variable(server.name) and proxy_variable(url)
     status = str(error.status()).removeprefix("StatusCode.")
     # Triton puts "in ensemble 'llamarec', " before the message of the step that failed, which names the step itself.
     message = re.sub(r"^in ensemble '[^']*', ", "", error.message() or "")
+    if status == "INVALID_ARGUMENT" and several and OTHER_CONTRACT.match(message):
+        return ServerUnavailable(
+            f"the server at {url} serves {model} with another contract than this client's: run `llamarec export` of the"
+            f" client's version, and restart it ({message})"
+        )
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(message)
     if status == "DEADLINE_EXCEEDED":
-        proxy = proxy_variable(url)
         through = f" through the proxy of {proxy}" if proxy else ""
         return RequestTimeout(
             f"no answer from {model} at {url}{through} within {timeout:g} s: allow more time or retry later"
@@ -219,7 +243,7 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
         task = "change items" if model == ITEMS else "look up or record events"
         return ServerUnavailable(f"{model} at {url} cannot {task}: {message}")
     if status == "UNAVAILABLE" and "unknown model" not in message:
-        return ServerUnavailable(f"{_no_connection(url, message)} ({message})")
+        return ServerUnavailable(f"{_no_connection(url, proxy, message)} ({message})")
     if status in ("UNAVAILABLE", "NOT_FOUND"):
         return ServerUnavailable(f"the server at {url} does not serve {model}: run `llamarec export` ({message})")
     if status == "INTERNAL" and "Stub process" in message:
@@ -232,9 +256,9 @@ def client_error(error: InferenceServerException, url: str, model: str, timeout:
     return ServerError(f"{model} at {url} failed with {status}: {message}")
 
 
-def _no_connection(url: str, message: str) -> str:
+def _no_connection(url: str, proxy: str | None, message: str) -> str:
     """Return why gRPC could not connect, and the remedy, from its own message."""
-    if proxy := proxy_variable(url):
+    if proxy:
         return f"no server answers at {url} through the proxy of {proxy}: unset {proxy}, or add the host to no_proxy"
     if re.search("resolving|DNS", message):
         return f"the host name of {url} cannot be resolved: check it"

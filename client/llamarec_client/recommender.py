@@ -12,7 +12,7 @@ from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from llamarec_client.checks import whole_number
-from llamarec_client.connection import KEEP_ALIVE, Connection, Fallback, Tls, opened
+from llamarec_client.connection import KEEP_ALIVE, Channels, Connection, Fallback, Tls
 from llamarec_client.contract import CHANGED, ENSEMBLE, EVENTS, EVENTS_RESPONSE, HIDE, ITEMS, ITEMS_RESPONSE, NEW, SHOW
 from llamarec_client.errors import ClientError, InvalidRequest
 from llamarec_client.messages import (
@@ -71,13 +71,17 @@ def _answer(call: Call, result: grpc.InferResult) -> Recommendations:
 
 
 class RecommenderClient:
-    """A connection to a running server, for synchronous code; threads can share it.
+    """Connections to one or more running servers, for synchronous code; threads can share it.
 
     Every call has a deadline. Within it, a call makes at most three attempts if the server is unavailable, and two if a
     step is dead. Retries are limited to a tenth of the client's requests, so they do not amplify an overload.
 
+    With several servers, each request goes to the one with the fewest of this client's requests in flight. A server
+    that fails is left out and tried again later, and a retry goes to another server.
+
     Args:
-        url: ``host:port`` of the server's gRPC endpoint, or ``[ipv6]:port``.
+        url: ``host:port`` of the server's gRPC endpoint, or ``[ipv6]:port``; a list of them for several servers; or
+            ``dns:///name:port`` for all servers that the name resolves to, now and later.
         tls: certificates for an encrypted connection. Default: no encryption.
         keep_alive: seconds without traffic during a call after which the connection is probed; it is closed if the
             probe gets no response; 0.1 or more.
@@ -86,9 +90,11 @@ class RecommenderClient:
         InvalidRequest: an argument is not what it has to be, for example because a certificate's file is missing.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+    def __init__(
+        self, url: str | Sequence[str] = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE
+    ) -> None:
         self._connection = Connection(url, tls, keep_alive)
-        self._client = opened(grpc.InferenceServerClient, self._connection)
+        self._channels = Channels(grpc.InferenceServerClient, self._connection)
 
     def __enter__(self) -> "RecommenderClient":
         return self
@@ -99,9 +105,9 @@ class RecommenderClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.closed = True
-        self._client.close()
+        """Close the connections."""
+        for channel in self._channels.close():
+            channel.close()
 
     def recommend(
         self,
@@ -233,7 +239,7 @@ class RecommenderClient:
         fallback: Fallback | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> list[Result]:
-        """Return the recommendations of many users, requested concurrently on one connection.
+        """Return the recommendations of many users, requested concurrently.
 
         Args:
             requests: one request per user.
@@ -272,10 +278,17 @@ class RecommenderClient:
         self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
     ) -> grpc.InferResult:
         while True:
+            if wait := self._connection.refresh(call):
+                wait()
+            for channel in self._channels.unused():
+                channel.close()
             try:
-                return self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                with self._connection.attempt(call) as server:
+                    return self._channels.to(server).infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 time.sleep(call.pause_after(failure))
+            except ClientError:
+                raise
             except Exception as error:
                 raise self._connection.failure(error) from error
 
@@ -283,10 +296,12 @@ class RecommenderClient:
 class AsyncRecommenderClient:
     """The asyncio version of :class:`RecommenderClient`. Cancelling a task also cancels its request on the server."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+    def __init__(
+        self, url: str | Sequence[str] = DEFAULT_URL, *, tls: Tls | None = None, keep_alive: float = KEEP_ALIVE
+    ) -> None:
         """Connect as :class:`RecommenderClient` does; needs a running event loop."""
         self._connection = Connection(url, tls, keep_alive)
-        self._client = opened(aio.InferenceServerClient, self._connection)
+        self._channels = Channels(aio.InferenceServerClient, self._connection)
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
@@ -297,9 +312,9 @@ class AsyncRecommenderClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
-        self._connection.closed = True
-        await self._client.close()
+        """Close the connections."""
+        for channel in self._channels.close():
+            await channel.close()
 
     async def recommend(
         self,
@@ -386,10 +401,17 @@ class AsyncRecommenderClient:
         self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
     ) -> grpc.InferResult:
         while True:
+            if wait := self._connection.refresh(call):
+                await asyncio.to_thread(wait)
+            for channel in self._channels.unused():
+                await channel.close()
             try:
-                return await self._client.infer(inputs=inputs, outputs=outputs, **call.arguments())
+                with self._connection.attempt(call) as server:
+                    return await self._channels.to(server).infer(inputs=inputs, outputs=outputs, **call.arguments())
             except InferenceServerException as failure:
                 await asyncio.sleep(call.pause_after(failure))
+            except ClientError:
+                raise
             except asyncio.CancelledError as error:
                 if not self._connection.closed or _is_cancelled():
                     raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Repository
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Repository, addresses
 from llamarec.tables import console, print_gain, print_json, print_table
 
 if TYPE_CHECKING:  # evaluation imports torch: not for `--help`
@@ -23,7 +23,10 @@ def evaluate(
     repository: Repository = DEFAULT_REPOSITORY,
     served: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a running server; it is asked for every test user, and the answers compared."),
+        typer.Option(
+            help="HOST:PORT of a running server, or of several, separated by commas; every test user's list is asked"
+            " for, and the answers compared."
+        ),
     ] = None,
     oracle_users: Annotated[
         int, typer.Option(help="Number of users to compare with fp32 PyTorch as well, with --served.")
@@ -37,13 +40,13 @@ def evaluate(
     print_json(result) if as_json else print_evaluation(result)
 
 
-def ask_server(url: str) -> "Ask":
-    """Return a function that asks the server at ``url`` for the ranked list of each history, in order."""
+def ask_server(servers: str) -> "Ask":
+    """Return a function that asks servers, separated by commas, for the ranked list of each history, in order."""
     from llamarec_client import RecommenderClient
     from serving.evaluation import ServedList
 
     def ask(histories: Sequence[Sequence[str]]) -> "Iterable[ServedList]":
-        with RecommenderClient(url) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        with RecommenderClient(addresses(servers)) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
             for answer in pool.map(lambda history: client.recommend(history, timeout=TIMEOUT_S), histories):
                 yield ServedList([r.item_id for r in answer], [r.score for r in answer])
 

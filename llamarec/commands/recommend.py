@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_SERVER, Json, Server
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_SERVER, Json, Server, addresses
 from llamarec.tables import print_json, print_table
 from llamarec_client.contract import ENSEMBLE
 
@@ -38,7 +38,7 @@ def recommend(
     from llamarec_client.canary import canary_model, parse_share
 
     model = canary_model(model, user, parse_share(canary))
-    with RecommenderClient(server) as client:
+    with RecommenderClient(addresses(server)) as client:
         answer = client.recommend(
             history or (None if user else []),
             exclude=exclude,

@@ -1,16 +1,28 @@
 """`llamarec release`: builds, promotes and rolls back releases."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llamarec.export_options import takes_export_options
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_RELEASES, Artifacts, Json, Releases
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_RELEASES, Artifacts, Json, Releases, addresses
 from llamarec.tables import print_json, print_row, print_table
+from serving.admin_key import KEY_VARIABLE
 
 if TYPE_CHECKING:  # the export imports torch and onnx: not for `--help`
     from export.repository import Export
+    from serving.server.control import Control
     from serving.server.releases import State
+
+Servers = Annotated[
+    str | None,
+    typer.Option(
+        help="HTTP endpoints, HOST:PORT separated by commas, of all servers of this repository: all of them switch, or"
+        " none. Their key is in LLAMAREC_ADMIN_KEY. Default: the server that was started last on this machine."
+    ),
+]
 
 release = typer.Typer(
     help="Immutable, named releases: built next to what is served, promoted and rolled back without a failed request.",
@@ -41,20 +53,21 @@ def promote(
     canary: Annotated[
         bool, typer.Option("--canary", help="Answer only the users that clients choose with `--canary 5%`.")
     ] = False,
+    servers: Servers = None,
     as_json: Json = False,
 ) -> None:
     """Load a release, replay its probes, and have it answer the callers."""
     from serving.server.releases import promote as run
 
-    _print_state(run(repository, name, canary=canary), as_json)
+    _print_state(run(repository, name, canary=canary, servers=_controls(repository, servers)), as_json)
 
 
 @release.command()
-def rollback(repository: Releases = DEFAULT_RELEASES, as_json: Json = False) -> None:
+def rollback(repository: Releases = DEFAULT_RELEASES, servers: Servers = None, as_json: Json = False) -> None:
     """End the canary, or else return to the previous release."""
     from serving.server.releases import rollback as run
 
-    _print_state(run(repository), as_json)
+    _print_state(run(repository, servers=_controls(repository, servers)), as_json)
 
 
 @release.command(name="list")
@@ -67,6 +80,12 @@ def list_(repository: Releases = DEFAULT_RELEASES, as_json: Json = False) -> Non
         print_json(rows)
     elif rows:
         print_table("releases", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _controls(repository: Path, servers: str | None) -> "list[Control]":
+    from serving.server.control import Control
+
+    return Control.several(repository, addresses(servers) if servers else (), os.environ.get(KEY_VARIABLE))
 
 
 def _print_state(state: "State", as_json: bool) -> None:

@@ -9,7 +9,8 @@ import fcntl
 import http.client
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,26 @@ class Control:
             raise ServerUnreachable(
                 f"no server runs on {repository}: start one with `llamarec serve --repository {repository}`"
             ) from None
+
+    @classmethod
+    def several(cls, repository: Path, addresses: Iterable[str], key: str | None = None) -> list["Control"]:
+        """Return servers of a repository by the addresses of their HTTP endpoints.
+
+        Args:
+            repository: the folder that all of them serve.
+            addresses: ``HOST:PORT`` each.
+            key: their admin key. Default: the one that `llamarec serve` wrote to the repository.
+
+        Raises:
+            ServerUnreachable: an address is not one, or there is no key.
+        """
+        addresses = list(dict.fromkeys(addresses))
+        for address in addresses:
+            if not re.fullmatch(r"[^\s/]+:\d{1,5}", address):
+                raise ServerUnreachable(f"{address!r} is not the HTTP endpoint of a server: give HOST:PORT")
+        if addresses and not key:
+            key = cls.read(repository).key
+        return [cls(address, key or "") for address in addresses]
 
     def write(self, repository: Path) -> None:
         """Write address and key to a file for :meth:`read`, readable only by this user."""

@@ -1,16 +1,19 @@
-"""Promotes a release on a running server or rolls it back, without a failed request.
+"""Promotes a release on running servers or rolls it back, without a failed request.
 
 A release is a set of models whose names end with the name of the release: ``features_r3`` to ``ranker_r3``, and the
 ensembles ``llamarec_r3`` and ``llamarec_retrieval_r3``. They are immutable. Callers use the alias ``llamarec``, an
 ensemble that lists the steps of one release. A promotion loads the release, replays its probes, and then loads a new
 configuration of the alias, which is atomic: requests in flight finish on the old release. `llamarec release build`
 builds a release (:mod:`export.release`); this module needs no machine learning packages.
+
+Several servers of one repository, which is a shared folder, switch together: all of them load the release and answer
+its probes before the first one switches, and if one of them then refuses or dies, the others are switched back.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,15 +140,16 @@ def check_release(repository: Path, name: str) -> dict[str, Any]:
     return manifest
 
 
-def promote(repository: Path, name: str, *, canary: bool = False) -> State:
+def promote(repository: Path, name: str, *, canary: bool = False, servers: Sequence[Control] = ()) -> State:
     """Load a release next to the one that is served, replay its probes, and then switch the callers to it.
 
-    If any of this fails, the release that was served before is still served.
+    If any of this fails, the release that was served before is still served, by every server.
 
     Args:
-        repository: repository of the running server.
+        repository: repository of the running servers.
         name: name of the release.
         canary: switch only the aliases ``llamarec_canary`` and ``llamarec_retrieval_canary``.
+        servers: all servers of the repository. Default: the one that `llamarec serve` started on it last.
 
     Returns:
         The new state. The release that was current stays loaded, for :func:`rollback`.
@@ -154,29 +158,35 @@ def promote(repository: Path, name: str, *, canary: bool = False) -> State:
         ReleaseError: there is no such release, or its files are not what was built.
         ServerFailure: the release does not load, or its answers to the probes differ from those recorded at build time.
     """
-    control = Control.read(repository)
+    servers = servers or [Control.read(repository)]
     before = State.read(repository)
     manifest = check_release(repository, name)
     try:
-        for model in _store_models(repository) + _models(repository, name):
-            control.load(model)
-        replay(control, f"{ENSEMBLE}_{name}", manifest["probes"])
+        for server in servers:
+            with _naming(server, servers):
+                for model in _store_models(repository) + _models(repository, name):
+                    server.load(model)
+                replay(server, f"{ENSEMBLE}_{name}", manifest["probes"])
     except ServingError as error:
         if name not in before.loaded():
-            _unload(control, repository, [name])
+            _unload(servers, repository, [name])
         raise ServerFailure(f"release {name} is not promoted, {_served(before)}: {error}") from None
     if canary:
         after = replace(before, canary=name, current=before.current or name, released=True)
     else:
         previous = before.current if before.current != name else before.previous
         after = State(current=name, canary=name, previous=previous, released=True)
-    _flip(control, repository, before, after)
-    _unload(control, repository, [name for name in before.loaded() if name not in after.loaded()])
+    _flip(servers, repository, before, after)
+    _unload(servers, repository, [name for name in before.loaded() if name not in after.loaded()])
     return after
 
 
-def rollback(repository: Path) -> State:
+def rollback(repository: Path, *, servers: Sequence[Control] = ()) -> State:
     """End the canary if one runs, or else promote the previous release; return the new state.
+
+    Args:
+        repository: see :func:`promote`.
+        servers: see :func:`promote`.
 
     Raises:
         ReleaseError: there is no previous release.
@@ -184,14 +194,14 @@ def rollback(repository: Path) -> State:
     state = State.read(repository)
     if state.current and state.canary != state.current:
         ended = replace(state, canary=state.current)
-        control = Control.read(repository)
-        _flip(control, repository, state, ended)
-        _unload(control, repository, [name for name in state.loaded() if name not in ended.loaded()])
+        servers = servers or [Control.read(repository)]
+        _flip(servers, repository, state, ended)
+        _unload(servers, repository, [name for name in state.loaded() if name not in ended.loaded()])
         return ended
     if not state.previous:
         before = f"before {state.current}" if state.current else "yet"
         raise ReleaseError(f"cannot roll back: no release was promoted {before}")
-    return promote(repository, state.previous)
+    return promote(repository, state.previous, servers=servers)
 
 
 def replay(control: Control, model: str, probes: Iterable[Mapping[str, Any]]) -> None:
@@ -214,31 +224,63 @@ def replay(control: Control, model: str, probes: Iterable[Mapping[str, Any]]) ->
             )
 
 
-def _flip(control: Control, repository: Path, before: State, after: State) -> None:
-    """Switch every alias; if one does not load, switch all of them back and unload what is served no longer."""
+def _flip(servers: Sequence[Control], repository: Path, before: State, after: State) -> None:
+    """Switch every alias of every server; if one does not load, switch all of them back.
+
+    What is served no longer is then unloaded.
+    """
     with repository_lock(repository, exclusive=True):
         try:
-            _load_aliases(control, repository, after)
+            for alias, ensemble in after.aliases():
+                _write_alias(repository, alias, ensemble)
+                for server in servers:
+                    with _naming(server, servers):
+                        server.load(alias)
         except ServingError as error:
-            if before.current:
-                _load_aliases(control, repository, before)
-                _unload(control, repository, [name for name in after.loaded() if name not in before.loaded()])
-            raise ServerFailure(f"the switch was undone, {_served(before)}: {error}") from None
+            stuck = _flip_back(servers, repository, before, after)
+            _unload(servers, repository, [name for name in after.loaded() if name not in before.loaded()])
+            except_at = f", except at {', '.join(stuck)}: restart it" if stuck else ""
+            raise ServerFailure(f"the switch was undone{except_at}, {_served(before)}: {error}") from None
         after.write(repository)
+
+
+def _flip_back(servers: Sequence[Control], repository: Path, before: State, after: State) -> list[str]:
+    """Have every alias stand for what it stood for; return the servers that do not do it."""
+    stuck = dict.fromkeys(server.url for server in servers)
+    for alias, ensemble in before.aliases():
+        # A server that does not answer reads this when it is started again.
+        _write_alias(repository, alias, ensemble)
+    for server in servers:
+        with suppress(ServingError):
+            for alias, _ in before.aliases():
+                server.load(alias)
+            for alias in dict(after.aliases()).keys() - dict(before.aliases()).keys():
+                server.unload(alias)
+            del stuck[server.url]
+    return list(stuck)
+
+
+@contextmanager
+def _naming(server: Control, servers: Sequence[Control]) -> Iterator[None]:
+    """Put the server's address into its failures, if there are several servers."""
+    try:
+        yield
+    except ServingError as error:
+        if len(servers) == 1:
+            raise
+        raise ServerFailure(f"the server at {server.url}: {error}") from None
 
 
 def _served(state: State) -> str:
     return f"{state.current} is still served" if state.current else "no release is served yet"
 
 
-def _load_aliases(control: Control, repository: Path, state: State) -> None:
-    for alias, ensemble in state.aliases():
-        config = text_format.Parse((repository / ensemble / CONFIG).read_text(encoding="utf-8"), ModelConfig())
-        config.name = alias
-        (repository / alias / "1").mkdir(parents=True, exist_ok=True)
-        # Written before it is loaded: a restart in between loads the same configuration.
-        write_whole(repository / alias / CONFIG, text_format.MessageToString(config))
-        control.load(alias)
+def _write_alias(repository: Path, alias: str, ensemble: str) -> None:
+    """Write the configuration of an alias, which a server reads when it loads the alias, or when it is restarted."""
+    config = text_format.Parse((repository / ensemble / CONFIG).read_text(encoding="utf-8"), ModelConfig())
+    config.name = alias
+    (repository / alias / "1").mkdir(parents=True, exist_ok=True)
+    write_whole(repository / alias / CONFIG, text_format.MessageToString(config))
 
 
 def _models(repository: Path, name: str) -> list[str]:
@@ -260,8 +302,9 @@ def _graph(repository: Path, name: str) -> list[str]:
     return [model] if (repository / model).is_dir() else []
 
 
-def _unload(control: Control, repository: Path, names: Iterable[str]) -> None:
-    for name in names:
-        for model in reversed(_models(repository, name)):
-            with suppress(ServingError):
-                control.unload(model)
+def _unload(servers: Iterable[Control], repository: Path, names: Sequence[str]) -> None:
+    for server in servers:
+        for name in names:
+            for model in reversed(_models(repository, name)):
+                with suppress(ServingError):
+                    server.unload(model)

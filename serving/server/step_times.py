@@ -8,6 +8,7 @@ from tritonclient.utils import InferenceServerException
 
 from llamarec_client.address import channel_options, check_address
 from llamarec_client.messages import client_error
+from llamarec_client.servers import Server
 
 STATISTICS_TIMEOUT = 10.0
 
@@ -38,7 +39,7 @@ def ensemble_steps(url: str, model: str) -> list[str]:
         with _client(url) as client:
             config = client.get_model_config(model, client_timeout=STATISTICS_TIMEOUT).config
     except InferenceServerException as error:
-        raise client_error(error, url, model, STATISTICS_TIMEOUT) from error
+        raise client_error(error, Server(url, url), model, STATISTICS_TIMEOUT) from error
     return [step.model_name for step in config.ensemble_scheduling.step] or [model]
 
 
@@ -54,7 +55,7 @@ def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
             try:
                 statistics = client.get_inference_statistics(step, client_timeout=STATISTICS_TIMEOUT)
             except InferenceServerException as error:
-                raise client_error(error, url, step, STATISTICS_TIMEOUT) from error
+                raise client_error(error, Server(url, url), step, STATISTICS_TIMEOUT) from error
             times = [version.inference_stats for version in statistics.model_stats]
             totals[step] = StepTotal(
                 sum(time.success.count for time in times),

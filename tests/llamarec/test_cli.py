@@ -160,9 +160,10 @@ def test_a_missing_base_is_refused_before_anything_is_written(run, artifacts, tm
 
 
 def test_no_server_listening(run):
-    """The error names the address and the command that starts a server."""
-    (port,) = free_ports(1)
-    refused(run("recommend", "--history", "50", "--server", f"127.0.0.1:{port}"), str(port), "llamarec serve")
+    """The error names the address, or each of several, and the command that starts a server."""
+    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    refused(run("recommend", "--history", "50", "--server", first), first, "llamarec serve")
+    refused(run("recommend", "--history", "50", "--server", f"{first}, {second}"), first, second, "llamarec serve")
 
 
 def test_a_port_in_use(tmp_path):

@@ -50,13 +50,16 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def serve() -> Iterator[tuple[Scripted, str]]:
+def serve(
+    host: str = "127.0.0.1", port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> Iterator[tuple[Scripted, str]]:
     """Yield the script of a running server, and the server's address."""
     scripted, server = Scripted(), grpc.server(futures.ThreadPoolExecutor(64))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(scripted, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = f"{host}:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:
-        yield scripted, f"127.0.0.1:{port}"
+        yield scripted, f"{host}:{port}"
     finally:
         server.stop(0).wait()

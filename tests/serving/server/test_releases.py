@@ -2,14 +2,19 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from echo import ADAPTER, ECHO_STEPS
 from google.protobuf import text_format
+from supervised import Load, ask, serving, wait_for
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import write_configs
@@ -79,8 +84,9 @@ def repository(built, tmp_path) -> Path:
 class Server:
     """Stands in for a running server's HTTP endpoint: records what it is told to do, and what the files then say."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, url: str = "a:8000") -> None:
         self.repository = repository
+        self.url = url
         self.told: list[tuple[str, str]] = []
         self.aliases: dict[str, str] = {}
         """The release behind each alias, as its configuration said when it was loaded last."""
@@ -585,3 +591,147 @@ def test_with_nothing_to_go_back_to_nothing_is_done(repository, server):
         rollback(repository)
     assert server.told == []
     assert State.read(repository) == by_hand("r1/r1/-")
+
+
+# --- several servers
+
+
+@pytest.fixture
+def three(repository) -> list[Server]:
+    """Three servers of one folder, which serve r1."""
+    servers = [Server(repository, f"{name}:8000") for name in "abc"]
+    promote(repository, "r1", servers=servers)
+    return servers
+
+
+def test_no_server_switches_before_all_have_answered_the_probes(repository, three):
+    """All six models of r2 are loaded, and its two probes asked, at a, b and c; only then the first alias changes."""
+    order: list[tuple[str, str]] = []
+    for server in three:
+        server.at_load = lambda model, url=server.url: order.append((url, model))
+    assert promote(repository, "r2", servers=three) == by_hand("r2/r2/r1")
+    loads = [(server.url, model) for server in three for model in models("r2")]
+    assert order[: len(loads)] == loads
+    assert order[len(loads) :] == [(server.url, alias) for alias in ALIASES for server in three]
+    for server in three:
+        assert server.told.count(("ask", "llamarec_r2")) == 2
+        assert server.aliases == pairs("r2", "r2")
+        assert server.releases() == {"r1", "r2"}
+
+
+def test_a_server_that_refuses_the_release_keeps_all_from_it(repository, three):
+    """Server b answers a probe otherwise than when the release was built; the error names it, and a unloads r2."""
+    three[1].answers["llamarec_r2"]["181"] += 0.02
+    with pytest.raises(ServerFailure, match=r"r2 is not promoted, r1 is still served: the server at b:8000: .*probe"):
+        promote(repository, "r2", servers=three)
+    for server in three:
+        assert server.aliases == pairs("r1", "r1")
+        assert server.releases() == {"r1"}
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_servers_that_switched_are_switched_back(repository, three, alias):
+    """Whichever alias b does not load: all of them serve r1 again, and the error names b."""
+    three[1].failing = lambda model: model == alias and three[1].written(alias) == "r2"
+    with pytest.raises(ServerFailure, match=rf"undone, r1 is still served: the server at b:8000: .*'{alias}'"):
+        promote(repository, "r2", servers=three)
+    for server in three:
+        assert server.aliases == pairs("r1", "r1")
+        assert server.releases() == {"r1"}
+    assert {name: three[0].written(name) for name in ALIASES} == pairs("r1", "r1")
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_a_server_that_dies_midway_switches_the_others_back(repository, three):
+    """Server c dies after the first alias. It cannot be told anything, but finds r1 in the folder when it restarts."""
+    dead: list[bool] = []
+    three[2].at_load = lambda model: dead.append(True) if model == ALIASES[1] and not dead else None
+    three[2].failing = lambda model: bool(dead)
+    with pytest.raises(ServerFailure, match=r"undone, except at c:8000: restart it, r1 .*the server at c:8000"):
+        promote(repository, "r2", servers=three)
+    assert [server.aliases for server in three[:2]] == [pairs("r1", "r1")] * 2
+    assert {name: three[2].written(name) for name in ALIASES} == pairs("r1", "r1")
+    assert State.read(repository) == by_hand("r1/r1/-")
+
+
+def test_a_first_release_that_one_server_refuses_is_served_by_none(repository):
+    """There is nothing to switch back to: the aliases of the others are unloaded."""
+    servers = [Server(repository, f"{name}:8000") for name in "ab"]
+    servers[1].failing = lambda model: model == ALIASES[1]
+    with pytest.raises(ServerFailure, match="no release is served yet: the server at b:8000"):
+        promote(repository, "r1", servers=servers)
+    assert not set(ALIASES) & servers[0].loaded
+    assert State.read(repository) == State(released=True)
+
+
+def test_a_rollback_of_several_servers(repository, three):
+    """A canary ends, and a promotion is taken back, at all of them."""
+    promote(repository, "r2", canary=True, servers=three)
+    assert rollback(repository, servers=three) == by_hand("r1/r1/-")
+    promote(repository, "r2", servers=three)
+    assert rollback(repository, servers=three) == by_hand("r1/r1/r2")
+    assert [server.aliases for server in three] == [pairs("r1", "r1")] * 3
+
+
+def test_several_servers_have_one_key(tmp_path):
+    """It is given, or the one that the last of them wrote to their folder; addresses are checked."""
+    Control("127.0.0.1:8000", "written").write(tmp_path)
+    assert Control.several(tmp_path, ["a:8000", "b:1", "a:8000"]) == [
+        Control("a:8000", "written"),
+        Control("b:1", "written"),
+    ]
+    assert Control.several(tmp_path, ["a:8000"], "given") == [Control("a:8000", "given")]
+    assert Control.several(tmp_path, []) == []
+    for address in ("a", "", "http://a:8000", "a:http"):
+        with pytest.raises(ServerUnreachable, match="give HOST:PORT"):
+            Control.several(tmp_path, [address])
+
+
+@pytest.fixture
+def echoing(tmp_path) -> Path:
+    """Write two releases whose steps echo: r1 answers with the history backwards, and r2 as it is."""
+    repository = tmp_path / "releases"
+    for name, order in (("r1", "[::-1]"), ("r2", "")):
+        write_release(repository, name, "2026-01-01T12:00:00+00:00")
+        for step, methods in ECHO_STEPS.items():
+            code = ADAPTER.format(step=step) + methods.replace("[::-1]", order)
+            (repository / f"{step}_{name}" / "1" / "model.py").write_text(code)
+        path = repository / RELEASES / f"{name}.json"
+        items = ["b", "a"] if order else ["a", "b"]
+        probe = {"history": ["a", "b"], "items": items, "scores": [-1.0, 0.0] if order else [0.0, -1.0]}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "probes": [probe]}))
+    return repository
+
+
+@pytest.mark.serving
+def test_two_real_servers_switch_together_or_not_at_all(echoing, tmp_path):
+    """Both serve one folder and answer throughout. Then the second one is killed in the middle of a switch: the first
+    one goes back to the release before, and so does the second one, when its supervisor starts it again.
+    """
+    key = {"LLAMAREC_ADMIN_KEY": "k"}
+    with serving(echoing, tmp_path / "log 1", ready=False, environment=key) as first, ExitStack() as open_:
+        assert wait_for(Control(first.http_url, "k").is_ready, 60)
+        promote(echoing, "r1")
+        second = open_.enter_context(serving(echoing, tmp_path / "log 2", environment=key))
+        controls = Control.several(echoing, [first.http_url, second.http_url], "k")
+        with Load(first.url, [["a", "b"]], 2) as one, Load(second.url, [["a", "b"]], 2) as other:
+            promote(echoing, "r2", servers=controls)
+        assert one.failures() == other.failures() == []
+        orders = [[item for item, *_ in ask(server.url, ["a", "b"])] for server in (first, second)]
+        assert orders == [["a", "b"]] * 2
+
+        class Dying(Control):
+            def load(self, model: str, config: dict[str, Any] | None = None, timeout: float = 600.0) -> None:
+                if model == ALIASES[1]:
+                    tasks = Path(f"/proc/{second.process.pid}/task").glob("*/children")
+                    (server,) = [int(pid) for task in tasks for pid in task.read_text().split()]
+                    os.kill(server, signal.SIGKILL)
+                super().load(model, config, timeout)
+
+        with pytest.raises(ServerFailure, match=f"undone, except at {second.http_url}"):
+            promote(echoing, "r1", servers=[controls[0], Dying(second.http_url, "k")])
+        assert State.read(echoing).current == "r2"
+        assert ask(first.url, ["a", "b"])[0][0] == "a"
+        second.wait_until_ready(60)
+        assert ask(second.url, ["a", "b"])[0][0] == "a"
