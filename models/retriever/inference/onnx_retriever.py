@@ -44,15 +44,16 @@ class Graph:
     def scores(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the logits [items + 1] of the item after a history, those of added items last."""
         if self.added is None:
-            return self._run(["scores"], history)[0]
-        scores, state = self._run(["scores", "state"], history)
+            return self.run(["scores"], history)[0]
+        scores, state = self.run(["scores", "state"], history)
         return np.concatenate((scores, self.added.scores(state)))
 
     def state(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the state [width] from which the scores of a history are computed."""
-        return self._run(["state"], history)[0]
+        return self.run(["state"], history)[0]
 
-    def _run(self, outputs: list[str], history: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+    def run(self, outputs: list[str], history: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+        """Return outputs of the graph for a history, in which the most similar items stand for the added ones."""
         read = history if self.added is None else self.added.read_as(history)
         return [rows[0] for rows in self.session.run(outputs, {"items": pad_left([read], self.length)})]
 
