@@ -17,10 +17,11 @@ from preprocessing.catalogue import ITEMS_FILE, Catalogue
 def reads_titles(artifact: Path, trained: TrainedRetriever) -> bool:
     """Return whether every retriever of an artifact can score a new item by the words of its title.
 
-    Not so if one was trained without titles, with those that a language model encoded, or to retrieve trained items
-    only.
+    Not so if one was trained without titles, with those that a language model encoded, to retrieve trained items only,
+    or by a version that did not record the items.
     """
-    whole = trained.models[0].items == len(Catalogue.load(artifact / ITEMS_FILE))
+    items = artifact / ITEMS_FILE
+    whole = items.is_file() and trained.models[0].items == len(Catalogue.load(items))
     return whole and all(
         (folder / name).is_file()
         for folder in _folders(artifact, trained)

@@ -106,7 +106,11 @@ def trained(model: Any) -> list[Tensor]:
 
 
 def losses_and_gradients(model: Any, given: Given) -> Iterator[tuple[str, float, list[list[float]]]]:
-    """Yield each objective's name, its loss for the first candidates, and the projections of its gradient."""
+    """Yield each objective's name, its loss for the first candidates, and the projections of its gradient.
+
+    Independent lines are left out: those of a tiny random model differ so little that in bf16 half of the gradient is
+    rounding, and no tolerance says anything.
+    """
     tokens, truths = [prompt.tokens for prompt in given.prompts], [0] * len(given.prompts)
     direction = torch.from_numpy(direction_of(model.config.hidden_size)).to(model.device)
     answers = [[given.letter_ids[0], END]] * len(tokens)
@@ -114,7 +118,6 @@ def losses_and_gradients(model: Any, given: Given) -> Iterator[tuple[str, float,
     objectives: Mapping[str, Callable[[], Tensor]] = {
         "letters": lambda: answer_loss(model, tokens, answers),
         "lines": lambda: line_loss(model, direction, given.prompts, truths, scores),
-        "independent lines": lambda: line_loss(model, direction, given.independent, truths, scores),
     }
     for name, loss in objectives.items():
         value = loss()

@@ -52,7 +52,7 @@ def test_the_processor_agrees_with_itself(section: Section):
     found = findings(section)
     rows = [*found["scores"].values(), *(row[part] for row in found["training"].values() for part in row)]
     rows += [found[name] for name in ("after an evaluation", "merged", "resumed")]
-    assert len(rows) == 6 + 2 * 12 + 3
+    assert len(rows) == 6 + 2 * 8 + 3
     assert all(row["within"] for row in rows)
     exact = {name: row["deviation"] for name, row in found["scores"].items() if name.startswith("float32")}
     assert exact == {"float32 letters": 0, "float32 lines": 0, "float32 independent lines": 0}
