@@ -229,8 +229,8 @@ class DemoPage:
             ClientError: the server did not answer.
         """
         steps = ensemble_steps(self._url, ENSEMBLE)
-        by: dict[str, Any] = {"history": asked.history or []}
         history = asked.history or []
+        by: dict[str, Any] = {"history": history}
         if asked.visitor is not None and self.store is not None:
             history, by = self.store.history(asked.visitor), {"user_id": asked.visitor}
         known = self.known

@@ -150,7 +150,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Options by name.
 
 - ``default``: LRURec with the words of titles, reordered by the signals; see docs/results/retrievers.md.
-- ``demo``: takes two minutes on two cores.
+- ``demo``: takes minutes on two cores.
 - ``paper``, ``paper-ml-latest-small``: the paper's options, for Beauty and Games, and for ml-latest-small.
 - ``sasrec-beauty``: options from the literature for SASRec with full cross-entropy on Beauty.
 """

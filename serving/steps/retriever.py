@@ -34,7 +34,7 @@ class TritonScores:
     model: str
 
     def run(self, outputs: list[str], feeds: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Return ``scores`` [1, items + 1] for ``items`` [1, length].
+        """Return outputs, such as ``scores`` [1, items + 1], for ``items`` [1, length].
 
         Raises:
             RuntimeError: the model did not answer.
@@ -44,12 +44,12 @@ class TritonScores:
         tensors = [pb_utils.Tensor(name, array) for name, array in feeds.items()]
         memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
         request = pb_utils.InferenceRequest(
-            model_name=self.model, requested_output_names=["scores"], inputs=tensors, preferred_memory=memory
+            model_name=self.model, requested_output_names=outputs, inputs=tensors, preferred_memory=memory
         )
         response = request.exec()
         if response.has_error():
             raise RuntimeError(f"{self.model}: {response.error().message()}")
-        return [pb_utils.get_output_tensor_by_name(response, "scores").as_numpy()]
+        return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 
 class Retrieval(NamedTuple):

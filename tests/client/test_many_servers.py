@@ -289,7 +289,7 @@ def test_a_name_server_that_fails_later_changes_nothing(hosts, named, monkeypatc
 
 
 def test_a_slow_name_server_does_not_exceed_the_deadline(monkeypatch):
-    """Of a call that has to wait for it, because no address is known yet."""
+    """The time counts for a call that has to wait for the look-up, because no address is known yet."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **options: time.sleep(3) or [])
     start = time.monotonic()
     with RecommenderClient("dns:///recommender.test:8001") as client, pytest.raises(ServerUnavailable, match="in time"):

@@ -54,7 +54,7 @@ def test_a_look_up_without_redis_fails_soon(store, redis_server, state, order):
 
 
 def test_a_long_listing_is_read(store):
-    """Of 100,000 items, which take Redis longer than a look-up may wait; one that is known is not read."""
+    """A listing of 100,000 items takes Redis longer than a look-up may wait; one that is known is not read."""
     store.add_items([AddedItem(b"%d" % number, f"Title of item {number}") for number in range(100_000)])
     listing = store.listing()
     assert [int(item) for item, _ in listing.added] == list(range(100_000))

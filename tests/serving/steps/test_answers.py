@@ -141,7 +141,7 @@ def test_a_larger_sample_holds_a_smaller_one(request_id, one, other):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_sample_has_its_share(named):
-    """Of 4,000 ids, or requests without an id, a quarter: within 5 standard deviations of 0.0068."""
+    """A quarter of 4,000 ids, or of requests without one, is logged, within 5 standard deviations of 0.0068."""
     chosen = sum(is_sampled(f"request {place}" if named else "", 0.25) for place in range(4000))
     assert chosen / 4000 == pytest.approx(0.25, abs=0.034)
 
