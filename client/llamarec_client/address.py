@@ -64,7 +64,11 @@ def check_addresses(urls: object) -> list[str]:
     """
     if isinstance(urls, (str, bytes)) or not isinstance(urls, Iterable):
         return [check_address(urls)]
-    addresses = list(dict.fromkeys(check_address(url) for url in urls))
+    try:
+        given = list(urls)
+    except TypeError:  # a NumPy array without dimensions is an Iterable by its type alone
+        return [check_address(urls)]
+    addresses = list(dict.fromkeys(check_address(url) for url in given))
     if not addresses:
         raise InvalidRequest(f"the list of addresses is empty: {EXAMPLE}")
     return addresses

@@ -194,6 +194,12 @@ def test_any_settings_of_a_client_end_too(ask, given_settings):
         ask("recommend", ["a"], timeout=1.0, **given_settings)
 
 
+def test_an_address_that_is_an_array_without_dimensions_is_refused(ask):
+    """Such an array is an Iterable by its type and raises a TypeError when it is read."""
+    with pytest.raises(InvalidRequest, match=r"the address array\(3\) is not one: give host:port"):
+        ask("recommend", ["a"], url=np.array(3))
+
+
 # --- arguments that ended in an error of gRPC, protobuf or Python, or that hung
 
 
