@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 SERVED := -p llamarec_client -p serving -p stores -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving stores tests
 
-.PHONY: setup demo ui test test-more test-serving test-serving-smoke test-ui fuzz soak slow docs screenshots lint format \
+.PHONY: setup demo ui test test-more test-serving test-serving-smoke test-container test-ui fuzz soak slow docs screenshots lint format \
 	bench audit gpu-bundle results-serving results-retrievers retrain-retrievers results-ranker retrain-ranker results-gpu \
 	peers system-packages clean
 
@@ -47,6 +47,10 @@ test-serving: setup
 # The part of these tests that CI runs.
 test-serving-smoke: setup
 	$(PYTEST) -m smoke
+
+# What the Dockerfile installs, in an environment of Python 3.12: needs one (or PYTHON312=/path/to/python3.12), and 6 GB.
+test-container: setup
+	$(PYTEST) -m container
 
 test-ui: setup
 	$(PYTEST) -m ui

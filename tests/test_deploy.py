@@ -2,29 +2,19 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import jinja2
 import kubernetes_validate
 import pytest
 import yaml
+from chart import EVERYTHING_ON, render
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
-CHART = DEPLOY / "chart"
 DOCKERFILES = [ROOT / "Dockerfile", DEPLOY / "cpu.Dockerfile"]
 HEALTH_PORT, METRICS_PORT = 8080, 8002
-EVERYTHING_ON = {
-    "tls": {"secretName": "certificates", "mutual": True},
-    "adminKeySecret": "key",
-    "gpus": 1,
-    "redis": {"enabled": True, "image": "redis:7.2.4", "memory": "1Gi", "storage": "2Gi"},
-    "storeSecret": "store",
-    "extraArguments": ["--log-verbose=1"],
-}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -76,40 +66,6 @@ def test_compose_binds_to_loopback_and_mounts_what_exists():
     jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in jobs for config in job["static_configs"] for target in config["targets"]}
     assert targets == {f"llamarec:{METRICS_PORT}", f"llamarec:{HEALTH_PORT}"}
-
-
-def render(values: dict) -> list[dict]:
-    """Return the chart's manifests, rendered with Jinja.
-
-    The templates use only a few constructs of Go, which are translated to Jinja; any other construct is an error.
-    Helm's own linter was run by hand, see docs/serving.md.
-    """
-    chart = yaml.safe_load((CHART / "values.yaml").read_text()) | values
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    environment.filters["toYaml"] = lambda value: yaml.safe_dump(value).strip()
-    environment.filters["nindent"] = lambda text, width: "\n" + "\n".join(" " * width + x for x in text.splitlines())
-    environment.filters["quote"] = json.dumps
-    manifests = []
-    for path in sorted((CHART / "templates").glob("*.yaml")):
-        blocks: list[str] = []
-
-        def translated(match: re.Match, blocks: list[str] = blocks) -> str:
-            dash, code = match[1], re.sub(r"(?<![\w.])\.(?=[A-Z])", "", match[2].strip())
-            word, _, rest = code.partition(" ")
-            if word in ("if", "range"):
-                blocks.append("if" if word == "if" else "for")
-                return f"{{%{dash} {'if' if word == 'if' else 'for item in'} {rest} %}}"
-            if word == "end":
-                return f"{{%{dash} end{blocks.pop()} %}}"
-            code = re.sub(r"^\. ", "item ", code)
-            code = re.sub(r"^toYaml (\S+)", r"\1 | toYaml", code)
-            code = re.sub(r"nindent (\d+)", r"nindent(\1)", code)
-            return f"{{{{{dash} {code} }}}}"
-
-        text = re.sub(r"\{\{(-?)(.*?)\}\}", translated, path.read_text())
-        rendered = environment.from_string(text).render(Values=chart, Release={"Name": "shop"})
-        manifests += list(yaml.safe_load_all(rendered))
-    return manifests
 
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING_ON], ids=["defaults", "everything on"])
@@ -164,12 +120,3 @@ def test_compose_and_chart_run_redis_so_that_nothing_is_lost():
     selectors = {m["metadata"]["name"]: m["spec"]["selector"] for m in manifests if m["kind"] == "Service"}
     labels = redis["spec"]["template"]["metadata"]["labels"]
     assert {name for name, wanted in selectors.items() if wanted.items() <= labels.items()} == {"shop-redis"}
-
-
-@pytest.mark.skipif(not shutil.which("helm"), reason="helm is not on PATH")
-def test_helm_renders_the_same():
-    """If Helm is installed, its rendering of the default values equals that of :func:`render`."""
-    run = subprocess.run(["helm", "template", "shop", CHART], capture_output=True, text=True, check=True)
-    rendered = [manifest for manifest in yaml.safe_load_all(run.stdout) if manifest]
-    key = json.JSONEncoder(sort_keys=True).encode
-    assert sorted(map(key, rendered)) == sorted(map(key, render({})))

@@ -21,6 +21,7 @@ from serving.layout import exported_release
 from serving.server.local import LocalServer
 from serving.steps.answers import is_sampled
 
+pytestmark = pytest.mark.thorough
 USERS = 4
 
 
@@ -104,7 +105,6 @@ def without_users(repository: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.thorough
 def test_a_repository_of_an_earlier_version_is_logged_without_users(repository, server, tmp_path):
     """It answers as before. The ids of the requests choose the sample, which is the same for both ensembles."""
     ids = [f"request {place}" for place in range(8)]

@@ -15,6 +15,7 @@ from serving.server.local import LocalServer
 from stores.address import open_store
 from stores.store import AddedItem, Store
 
+pytestmark = pytest.mark.thorough
 NEW = AddedItem(b"star-wars-again", "Star Wars (1977)")
 """An added item with the title of MovieLens' item 50."""
 SECONDS = 1.0
@@ -83,7 +84,6 @@ def test_added_and_hidden_items_are_served(titled_repository, serve, store):
         assert names(client.recommend(history, candidates=[NEW.item.decode(), "50"])) == ["50"]
 
 
-@pytest.mark.thorough
 def test_without_a_text_arm_an_added_item_is_a_candidate_only(repository, serve, store):
     """The retriever of the tests' repository retrieves trained items: it gives the added item no rank."""
     store.add_items([NEW])

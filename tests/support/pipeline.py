@@ -26,7 +26,9 @@ from serving.server.local import LocalServer
 BRIEF_RETRIEVER = RetrieverTraining(
     width=16, blocks=1, max_length=50, epochs=2, validate_every=15, titles="words", untrained=False, signals=True
 )
-BRIEF_RANKER = RankerTraining(max_prompts=8, batch_size=4, validation_users=4, validate_every=1, max_history=5)
+BRIEF_RANKER = RankerTraining(
+    max_prompts=8, batch_size=4, validation_users=4, full_validation=False, validate_every=1, max_history=5
+)
 
 
 @contextmanager

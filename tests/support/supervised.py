@@ -119,12 +119,21 @@ def ancestors(pid: int) -> Iterator[int]:
         yield pid
 
 
+OWN_PROGRAM = (sys.executable, "-m", "llamarec.cli")
+"""`llamarec` as this checkout has it."""
+
+
 def serving(
-    repository: Path, log: Path, *flags: str, ready: bool = True, environment: Mapping[str, str] | None = None
+    repository: Path,
+    log: Path,
+    *flags: str,
+    ready: bool = True,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = OWN_PROGRAM,
 ) -> AbstractContextManager[Served]:
     """Run `llamarec serve` within a context, and end it without leaving anything behind."""
-    program = [sys.executable, "-m", "llamarec.cli", "serve", f"--repository={repository}"]
-    return _running(program, "--health-port={}", repository, log, flags, ready, environment)
+    command = [*program, "serve", f"--repository={repository}"]
+    return _running(command, "--health-port={}", repository, log, flags, ready, environment)
 
 
 def serving_program(code: str, repository: Path, log: Path) -> AbstractContextManager[Served]:

@@ -100,7 +100,7 @@ def test_two_hundred_candidates_have_the_scores_of_twenty(tiny: Path, name: str)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["torch", "torch, two threads", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_the_pretrained_bases_scores_depend_on_nothing_else(name: str):
     """The same for SmolLM2's widths, whose products other kernels compute than those of a tiny model."""
     scorer = settled(embedded_base(), RUNTIMES[name])
