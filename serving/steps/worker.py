@@ -21,7 +21,7 @@ from serving.contract import STEP_SPECS
 from serving.layout import export_id, loaded_artifact
 from serving.steps.answers import AnswerLog, open_log
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
-from serving.steps.step import Answer, JointStep, Step, Tensors, degraded_reason
+from serving.steps.step import Answer, CheckedStep, JointStep, Step, Tensors, degraded_reason
 from serving.steps.telemetry import Telemetry
 from stores.store import StoreError
 
@@ -130,6 +130,8 @@ class Worker:
         import triton_python_backend_utils as pb_utils
 
         wanted = request.requested_output_names()
+        if isinstance(self._step, CheckedStep):
+            self._step.check(answer, wanted)
         outputs = [
             pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
             for spec in STEP_SPECS[self._name].outputs
