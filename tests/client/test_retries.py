@@ -120,6 +120,17 @@ def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ra
     assert reason in DEGRADED_REASONS
 
 
+@pytest.mark.parametrize("ids", [{}, {"candidates": []}])
+def test_texts_without_ids_have_no_fallback(running, ask, ids):
+    """The retriever knows none of them, so the ranker's error comes back. Titles of ids fall back as ids alone do."""
+    scripted, _ = running
+    scripted.says(llamarec=[FULL], llamarec_retrieval=[GOOD])
+    with pytest.raises(Overloaded):
+        ask([], candidate_titles=["One", "Two"], fallback="retriever", **ids)
+    assert set(scripted.asked) == {ENSEMBLE}
+    assert ask(["a"], candidates=["b"], candidate_titles=["B"], fallback="retriever").degraded
+
+
 def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):
     """One deadline covers both models: the ranker is abandoned when a tenth of it is left for the retriever."""
     scripted, _ = running
