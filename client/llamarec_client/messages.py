@@ -250,6 +250,8 @@ def client_error(
         )
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
+    if status == "UNAVAILABLE" and (dead := re.match(r"\w+: step (\w+) is dead", message)):
+        return StepDied(f"the process of step {dead[1]} of {model} at {url} is dead ({message})")
     if status == "UNAVAILABLE" and re.match(r"\w+: the store ", message):
         task = "change items" if model == ITEMS else "look up or record events"
         return ServerUnavailable(f"{model} at {url} cannot {task}: {message}")

@@ -29,6 +29,11 @@ DEAD = (
     "Stub process 'ranker_0_0' is not healthy.",
 )
 """Status and message as tritonserver 2.51 returns them."""
+MISSED = (
+    grpc.StatusCode.UNAVAILABLE,
+    "in ensemble 'llamarec', prompt_builder: step ranker is dead: `llamarec serve` restarts",
+)
+"""The same of the step before it, which saw that it is dead."""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +77,12 @@ def test_attempts_end(running, ask):
     assert len(scripted.asked) == MAX_ATTEMPTS
 
 
-def test_a_dead_step_is_asked_once_more(running, ask):
+@pytest.mark.parametrize("status", [DEAD, MISSED])
+def test_a_dead_step_is_asked_once_more(running, ask, status):
     """A dead step is retried once, because another instance may be alive; then the error names the step."""
     scripted, _ = running
-    scripted.says(llamarec=[DEAD])
-    with pytest.raises(StepDied, match="step ranker is dead"):
+    scripted.says(llamarec=[status])
+    with pytest.raises(StepDied, match=r"the process of step ranker .*is dead"):
         ask(["a"])
     assert len(scripted.asked) == 2
 
@@ -103,6 +109,7 @@ def test_what_would_fail_again_is_not_sent_again(running, ask, status, raised):
     [
         (FULL, 1, "Overloaded"),
         (DEAD, 2, "StepDied"),
+        (MISSED, 2, "StepDied"),
         ((grpc.StatusCode.INTERNAL, "ranker: x"), 1, "ServerError"),
     ],
 )
