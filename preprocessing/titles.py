@@ -60,10 +60,11 @@ def prompt_title(raw: str, natural: Callable[[str], str] = str) -> tuple[str, st
     text = raw[: 4 * LONGEST_TITLE]
     if "<" in text:  # as in HTML, tags are read before entities: "&lt;b&gt;" is the text "<b>"
         text = _BLOCK.sub(" ", _INLINE.sub("", _SCRIPTS.sub(" ", text)))
-    text = natural(_one_line(html.unescape(text)))
-    title = _one_line(text)[:LONGEST_TITLE]
+    text = natural(one_line(html.unescape(text)))
+    title = one_line(text)[:LONGEST_TITLE]
     return title, "" if title else BLANK
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return text in which control characters are spaces, and every run of spaces is one."""
     return " ".join(_CONTROL.sub(" ", text).split())

@@ -54,7 +54,15 @@ HISTORY_ITEM = TensorSpec("HISTORY_ITEM", "INT32", (-1,))
 """Known items of the history, oldest first."""
 EXCLUDED_ITEM = TensorSpec("EXCLUDED_ITEM", "INT32", (-1,))
 GIVEN_ITEM = TensorSpec("GIVEN_ITEM", "INT32", (-1,))
-"""The caller's candidates, de-duplicated and without those of EXCLUDE; meaningless unless RETRIEVE is 0."""
+"""The caller's candidates, de-duplicated and without those of EXCLUDE; meaningless unless RETRIEVE is 0. A candidate
+that is not in the catalogue, and has a title, has a negative number of its own."""
+# Optional for the steps that take them: repositories that were exported before there were texts do not have them.
+GIVEN_ID = TensorSpec("GIVEN_ID", "STRING", (-1,), optional=True)
+"""The raw id of each GIVEN_ITEM; length 0 if the caller gave no titles of candidates."""
+GIVEN_TEXT = TensorSpec("GIVEN_TEXT", "STRING", (-1,), optional=True)
+"""The title of each GIVEN_ITEM by the caller, empty where it is the catalogue's; as long as GIVEN_ID."""
+HISTORY_TEXT = TensorSpec("HISTORY_TEXT", "STRING", (-1,), optional=True)
+"""The titles that the prompt lists as the history, oldest first; length 0 if they are those of HISTORY_ITEM."""
 RETRIEVE = TensorSpec("RETRIEVE", "INT32", (1,))
 """1: take the retrieval stage's top candidates; 0: rank GIVEN_ITEM."""
 LIMIT = TensorSpec("LIMIT", "INT32", (1,))
@@ -68,6 +76,8 @@ CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
 """Log-probability by the retrieval stage, among the candidates; -inf for an item outside its vocabulary."""
 CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
 """Place in the retrieval stage's order, from 1; 0 for an item outside its vocabulary."""
+CANDIDATE_TEXT = TensorSpec("CANDIDATE_TEXT", "STRING", (-1,), optional=True)
+"""GIVEN_TEXT in the order of CANDIDATE_ITEM; length 0 if every title is the catalogue's."""
 TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, up to the place where the index letter follows."""
 LINE_END = TensorSpec("LINE_END", "INT32", (-1,))
@@ -87,14 +97,19 @@ class ModelSpec(NamedTuple):
 
 
 STEP_SPECS = {
-    "features": ModelSpec(REQUEST, (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER)),
+    "features": ModelSpec(
+        REQUEST,
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT, HISTORY_TEXT),
+    ),
     # The retriever's response tensors serve `llamarec_retrieval`: an intermediate tensor must never be an ensemble's
     # output under the same name, or a request for a subset of the outputs deadlocks.
     "retriever": ModelSpec(
-        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER),
-        (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, *RESPONSE),
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT),
+        (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, CANDIDATE_TEXT, *RESPONSE),
     ),
-    "prompt_builder": ModelSpec((HISTORY_ITEM, CANDIDATE_ITEM), (TOKEN, LINE_END, PREFIX, QUEUED)),
+    "prompt_builder": ModelSpec(
+        (HISTORY_ITEM, CANDIDATE_ITEM, HISTORY_TEXT, CANDIDATE_TEXT), (TOKEN, LINE_END, PREFIX, QUEUED)
+    ),
     "ranker": ModelSpec(
         (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT, USER), RESPONSE
     ),

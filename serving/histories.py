@@ -9,13 +9,16 @@ from serving.contract import STORE_VARIABLE
 from stores.store import Store
 
 
-def requested_history(history: Sequence[bytes] | None, user: bytes | None, store: Store | None) -> Sequence[bytes]:
+def requested_history(
+    history: Sequence[bytes] | None, user: bytes | None, store: Store | None, *, titled: bool = False
+) -> Sequence[bytes]:
     """Return the raw ids of a history, oldest first.
 
     Args:
         history: of the request; an empty one is one. It counts even if there is a user.
         user: of the request; one who is not in the store has an empty history.
         store: where histories are kept; None if the server has no store.
+        titled: whether the request has titles of a history, which are one without ids too.
 
     Raises:
         InputError: there is no history, and no user to look up or no store to find one in.
@@ -23,6 +26,8 @@ def requested_history(history: Sequence[bytes] | None, user: bytes | None, store
     """
     if history is not None:
         return history
+    if titled:
+        return []
     if user is None:
         raise InputError(
             f"neither {HISTORY.name} nor {USER_ID.name} is given: send {HISTORY.name}, which may be empty, or the"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.ranker.inference.ranker import Ranker
-from models.ranker.prompt import PromptBuilder
+from models.ranker.prompt import Prompt, PromptBuilder, listed
 from models.retriever.candidates import Candidates
 from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
@@ -63,7 +63,8 @@ class ExportedSteps:
         """Return the candidates that the first two steps pass to the last two."""
         if request.retrieve:
             return self.retriever.candidates(request.history, request.excluded)
-        return self.retriever.given(request.history, request.given)
+        given = self.retriever.given(request.history, request.given)
+        return given.comparable() if len(request.given_texts) else given
 
     def logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
         """Return the ranker's logits of the candidates, shape [k]."""
@@ -77,6 +78,8 @@ class ExportedSteps:
         exclude: Sequence[str] = (),
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
+        history_titles: Sequence[str] | None = None,
+        candidate_titles: Sequence[str] | None = None,
     ) -> list[tuple[str, float, int]]:
         """Return the answer of the ensemble: raw id, score and retriever rank of each item, best first.
 
@@ -84,17 +87,42 @@ class ExportedSteps:
             InputError: the server refuses this request too.
             StoreError: the history is in the store, and the store cannot be reached.
         """
-        raw_history = None if history is None else [raw.encode() for raw in history]
-        found_history = requested_history(raw_history, None if user_id is None else user_id.encode(), self.store)
-        given = None if candidates is None else [raw.encode() for raw in candidates]
-        request = self.features.encode(found_history, [raw.encode() for raw in exclude], given, top_k)
+        user = None if user_id is None else user_id.encode()
+        found_history = requested_history(_encoded(history), user, self.store, titled=history_titles is not None)
+        request = self.features.encode(
+            found_history,
+            [raw.encode() for raw in exclude],
+            _encoded(candidates),
+            top_k,
+            _encoded(history_titles),
+            _encoded(candidate_titles),
+        )
         found = self.candidates(request)
         if not len(found.items):
             return []
-        prompt = self.prompts.build(request.history, found.items)
+        prompt = self._prompt(request, found.items)
         places, probabilities = self.ranker.rank(prompt, found.scores, found.ranks)
         answer = zip(found.items[places], probabilities, found.ranks[places], strict=True)
         return [
-            (self.catalogue.raw(int(item)).decode(), float(probability), int(rank))
+            (self._raw(request, int(item)).decode(), float(probability), int(rank))
             for item, probability, rank in answer
         ][: request.limit or None]
+
+    def _prompt(self, request: EncodedRequest, candidates: NDArray[np.int32]) -> Prompt:
+        """Return the prompt of candidates, which are in the order of the retrieval stage."""
+        texts = dict(zip(request.given.tolist(), request.given_texts, strict=False))  # fewer if there are none at all
+        items = candidates.tolist()
+        return self.prompts.build(
+            request.history_texts or request.history, listed(items, [texts[item] for item in items] if texts else [])
+        )
+
+    def _raw(self, request: EncodedRequest, item: int) -> bytes:
+        """Return the raw id of a candidate."""
+        if item > 0:
+            return self.catalogue.raw(item)
+        place: int = request.given.tolist().index(item)
+        return request.given_ids[place]
+
+
+def _encoded(texts: Sequence[str] | None) -> list[bytes] | None:
+    return None if texts is None else [text.encode() for text in texts]

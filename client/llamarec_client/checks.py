@@ -44,6 +44,25 @@ def text(name: str, value: object) -> str:
     raise InvalidRequest(f"{name} is {short(value)}: give a string of valid Unicode that is not empty")
 
 
+def same_length(ids: str, count: int, titles: str, titled: int) -> None:
+    """Check that there is one title for each id.
+
+    Args:
+        ids: name of the ids' tensor.
+        count: number of ids.
+        titles: name of the titles' tensor.
+        titled: number of titles.
+
+    Raises:
+        InvalidRequest: there are more or fewer.
+    """
+    if count != titled:
+        raise InvalidRequest(
+            f"{ids} holds {count:,} ids and {titles} {titled:,} titles: give one title for each id, which may be empty,"
+            " or no ids"
+        )
+
+
 def is_unicode(value: str) -> bool:
     """Return whether a string can be encoded as UTF-8; one with lone surrogates cannot."""
     try:

@@ -59,9 +59,14 @@ HISTORY = TensorSpec("HISTORY", "STRING", (-1,), optional=True)
 """Optional where the server has a store and USER_ID is given; its length may be 0."""
 EXCLUDE = TensorSpec("EXCLUDE", "STRING", (-1,), optional=True)
 CANDIDATES = TensorSpec("CANDIDATES", "STRING", (-1,), optional=True)
+HISTORY_TITLE = TensorSpec("HISTORY_TITLE", "STRING", (-1,), optional=True)
+"""For each HISTORY its title, which the language model reads; empty: the catalogue's. Alone, it is the history."""
+CANDIDATE_TITLE = TensorSpec("CANDIDATE_TITLE", "STRING", (-1,), optional=True)
+"""For each of CANDIDATES its title, which the language model reads; empty: the catalogue's. Alone, these texts are the
+candidates, and ITEM_ID is the place of each from 0."""
 TOP_K = TensorSpec("TOP_K", "INT32", (1,), optional=True)
 USER_ID = TensorSpec("USER_ID", "STRING", (1,), optional=True)
-REQUEST = (HISTORY, EXCLUDE, CANDIDATES, TOP_K, USER_ID)
+REQUEST = (HISTORY, EXCLUDE, CANDIDATES, TOP_K, USER_ID, HISTORY_TITLE, CANDIDATE_TITLE)
 
 ITEM_ID = TensorSpec("ITEM_ID", "STRING", (-1,))
 SCORE = TensorSpec("SCORE", "FP32", (-1,))

@@ -14,14 +14,16 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from llamarec_client.address import proxy_variable
-from llamarec_client.checks import is_unicode, whole_number
+from llamarec_client.checks import is_unicode, same_length, whole_number
 from llamarec_client.contract import (
     ACTION,
     ADD,
+    CANDIDATE_TITLE,
     CANDIDATES,
     EVENT_USER,
     EXCLUDE,
     HISTORY,
+    HISTORY_TITLE,
     ITEM_ID,
     ITEMS,
     KEY,
@@ -69,26 +71,29 @@ class Request:
     """Number of items to return. Default: all."""
     user_id: str | None = None
     """User id, for the server's logs and to look up the history if there is none; the models do not use it."""
+    history_titles: Sequence[str] | None = None
+    """A title for each id in ``history``, which the language model reads; "" for the catalogue's. Without ids, these
+    texts are the history."""
+    candidate_titles: Sequence[str] | None = None
+    """A title for each of ``candidates``; "" for the catalogue's. Without ids, these texts are ranked, and the
+    ``item_id`` of each is its place, from "0"."""
 
     def inputs(self) -> list[grpc.InferInput]:
         """Return the request's tensors, with a leading batch dimension of 1.
 
         Raises:
-            InvalidRequest: a value does not fit its tensor, which the message names, or there is neither a history nor
-                a user.
+            InvalidRequest: a value does not fit its tensor, which the message names, there are not as many titles as
+                ids, or there is neither a history nor a user.
         """
-        if self.history is None and self.user_id is None:
+        if self.history is None and self.user_id is None and self.history_titles is None:
             raise InvalidRequest(
                 f"{HISTORY.name} is None, and so is {USER_ID.name}: give a list of item ids, which may be empty, or"
                 " a user_id"
             )
-        inputs = []
-        if self.history is not None:
-            inputs.append(_text_input(HISTORY, self.history))
+        inputs = _titled_inputs(HISTORY, self.history, HISTORY_TITLE, self.history_titles)
         if self.exclude is not None:
             inputs.append(_text_input(EXCLUDE, self.exclude))
-        if self.candidates is not None:
-            inputs.append(_text_input(CANDIDATES, self.candidates))
+        inputs += _titled_inputs(CANDIDATES, self.candidates, CANDIDATE_TITLE, self.candidate_titles)
         if self.user_id is not None:
             inputs.append(_text_input(USER_ID, [self.user_id]))
         if self.top_k is not None:
@@ -97,6 +102,12 @@ class Request:
             tensor.set_data_from_numpy(np.array([[top_k]], dtype=np.int32))
             inputs.append(tensor)
         return inputs
+
+
+def are_texts(inputs: Iterable[grpc.InferInput]) -> bool:
+    """Return whether the candidates of a request are texts without ids, none of which the retriever knows."""
+    lengths = {tensor.name(): tensor.shape()[1] for tensor in inputs}
+    return CANDIDATE_TITLE.name in lengths and not lengths.get(CANDIDATES.name)
 
 
 def event_inputs(
@@ -239,6 +250,8 @@ def client_error(
         )
     if status == "UNAVAILABLE" and re.search("queue (full|timeout)", message):
         return Overloaded(f"{model} at {url} is overloaded: send fewer requests or retry later ({message})")
+    if status == "UNAVAILABLE" and (dead := re.match(r"\w+: step (\w+) is dead", message)):
+        return StepDied(f"the process of step {dead[1]} of {model} at {url} is dead ({message})")
     if status == "UNAVAILABLE" and re.match(r"\w+: the store ", message):
         task = "change items" if model == ITEMS else "look up or record events"
         return ServerUnavailable(f"{model} at {url} cannot {task}: {message}")
@@ -288,6 +301,23 @@ def _time_input(timestamps: Iterable[int]) -> grpc.InferInput:
     tensor = grpc.InferInput(TIMESTAMP.name, list(array.shape), TIMESTAMP.data_type)
     tensor.set_data_from_numpy(array)
     return tensor
+
+
+def _titled_inputs(
+    spec: TensorSpec, ids: Sequence[str] | None, title_spec: TensorSpec, titles: Sequence[str] | None
+) -> list[grpc.InferInput]:
+    """Return the inputs of ids and of their titles, of which either may be absent.
+
+    Raises:
+        InvalidRequest: a value is not a string, or there are ids and not as many titles.
+    """
+    inputs = [] if ids is None else [_text_input(spec, ids)]
+    if titles is None:
+        return inputs
+    titled = _text_input(title_spec, titles, "titles")
+    if inputs and (count := inputs[0].shape()[1]):
+        same_length(spec.name, count, title_spec.name, titled.shape()[1])
+    return [*inputs, titled]
 
 
 def _text_input(spec: TensorSpec, values: Iterable[str], meaning: str = "item ids") -> grpc.InferInput:

@@ -20,6 +20,7 @@ from llamarec_client.messages import (
     Recommendations,
     Request,
     added_inputs,
+    are_texts,
     event_inputs,
     listed_inputs,
     read_count,
@@ -117,6 +118,8 @@ class RecommenderClient:
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
         user_id: str | None = None,
+        history_titles: Sequence[str] | None = None,
+        candidate_titles: Sequence[str] | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
         fallback: Fallback | None = None,
@@ -133,10 +136,18 @@ class RecommenderClient:
             top_k: number of items to return. Default: all.
             user_id: user id, for the server's logs and to look up the history if none is given; the models do not use
                 it.
+            history_titles: a title for each id in ``history``, which the language model reads instead of that in the
+                catalogue; "" keeps the catalogue's. The language model also reads the titles of unknown ids. Without
+                ids (``history`` is empty or left out), these texts are the history.
+            candidate_titles: a title for each of ``candidates``, likewise; an unknown id with a title is ranked.
+                Without ids (``candidates`` is empty or left out), these texts are ranked, and the ``item_id`` of each
+                is its place, from "0". If the retriever does not know all candidates of a call with titles, the
+                language model alone scores them.
             model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
             timeout: seconds until the call fails, including retries and fallback; above 0.
             fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
                 slow, and marks the answer ``degraded``; a tenth of the timeout, at most 0.25 s, is reserved for it.
+                Candidates that are texts without ids have no fallback.
             request_id: id of the request in the server's logs. Default: a new id.
 
         Raises:
@@ -147,7 +158,7 @@ class RecommenderClient:
                 is needed and cannot be reached; ``Overloaded`` if the queue is full.
             ServerError: the server failed; ``StepDied`` if the process of a step died.
         """
-        request = Request(history, exclude, candidates, top_k, user_id)
+        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
         return self._send(request, model, timeout, fallback, request_id)
 
     def record(
@@ -272,7 +283,10 @@ class RecommenderClient:
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
         call = self._connection.call(model, timeout, fallback, request_id)
-        return _answer(call, self._infer(call, _tensors(request), requested_outputs()))
+        inputs = _tensors(request)
+        if are_texts(inputs):
+            call.fallback = None
+        return _answer(call, self._infer(call, inputs, requested_outputs()))
 
     def _infer(
         self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]
@@ -324,13 +338,15 @@ class AsyncRecommenderClient:
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
         user_id: str | None = None,
+        history_titles: Sequence[str] | None = None,
+        candidate_titles: Sequence[str] | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
         fallback: Fallback | None = None,
         request_id: str | None = None,
     ) -> Recommendations:
         """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
-        request = Request(history, exclude, candidates, top_k, user_id)
+        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
         return await self._send(request, model, timeout, fallback, request_id)
 
     async def record(
@@ -395,7 +411,10 @@ class AsyncRecommenderClient:
         self, request: Request, model: str, timeout: float, fallback: Fallback | None, request_id: str | None
     ) -> Recommendations:
         call = self._connection.call(model, timeout, fallback, request_id)
-        return _answer(call, await self._infer(call, _tensors(request), requested_outputs()))
+        inputs = _tensors(request)
+        if are_texts(inputs):
+            call.fallback = None
+        return _answer(call, await self._infer(call, inputs, requested_outputs()))
 
     async def _infer(
         self, call: Call, inputs: list[grpc.InferInput], outputs: list[grpc.InferRequestedOutput]

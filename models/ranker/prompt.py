@@ -26,7 +26,8 @@ from preprocessing.errors import InputError
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "prompt.json"
 
-ItemNumbers = Sequence[int] | NDArray[np.int32]
+Lines = Sequence[int | str] | Sequence[int] | NDArray[np.int32]
+"""What a prompt lists: item numbers, whose titles are the catalogue's, or titles that stand for themselves."""
 LETTERS = ascii_uppercase + ascii_lowercase
 """Index letters in the order of the candidates: A to Z, then a to z, which are single tokens too."""
 
@@ -44,7 +45,9 @@ MOST_CANDIDATES = 200
 LINE_ENDS = (SEPARATOR[:-1], POOL[:-1], RESPONSE)
 """Text after a title: before the next title, at the end of the history, at the end of the candidates."""
 KEPT = 1 << 17
-"""Maximum number of titles whose tokens are cached; the least recently used are dropped."""
+"""Maximum number of titles of the catalogue whose tokens are cached; the least recently used are dropped."""
+KEPT_TEXTS = 1 << 12
+"""Maximum number of other titles whose tokens are cached: callers may send a new one with every request."""
 TOKENS_FILE, ENDS_FILE = "title-tokens.npy", "title-ends.npy"
 """The tokens of all titles, each followed by each of the three line ends, and the offsets [3 * items + 1] between them,
 the first of which is 0."""
@@ -136,8 +139,10 @@ class PromptBuilder:
     def _read(self, catalogue: Catalogue) -> None:
         """Take the titles from a catalogue."""
         self._catalogue = catalogue
-        self._short_title = lru_cache(maxsize=KEPT)(self._cut_title)
-        self._title_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
+        self._item_title = lru_cache(maxsize=KEPT)(self._cut_title)
+        self._item_tokens = lru_cache(maxsize=KEPT)(self._encode_title)
+        self._text_title = lru_cache(maxsize=KEPT_TEXTS)(self._cut_title)
+        self._text_tokens = lru_cache(maxsize=len(LINE_ENDS) * KEPT_TEXTS)(self._encode_title)
         self._mark_tokens = lru_cache(maxsize=KEPT)(self._encode_mark)
         self._length_of = lru_cache(maxsize=2)(self._count_tokens)
 
@@ -207,14 +212,15 @@ class PromptBuilder:
             "start_tokens": self._tokenizer.encode("").ids,
         }
 
-    def text(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> str:
+    def text(self, history_items: Lines, candidate_items: Lines) -> str:
         """Return the prompt as text, up to and including the line break that precedes the index letter.
 
         Independent lines are listed one below the other, although no line is seen by another one.
 
         Args:
-            history_items: item numbers, oldest first; may be empty. The last ``max_history`` of them are used.
-            candidate_items: item numbers in the order of their letters.
+            history_items: item numbers or titles, oldest first; may be empty. The last ``max_history`` of them are
+                used.
+            candidate_items: item numbers or titles in the order of their letters.
 
         Raises:
             InputError: the number of candidates is 0 or above the settings' ``candidates``.
@@ -228,12 +234,12 @@ class PromptBuilder:
         )
         return f"{prefix} {candidates}{RESPONSE}"
 
-    def _prefix_text(self, history: ItemNumbers) -> str:
+    def _prefix_text(self, history: Lines) -> str:
         """Return the text before the space that begins the first candidate's line."""
         items = SEPARATOR.join(f"({place}) {self._short_title(item)}" for place, item in enumerate(history, 1))
         return f"{self._head}{items}{POOL[:-1]}"
 
-    def build(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> Prompt:
+    def build(self, history_items: Lines, candidate_items: Lines) -> Prompt:
         """Return the tokenised prompt. Above ``max_tokens`` the oldest history items are dropped, but no candidate.
 
         See :meth:`text` for the arguments.
@@ -243,7 +249,7 @@ class PromptBuilder:
         """
         return self._fit(history_items, candidate_items)[1]
 
-    def fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[str, Prompt]:
+    def fit(self, history_items: Lines, candidate_items: Lines) -> tuple[str, Prompt]:
         """Return the text of the prompt that :meth:`build` returns, and that prompt.
 
         Raises:
@@ -252,10 +258,10 @@ class PromptBuilder:
         history, prompt = self._fit(history_items, candidate_items)
         return self.text(history, candidate_items), prompt
 
-    def _fit(self, history_items: ItemNumbers, candidate_items: ItemNumbers) -> tuple[list[int], Prompt]:
+    def _fit(self, history_items: Lines, candidate_items: Lines) -> tuple[list[int | str], Prompt]:
         """Return the history items that fit, and the prompt with them."""
         self._check(candidate_items)
-        history = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
+        history: list[int | str] = list(history_items[max(len(history_items) - self.settings.max_history, 0) :])
         if self.settings.independent:
             return self._fit_independent(history, candidate_items)
         while True:
@@ -270,7 +276,7 @@ class PromptBuilder:
                 )
             history.pop(0)
 
-    def _fit_independent(self, history: list[int], candidates: ItemNumbers) -> tuple[list[int], Prompt]:
+    def _fit_independent(self, history: list[int | str], candidates: Lines) -> tuple[list[int | str], Prompt]:
         """Return the history items that fit beside any line, whichever the candidates are, and the prompt with them."""
         # A title of this many tokens may take more after a space, but never twice as many.
         line = 2 * self.settings.title_tokens + self._end_lengths[0]
@@ -284,19 +290,19 @@ class PromptBuilder:
         titles = (self._title_tokens(item, 0) for item in candidates)
         return history, Prompt.of_lines(tokens, (ids[: len(ids) - self._end_lengths[0] + 1] for ids in titles))
 
-    def _prefix(self, history: ItemNumbers) -> list[int]:
+    def _prefix(self, history: Lines) -> list[int]:
         """Return the tokens before the candidates' independent lines."""
         if self._in_pieces and len(history):
             return self._prefix_of_pieces(history)
         return list(self._tokenizer.encode(self._prefix_text(history)).ids)
 
-    def _prefix_of_pieces(self, history: ItemNumbers) -> list[int]:
+    def _prefix_of_pieces(self, history: Lines) -> list[int]:
         """Return the same tokens, see :meth:`_of_pieces`; the history must not be empty."""
         ids = list(self._head_tokens)
         self._add_lines(ids, [str(place) for place in range(1, len(history) + 1)], history, last=1)
         return ids
 
-    def _add_lines(self, ids: list[int], marks: Sequence[str], items: ItemNumbers, *, last: int) -> list[int]:
+    def _add_lines(self, ids: list[int], marks: Sequence[str], items: Lines, *, last: int) -> list[int]:
         """Add the tokens of marked titles to ``ids``; return the position of the first token after each title.
 
         Args:
@@ -313,11 +319,11 @@ class PromptBuilder:
             line_ends.append(len(ids) - self._end_lengths[end])
         return line_ends
 
-    def _check(self, candidate_items: ItemNumbers) -> None:
+    def _check(self, candidate_items: Lines) -> None:
         if not 1 <= len(candidate_items) <= self.settings.candidates:
             raise InputError(f"a prompt takes 1 to {self.settings.candidates} candidates, not {len(candidate_items)}")
 
-    def _whole(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
+    def _whole(self, history: Lines, candidates: Lines) -> Prompt:
         text = self.text(history, candidates)
         encoding = self._tokenizer.encode(text)
         # Character offsets of the candidates' marks and titles.
@@ -329,7 +335,7 @@ class PromptBuilder:
         line_ends = np.searchsorted([end for _, end in encoding.offsets], title_ends, side="right")
         return Prompt(list(encoding.ids), line_ends.tolist())
 
-    def _of_pieces(self, history: ItemNumbers, candidates: ItemNumbers) -> Prompt:
+    def _of_pieces(self, history: Lines, candidates: Lines) -> Prompt:
         """Return the same prompt, assembled from the tokens of marks and titles, which are encoded once and cached.
 
         No token crosses the end of a mark or a line: tokenizers that pre-split into words split there, and Llama 2's,
@@ -354,11 +360,20 @@ class PromptBuilder:
     def _encode_mark(self, mark: str) -> "array[int]":
         return self._tokens_after("\n", f" ({mark})")
 
-    def _encode_title(self, item: int, end: int) -> "array[int]":
-        line = len(LINE_ENDS) * (item - 1) + end
-        if self._lines is not None and line + 1 < len(self._lines[1]):  # an added item has no stored tokens
+    def _short_title(self, item: int | str) -> str:
+        """Return a title as it stands in a prompt, see :meth:`_cut_title`."""
+        return self._text_title(item) if isinstance(item, str) else self._item_title(item)
+
+    def _title_tokens(self, item: int | str, end: int) -> "array[int]":
+        """Return the tokens of a title and of the line end that follows it, see :meth:`_encode_title`."""
+        return self._text_tokens(item, end) if isinstance(item, str) else self._item_tokens(item, end)
+
+    def _encode_title(self, item: int | str, end: int) -> "array[int]":
+        if self._lines is not None and not isinstance(item, str):
             tokens, ends = self._lines
-            return array("i", tokens[ends[line] : ends[line + 1]].tolist())
+            line = len(LINE_ENDS) * (item - 1) + end
+            if line + 1 < len(ends):  # an added item has no stored tokens
+                return array("i", tokens[ends[line] : ends[line + 1]].tolist())
         return self._tokens_after("(A)", f" {self._short_title(item)}{LINE_ENDS[end]}")
 
     def _tokens_after(self, before: str, piece: str) -> "array[int]":
@@ -369,15 +384,25 @@ class PromptBuilder:
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _cut_title(self, item: int) -> str:
+    def _cut_title(self, item: int | str) -> str:
         """Return the title, cut at ``title_tokens`` tokens and on one line, so that it cannot end a prompt's line."""
-        title = " ".join(self._catalogue.title(item).split())
+        title = " ".join((item if isinstance(item, str) else self._catalogue.title(item)).split())
         while (
             len(offsets := self._tokenizer.encode(title, add_special_tokens=False).offsets) > self.settings.title_tokens
         ):
             # Cut where the first surplus token begins; if it begins within a character, before that character.
             title = title[: offsets[self.settings.title_tokens][0]].rstrip()
         return title
+
+
+def listed(items: Sequence[int], texts: Sequence[str]) -> Sequence[int | str]:
+    """Return what a prompt lists for some items: the text of each [k], or its number where the text is empty.
+
+    Args:
+        items: item numbers [k].
+        texts: titles [k] from a caller; or none, if all are the catalogue's.
+    """
+    return [text or item for item, text in zip(items, texts, strict=True)] if len(texts) else items
 
 
 def _mapped(path: Path) -> NDArray[Any]:

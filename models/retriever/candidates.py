@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
     """Items to rank, in the order of the retrieval stage."""
 
     items: NDArray[np.int32]
-    """Item numbers [k]."""
+    """Item numbers [k]; a negative one stands for a text of the request that describes no item of the catalogue."""
     scores: NDArray[np.float32]
     """Logits or log-probabilities [k]; -inf for an item outside the retriever's vocabulary."""
     ranks: NDArray[np.int32]
@@ -44,6 +44,12 @@ class Candidates(NamedTuple):
             shifted = scores - scores[known].max()
             scores = shifted - np.log(np.exp(shifted).sum())
         return Candidates(self.items[:k], scores.astype(np.float32), self.ranks[:k])
+
+    def comparable(self) -> "Candidates":
+        """Return the candidates without scores if one of them has none: then only the language model compares all."""
+        if np.isfinite(self.scores).all():
+            return self
+        return self._replace(scores=np.full_like(self.scores, -np.inf))
 
     def probabilities(self) -> NDArray[np.float32]:
         """Return the softmax of the scores over the candidates [k], which are the scores of a retrieval-only answer."""
@@ -88,6 +94,12 @@ def top_candidates(scores: NDArray[np.float32], masked: NDArray[np.int32], k: in
     return Candidates(items.astype(np.int32), scores[items], np.arange(1, len(items) + 1, dtype=np.int32))
 
 
+def in_vocabulary(items: NDArray[np.int32], rows: int) -> NDArray[np.bool_]:
+    """Return which items [k] have a score in a row of ``rows`` scores, the padding's included."""
+    found: NDArray[np.bool_] = (items > 0) & (items < rows)
+    return found
+
+
 def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> Candidates:
     """Return the caller's items in the retriever's order; items outside its vocabulary come last, with rank 0.
 
@@ -95,8 +107,8 @@ def given_candidates(scores: NDArray[np.float32], items: NDArray[np.int32]) -> C
         scores: scores [items in the vocabulary + 1].
         items: distinct item numbers [k].
     """
-    known = items[items < len(scores)]
-    unknown = items[items >= len(scores)]
+    is_known = in_vocabulary(items, len(scores))
+    known, unknown = items[is_known], items[~is_known]
     known = known[np.lexsort((known, -scores[known]))]
     return Candidates(
         np.concatenate((known, unknown)).astype(np.int32),

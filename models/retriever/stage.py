@@ -6,7 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.retriever.candidates import Candidates, best_first, given_candidates, mask, place_of, top_candidates
+from models.retriever.candidates import (
+    Candidates,
+    best_first,
+    given_candidates,
+    in_vocabulary,
+    mask,
+    place_of,
+    top_candidates,
+)
 from models.signals.signals import Signals
 
 Row = NDArray[np.float32]
@@ -62,11 +70,11 @@ class RetrievalStage:
         Args:
             rows: the scores of each retriever.
             history: item numbers, oldest first.
-            items: distinct item numbers [k].
+            items: distinct item numbers [k]; see :class:`models.retriever.candidates.Candidates`.
         """
         if self.signals is None:
             return given_candidates(rows[0], items).first(len(items))
-        known = np.sort(items[items < len(rows[0])])
+        known = np.sort(items[in_vocabulary(items, len(rows[0]))])
         scored = np.full(len(rows[0]), -np.inf, np.float32)
         found = self.reorder(history, known, _logits(rows, known))
         scored[found.items] = found.scores

@@ -7,10 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from llamarec_client.contract import CANDIDATES, EXCLUDE, HISTORY, TOP_K, USER_ID
+from llamarec_client.contract import (
+    CANDIDATE_TITLE,
+    CANDIDATES,
+    EXCLUDE,
+    HISTORY,
+    HISTORY_TITLE,
+    TOP_K,
+    USER_ID,
+    TensorSpec,
+)
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import FeatureEncoder
-from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE, USER
+from serving.contract import (
+    EXCLUDED_ITEM,
+    GIVEN_ID,
+    GIVEN_ITEM,
+    GIVEN_TEXT,
+    HISTORY_ITEM,
+    HISTORY_TEXT,
+    LIMIT,
+    RETRIEVE,
+    USER,
+)
 from serving.histories import requested_history
 from serving.live_items import LiveItems, open_items
 from serving.steps.step import Answer, Tensors
@@ -47,7 +66,8 @@ class FeaturesStep:
     def answer(self, request: Tensors) -> Answer:
         """Return the item numbers of a request, and as HISTORY the raw ids that they were made from.
 
-        Hidden items are among the excluded ones.
+        Hidden items are among the excluded ones. An answer about candidates without ids is nobody's: the log of answers
+        would take their places for ids.
 
         Raises:
             InputError: the request exceeds a limit, names an unknown candidate, or has no history and no known user.
@@ -55,15 +75,19 @@ class FeaturesStep:
         """
         encoder = self.items.current()
         history = requested_history(
-            request[HISTORY].tolist() if HISTORY in request else None,
+            _listed(request, HISTORY),
             request[USER_ID][0] if USER_ID in request else None,
             self.store,
+            titled=HISTORY_TITLE in request,
         )
+        candidates, titles = _listed(request, CANDIDATES), _listed(request, CANDIDATE_TITLE)
         encoded = encoder.encode(
             history,
-            request[EXCLUDE].tolist() if EXCLUDE in request else [],
-            request[CANDIDATES].tolist() if CANDIDATES in request else None,
+            _listed(request, EXCLUDE) or [],
+            candidates,
             int(request[TOP_K][0]) if TOP_K in request else None,
+            _listed(request, HISTORY_TITLE),
+            titles,
         )
         return {
             HISTORY: history,
@@ -72,12 +96,21 @@ class FeaturesStep:
             GIVEN_ITEM: encoded.given,
             RETRIEVE: [encoded.retrieve],
             LIMIT: [encoded.limit],
-            USER: request.get(USER_ID, []),
+            USER: request.get(USER_ID, []) if candidates or not titles else [],
+            GIVEN_ID: encoded.given_ids,
+            GIVEN_TEXT: [text.encode() for text in encoded.given_texts],
+            HISTORY_TEXT: [text.encode() for text in encoded.history_texts],
         }
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the user, the length of the history and the number of unknown items in it."""
+        """Return the user, the length of the history and the number of entries in it that are skipped."""
         user = request[USER_ID][0].decode(errors="replace") if USER_ID in request else None
         history: Any = answer[HISTORY]
-        known = len(np.asarray(answer[HISTORY_ITEM]))
-        return {"user": user, "history": len(history), "unknown_items": len(history) - known}
+        length = max(len(history), len(request.get(HISTORY_TITLE, ())))
+        read = max(len(np.asarray(answer[spec])) for spec in (HISTORY_ITEM, HISTORY_TEXT))
+        return {"user": user, "history": length, "unknown_items": length - read}
+
+
+def _listed(request: Tensors, spec: TensorSpec) -> list[bytes] | None:
+    """Return the strings of an optional tensor; None if it is absent."""
+    return request[spec].tolist() if spec in request else None

@@ -7,8 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from models.ranker.prompt import PromptBuilder
-from serving.contract import CANDIDATE_ITEM, HISTORY_ITEM, LINE_END, PREFIX, QUEUED, TOKEN
+from llamarec_client.contract import TensorSpec
+from models.ranker.prompt import PromptBuilder, listed
+from serving.contract import (
+    CANDIDATE_ITEM,
+    CANDIDATE_TEXT,
+    HISTORY_ITEM,
+    HISTORY_TEXT,
+    LINE_END,
+    PREFIX,
+    QUEUED,
+    TOKEN,
+)
 from serving.live_items import LiveItems, open_items
 from serving.steps.ranker_queue import now
 from serving.steps.step import Answer, Tensors
@@ -45,9 +55,16 @@ class PromptBuilderStep:
             return {TOKEN: [], LINE_END: [], PREFIX: [0], QUEUED: [now()]}
         history = request[HISTORY_ITEM].tolist()
         prompts = self.items.current(max(*history, *candidates, 0) - self.exported)
-        prompt = prompts.build(history, candidates)
+        prompt = prompts.build(
+            _texts(request, HISTORY_TEXT) or history, listed(candidates, _texts(request, CANDIDATE_TEXT))
+        )
         return {TOKEN: prompt.tokens, LINE_END: prompt.line_ends, PREFIX: [prompt.prefix], QUEUED: [now()]}
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the length of the prompt."""
         return {"prompt_tokens": len(np.asarray(answer[TOKEN]))}
+
+
+def _texts(request: Tensors, spec: TensorSpec) -> list[str]:
+    """Return the titles of a tensor; none if the repository is of a version that does not have it."""
+    return [raw.decode() for raw in request[spec].tolist()] if spec in request else []

@@ -57,7 +57,7 @@ def queue_folder(suffix: str) -> Path:
     for left in temporary.glob("llamarec-[0-9]*"):
         server = re.findall("[0-9]+", left.name)[0]
         if not Path("/proc", server).exists():
-            _tidy(left)
+            tidy(left)
     folder = temporary / f"llamarec-{os.getppid()}{suffix}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -98,7 +98,7 @@ class Admission:
 
     def close(self) -> None:
         """Remove the queue's files."""
-        _tidy(self._folder)
+        tidy(self._folder)
 
     def _forget_finished(self) -> None:
         """Forget the requests that a ranker took or refused by now; all of them when one of its processes is dead.
@@ -115,20 +115,38 @@ class Admission:
 
 def _last_taken(path: Path) -> int | None:
     """Return what a process of the ranker recorded; None, after removing the file, when that process is dead."""
+    with suppress(FileNotFoundError):
+        if is_held(path):
+            stamp: int = struct.unpack("q", path.read_bytes()[:8])[0]
+            return stamp
+    return None
+
+
+def hold(folder: Path, name: str, content: bytes = b"") -> int:
+    """Return the descriptor of a new file in a folder, whose lock this process holds for as long as it lives."""
+    partial = folder / f".{name}"
+    file = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.pwrite(file, content, 0)
+    partial.rename(folder / name)
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Return whether the process that made a file with :func:`hold` lives; else the file is removed."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            stamp: int = struct.unpack("q", file.read(8))[0]
-            return stamp
+            return True
         path.unlink()
-    return None
+    return False
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Remove the files of dead processes, and the folder when no other file is left."""
-    for path in folder.glob("[0-9]*"):
-        _last_taken(path)
+    for path in folder.glob("[!.]*"):
+        is_held(path)
     with suppress(OSError):
         folder.rmdir()
 
@@ -145,11 +163,7 @@ class RankerTurn:
         """
         self._folder = folder
         self._seconds = seconds
-        partial = folder / f".{os.getpid()}"
-        self._file = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # for as long as this process lives
-        self._record(now())
-        partial.rename(folder / str(os.getpid()))
+        self._file = hold(folder, str(os.getpid()), struct.pack("q", now()))
 
     def admit(self, request: Any, tensors: Mapping[TensorSpec, NDArray[Any]]) -> None:
         """Take a Triton request with its tensors out of the queue.
@@ -171,7 +185,7 @@ class RankerTurn:
     def close(self) -> None:
         """Remove the queue's files."""
         os.close(self._file)
-        _tidy(self._folder)
+        tidy(self._folder)
 
     def _record(self, stamp: int) -> None:
         os.pwrite(self._file, struct.pack("q", stamp), 0)

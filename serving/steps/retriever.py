@@ -1,6 +1,6 @@
 """The `retriever` step: a history to its candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,21 +8,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK, SCORE
+from llamarec_client.contract import (
+    CANDIDATE_TITLE,
+    ENSEMBLE,
+    ITEM_ID,
+    RETRIEVAL_ENSEMBLE,
+    RETRIEVER_RANK,
+    SCORE,
+    TensorSpec,
+)
 from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.errors import InputError
 from serving.contract import (
     CANDIDATE_ID,
     CANDIDATE_ITEM,
     CANDIDATE_RANK,
     CANDIDATE_SCORE,
+    CANDIDATE_TEXT,
     EXCLUDED_ITEM,
+    GIVEN_ID,
     GIVEN_ITEM,
+    GIVEN_TEXT,
     HISTORY_ITEM,
     LIMIT,
     RETRIEVE,
 )
 from serving.live_items import LiveItems, open_items
+from serving.steps.answers import answered_ensemble
 from serving.steps.step import Answer, Tensors, cut, degraded_reason
 from stores.store import Store
 
@@ -93,7 +106,10 @@ class RetrieverStep:
         return cls(LiveItems(exported, lambda now: exported.with_added(now.added), store), len(catalogue))
 
     def answer(self, request: Tensors) -> Answer:
-        """Return the candidates for the next step, and the whole answer of ``llamarec_retrieval``."""
+        """Return the candidates for the next step, and the whole answer of ``llamarec_retrieval``.
+
+        If the caller gave titles and a candidate has no score, the next steps get none: the language model orders all.
+        """
         history = request[HISTORY_ITEM]
         largest = max(int(request[spec].max(initial=0)) for spec in (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM))
         retriever, catalogue = self.items.current(largest - self.exported)
@@ -101,25 +117,47 @@ class RetrieverStep:
             candidates = retriever.candidates(history, request[EXCLUDED_ITEM])
         else:
             candidates = retriever.given(history, request[GIVEN_ITEM])
-        ids = _raw_ids(catalogue, candidates.items)
+        texts = _by_item(request, GIVEN_TEXT)
+        ids = _raw_ids(catalogue, candidates.items, _by_item(request, GIVEN_ID))
         answered, scores, ranks = cut(request[LIMIT], ids, candidates.probabilities(), candidates.ranks)
         return {
             CANDIDATE_ITEM: candidates.items,
             CANDIDATE_ID: ids,
-            CANDIDATE_SCORE: candidates.scores,
+            CANDIDATE_SCORE: (candidates.comparable() if texts else candidates).scores,
             CANDIDATE_RANK: candidates.ranks,
+            CANDIDATE_TEXT: [texts[item] for item in candidates.items.tolist()] if texts else [],
             ITEM_ID: answered,
             SCORE: scores,
             RETRIEVER_RANK: ranks,
         }
+
+    def check(self, answer: Answer, wanted: Collection[str]) -> None:
+        """Refuse candidates of which the retriever knows none in ``llamarec_retrieval``, see :class:`CheckedStep`.
+
+        Raises:
+            InputError: the order of such an answer would be no more than the caller's.
+        """
+        items, ranks = np.asarray(answer[CANDIDATE_ITEM]), np.asarray(answer[CANDIDATE_RANK])
+        if (items < 0).any() and not ranks.any() and answered_ensemble("retriever", wanted) == RETRIEVAL_ENSEMBLE:
+            raise InputError(
+                f"{CANDIDATE_TITLE.name} describes candidates of which the retriever knows none: ask {ENSEMBLE}, whose"
+                " language model reads them"
+            )
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the number of candidates, and why the client degraded to the retriever, if it did."""
         return {"candidates": len(np.asarray(answer[CANDIDATE_ITEM])), "degraded": degraded_reason(parameters)}
 
 
-def _raw_ids(catalogue: Catalogue, items: NDArray[np.int32]) -> NDArray[np.object_]:
-    """Return the raw ids [k] of item numbers [k], as bytes."""
+def _by_item(request: Tensors, spec: TensorSpec) -> dict[int, bytes]:
+    """Return a tensor that goes with GIVEN_ITEM by item number; nothing if the caller gave no titles of candidates."""
+    if spec not in request or not len(request[spec]):
+        return {}
+    return dict(zip(request[GIVEN_ITEM].tolist(), request[spec].tolist(), strict=True))
+
+
+def _raw_ids(catalogue: Catalogue, items: NDArray[np.int32], given: Mapping[int, bytes]) -> NDArray[np.object_]:
+    """Return the raw ids [k] of item numbers [k], as bytes; of a negative number, the given one."""
     ids = np.empty(len(items), dtype=object)
-    ids[:] = [catalogue.raw(int(item)) for item in items]
+    ids[:] = [catalogue.raw(item) if item > 0 else given[item] for item in items.tolist()]
     return ids

@@ -1,6 +1,6 @@
 """Defines a step: an object that answers the tensors of one request, and reports what to count and log about it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,22 @@ class JointStep(Protocol):
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what is counted and logged about an answer; see :meth:`Step.facts`."""
+
+
+@runtime_checkable
+class CheckedStep(Protocol):
+    """A step whose answer may be none of an ensemble that asks for it."""
+
+    def check(self, answer: Answer, wanted: Collection[str]) -> None:
+        """Check an answer before it is sent.
+
+        Args:
+            answer: all outputs.
+            wanted: names of the outputs that are asked for, by which an ensemble is known.
+
+        Raises:
+            InputError: the request is refused; the text names the tensor.
+        """
 
 
 def degraded_reason(parameters: Mapping[str, Any]) -> str | None:

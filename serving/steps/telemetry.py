@@ -168,7 +168,7 @@ class Telemetry:
 
         Args:
             request: the Triton request.
-            kind: ``invalid``, ``cancelled``, ``full``, ``late``, ``store`` or ``internal``.
+            kind: ``invalid``, ``cancelled``, ``full``, ``late``, ``dead``, ``store`` or ``internal``.
             message: the error message that the caller receives.
         """
         self._metrics.count("llamarec_errors_total", kind=kind)

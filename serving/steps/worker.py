@@ -20,8 +20,9 @@ from preprocessing.errors import InputError
 from serving.contract import STEP_SPECS
 from serving.layout import export_id, loaded_artifact
 from serving.steps.answers import AnswerLog, open_log
+from serving.steps.presence import DeadError, Presence, open_presence
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
-from serving.steps.step import Answer, JointStep, Step, Tensors, degraded_reason
+from serving.steps.step import Answer, CheckedStep, JointStep, Step, Tensors, degraded_reason
 from serving.steps.telemetry import Telemetry
 from stores.store import StoreError
 
@@ -31,6 +32,7 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
     GivenUpError: ("cancelled", "CANCELLED"),
     FullError: ("full", "UNAVAILABLE"),
     LateError: ("late", "UNAVAILABLE"),
+    DeadError: ("dead", "UNAVAILABLE"),
     StoreError: ("store", "UNAVAILABLE"),
 }
 """Kind under which a refusal is counted, and Triton's code for it; any other exception is ``internal``, INTERNAL."""
@@ -46,6 +48,7 @@ class Worker:
         telemetry: Telemetry | None = None,
         queue: Admission | RankerTurn | None = None,
         answers: AnswerLog | None = None,
+        presence: Presence | None = None,
     ) -> None:
         """Run ``step`` as the Triton model of this name.
 
@@ -55,12 +58,14 @@ class Worker:
             telemetry: counts answers and failures.
             queue: admits requests to the ranker's queue, or takes their turn.
             answers: keeps the answers of the ensembles that end with this step.
+            presence: shows that this process lives, and sees whether the next step does.
         """
         self._name = name
         self._step = step
         self._telemetry = telemetry
         self._queue = queue
         self._answers = answers
+        self._presence = presence
 
     @classmethod
     def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step]) -> "Worker":
@@ -79,13 +84,15 @@ class Worker:
         release = arguments["model_name"].removeprefix(name).removeprefix("_") or export_id(folder)
         telemetry = Telemetry(name, release)
         answers = open_log(name, folder, release, telemetry.logged)
-        return cls(name, step, telemetry, open_queue(name, arguments), answers)
+        queue = open_queue(name, arguments)
+        return cls(name, step, telemetry, queue, answers, open_presence(name, arguments))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer Triton's ``execute``: one response for each request, in order.
 
         Bad input becomes INVALID_ARGUMENT and any unforeseen failure INTERNAL, both naming the step. A request that
-        the ranker's queue does not admit gets UNAVAILABLE, and costs neither a prompt nor a pass.
+        the ranker's queue does not admit, or whose next step is dead, gets UNAVAILABLE, and costs neither a prompt nor
+        a pass.
         """
         if isinstance(self._step, JointStep):
             return self._respond_together(self._step, requests)
@@ -98,8 +105,9 @@ class Worker:
             self._answers.close()
         if self._telemetry:
             self._telemetry.close()
-        if self._queue:
-            self._queue.close()
+        for files in (self._queue, self._presence):
+            if files:
+                files.close()
 
     def _respond_together(self, step: JointStep, requests: Sequence[Any]) -> list[Any]:
         started = time.perf_counter()
@@ -110,6 +118,8 @@ class Worker:
 
     def _work(self, step: Step, request: Any) -> tuple[Tensors, Answer]:
         tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
+        if self._presence:
+            self._presence.check(request)
         if self._queue:
             self._queue.admit(request, tensors)
         return tensors, step.answer(tensors)
@@ -130,6 +140,8 @@ class Worker:
         import triton_python_backend_utils as pb_utils
 
         wanted = request.requested_output_names()
+        if isinstance(self._step, CheckedStep):
+            self._step.check(answer, wanted)
         outputs = [
             pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
             for spec in STEP_SPECS[self._name].outputs

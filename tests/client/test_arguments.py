@@ -130,6 +130,8 @@ GOOD_ARGUMENTS = {
     "candidates": st.none() | st.just(["b"]),
     "top_k": st.integers(1, 20),
     "user_id": st.just("7"),
+    "history_titles": st.none() | st.just(["A"]),
+    "candidate_titles": st.none() | st.just(["B"]),
     "model": st.sampled_from(["llamarec", "llamarec_retrieval"]),
     "timeout": st.just(5.0),
     "fallback": st.sampled_from([None, "retriever"]),
@@ -220,6 +222,13 @@ def test_an_address_that_is_an_array_without_dimensions_is_refused(ask):
         ({"top_k": 0}, "TOP_K is 0: give a whole number from 1"),
         ({"top_k": True}, "TOP_K is True"),
         ({"user_id": 3}, "USER_ID holds 3"),
+        ({"history_titles": "A"}, "HISTORY_TITLE is one string: give a list of titles"),
+        ({"candidate_titles": [None]}, "CANDIDATE_TITLE holds None: titles are strings"),
+        ({"history_titles": ["A", "B"]}, "HISTORY holds 1 ids and HISTORY_TITLE 2 titles: give one title for each id"),
+        (
+            {"candidates": ["b", "c"], "candidate_titles": []},
+            "CANDIDATES holds 2 ids and CANDIDATE_TITLE 0 titles: .* which may be empty, or no ids",
+        ),
     ],
 )
 def test_an_argument_that_cannot_be_sent_is_named(ask, options, named):

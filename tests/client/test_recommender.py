@@ -15,7 +15,7 @@ import llamarec_client
 from llamarec_client import errors
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest, RequestTimeout, ServerError, ServerUnavailable
-from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
+from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient, Request
 from serving.server.programs import free_ports
 
 IDS = st.lists(st.characters(exclude_characters="~?", exclude_categories=["Cs"]), max_size=50)
@@ -38,6 +38,45 @@ def test_every_input_arrives_and_the_answer_comes_back(recommender, history, exc
     )
     chosen = [item for item in (history if candidates is None else candidates) if item not in (exclude or [])]
     assert answer == [Recommendation(item, -float(place), place + 1) for place, item in enumerate(chosen)][:top_k]
+
+
+def test_titles_arrive_with_their_ids(echo_server):
+    """The echo's features return the titles as the tensors for the prompt, in order; ids may be left out or empty."""
+    given = Request(
+        ["a", "b"], candidates=["c", "d"], history_titles=["A", "Bé\n"], candidate_titles=["", "D"], user_id="7"
+    )
+    texts = [grpc.InferRequestedOutput(name) for name in ("HISTORY_TEXT", "GIVEN_TEXT", "GIVEN_ID")]
+    with grpc.InferenceServerClient(echo_server.url) as client:
+        result = client.infer("features", given.inputs(), outputs=texts)
+        found = {output.name(): result.as_numpy(output.name())[0].tolist() for output in texts}
+        assert found == {
+            "HISTORY_TEXT": [b"A", "Bé\n".encode()],
+            "GIVEN_TEXT": [b"", b"D"],
+            "GIVEN_ID": [b"c", b"d"],
+        }
+        alone = client.infer("features", Request([], history_titles=["A"]).inputs(), outputs=texts)
+        assert alone.as_numpy("HISTORY_TEXT").tolist() == [[b"A"]]
+        assert alone.as_numpy("GIVEN_TEXT").shape == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["recommend", "asyncio", "recommend_many"])
+def test_titles_pass_through_every_method(echo_server, kind):
+    """The echo ranks the candidates backwards, whatever their titles are."""
+    options = {"candidates": ["c", "d"], "history_titles": ["A"], "candidate_titles": ["C", ""]}
+
+    async def ask():
+        async with AsyncRecommenderClient(echo_server.url) as client:
+            return await client.recommend(["a"], **options)
+
+    if kind == "asyncio":
+        answer = asyncio.run(ask())
+    else:
+        with RecommenderClient(echo_server.url) as client:
+            one = kind == "recommend"
+            answer = (
+                client.recommend(["a"], **options) if one else client.recommend_many([Request(["a"], **options)])[0]
+            )
+    assert [row.item_id for row in answer] == ["d", "c"]
 
 
 def test_the_ranker_answers_by_default(recommender):

@@ -29,6 +29,11 @@ DEAD = (
     "Stub process 'ranker_0_0' is not healthy.",
 )
 """Status and message as tritonserver 2.51 returns them."""
+MISSED = (
+    grpc.StatusCode.UNAVAILABLE,
+    "in ensemble 'llamarec', prompt_builder: step ranker is dead: `llamarec serve` restarts",
+)
+"""The same of the step before it, which saw that it is dead."""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +77,12 @@ def test_attempts_end(running, ask):
     assert len(scripted.asked) == MAX_ATTEMPTS
 
 
-def test_a_dead_step_is_asked_once_more(running, ask):
+@pytest.mark.parametrize("status", [DEAD, MISSED])
+def test_a_dead_step_is_asked_once_more(running, ask, status):
     """A dead step is retried once, because another instance may be alive; then the error names the step."""
     scripted, _ = running
-    scripted.says(llamarec=[DEAD])
-    with pytest.raises(StepDied, match="step ranker is dead"):
+    scripted.says(llamarec=[status])
+    with pytest.raises(StepDied, match=r"the process of step ranker .*is dead"):
         ask(["a"])
     assert len(scripted.asked) == 2
 
@@ -103,6 +109,7 @@ def test_what_would_fail_again_is_not_sent_again(running, ask, status, raised):
     [
         (FULL, 1, "Overloaded"),
         (DEAD, 2, "StepDied"),
+        (MISSED, 2, "StepDied"),
         ((grpc.StatusCode.INTERNAL, "ranker: x"), 1, "ServerError"),
     ],
 )
@@ -118,6 +125,17 @@ def test_the_retriever_answers_when_the_ranker_does_not(running, ask, status, ra
     assert scripted.asked == [ENSEMBLE] * ranker_asked + [RETRIEVAL_ENSEMBLE]
     assert scripted.reasons == [""] * ranker_asked + [reason]
     assert reason in DEGRADED_REASONS
+
+
+@pytest.mark.parametrize("ids", [{}, {"candidates": []}])
+def test_texts_without_ids_have_no_fallback(running, ask, ids):
+    """The retriever knows none of them, so the ranker's error comes back. Titles of ids fall back as ids alone do."""
+    scripted, _ = running
+    scripted.says(llamarec=[FULL], llamarec_retrieval=[GOOD])
+    with pytest.raises(Overloaded):
+        ask([], candidate_titles=["One", "Two"], fallback="retriever", **ids)
+    assert set(scripted.asked) == {ENSEMBLE}
+    assert ask(["a"], candidates=["b"], candidate_titles=["B"], fallback="retriever").degraded
 
 
 def test_a_slow_ranker_leaves_time_for_the_retriever(running, ask):

@@ -83,14 +83,21 @@ def test_optional_inputs_of_a_request_enter_the_first_step_only():
     """Only the first step has inputs that an ensemble may leave out.
 
     Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs; later steps
-    can batch all requests. USER is optional for repositories of earlier versions: in these, every request has it.
+    can batch all requests. USER and the tensors with texts are optional for repositories of earlier versions: in the
+    generated ones, every request has them.
     """
-    optional = {"features": {spec.name for spec in REQUEST if spec.optional}, "retriever": {"USER"}, "ranker": {"USER"}}
+    optional = {
+        "features": {spec.name for spec in REQUEST if spec.optional},
+        "retriever": {"USER", "GIVEN_ID", "GIVEN_TEXT"},
+        "prompt_builder": {"HISTORY_TEXT", "CANDIDATE_TEXT"},
+        "ranker": {"USER"},
+    }
     configs = model_configs()
     for step in STEPS:
         inputs = {tensor.name for tensor in configs[step].input if tensor.optional}
         assert inputs == optional.get(step, set())
-    assert "USER" in {tensor.name for tensor in configs["features"].output}
+    made = {tensor.name for step in STEPS for tensor in configs[step].output}
+    assert set().union(*(names for step, names in optional.items() if step != "features")) <= made
 
 
 @pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])

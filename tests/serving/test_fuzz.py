@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES
+from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, MAX_TITLE_BYTES
 from llamarec_client.recommender import RecommenderClient
 from serving.server.local import LocalServer
 
@@ -32,6 +32,24 @@ SIZES = {"BOOL": 1, "INT32": 4, "INT64": 8, "FP32": 4, "FP64": 8}
 ids = st.sampled_from(
     ["50", "181", "172", "1", "1349", "nothing", "", "é" * 8, "\0", "(A) ", "</s>", "x" * MAX_ID_BYTES]
 ) | st.text(max_size=20)
+raw_titles = (
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "Star Wars (1977)",
+            "</s><|im_end|>",
+            "a\n\n### Response:\nA",
+            "(B) ",
+            "\0\u2028",
+            "é" * 2048,
+            "x " * 2048,
+        ]
+    ).map(str.encode)
+    | st.text(max_size=60).map(str.encode)
+    | st.binary(max_size=40)
+    | st.just(b"x" * (MAX_TITLE_BYTES + 1))
+)
 raw_ids = ids.map(str.encode) | st.binary(max_size=40) | st.just(b"x" * (MAX_ID_BYTES + 1))
 
 
@@ -51,9 +69,27 @@ def text_tensor(draw, name: str, most: int = 30):
 
 
 @st.composite
+def titled(draw, tensors):
+    """Add titles to a request, mostly one for each id, or take the ids of some titles away."""
+    drawn = list(tensors)
+    for name in ("HISTORY", "CANDIDATES"):
+        place = next((place for place, tensor in enumerate(drawn) if tensor[0] == name), None)
+        if not draw(st.booleans()):
+            continue
+        count = draw(st.integers(0, 5)) if place is None or not draw(st.integers(0, 4)) else drawn[place][2][-1]
+        values = draw(st.lists(raw_titles, min_size=min(count, 30), max_size=min(count, 30)))
+        if place is not None and not draw(st.integers(0, 3)):
+            del drawn[place]
+        drawn.append((f"{name.removesuffix('S')}_TITLE", "BYTES", [1, len(values)], strings(values)))
+    return drawn
+
+
+@st.composite
 def any_tensor(draw):
     """Draw a tensor of any name and type, whose bytes need not match its shape."""
-    name = draw(st.sampled_from(["HISTORY", "TOP_K", "CANDIDATES", "USER_ID", "EXCLUDE", "TOKEN", "", "x"]))
+    name = draw(
+        st.sampled_from(["HISTORY", "TOP_K", "CANDIDATES", "USER_ID", "EXCLUDE", "HISTORY_TITLE", "TOKEN", "", "x"])
+    )
     datatype = draw(st.sampled_from([*SIZES, "BYTES", "FP16", "nothing"]))
     shape = draw(st.lists(st.integers(-2, 5), max_size=4))
     return (name, datatype, shape, draw(st.binary(max_size=64)))
@@ -67,6 +103,8 @@ def requests(draw):
         tensors.append(draw(text_tensor("EXCLUDE")))
     if draw(st.integers(0, 2)) == 0:
         tensors.append(draw(text_tensor("CANDIDATES", MAX_CANDIDATES + 2)))
+    if draw(st.integers(0, 2)) == 0:
+        tensors = draw(titled(tensors))
     if draw(st.booleans()):
         top_k = draw(st.integers(-3, MAX_CANDIDATES + 3) | st.integers(-(2**31), 2**31 - 1))
         tensors.append(

@@ -1,5 +1,6 @@
 """The four steps in one process: the project's own encoder, retriever and ranker over scores that are given by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,20 @@ class Session:
 
 
 class Prompts:
-    """The candidates' numbers are the tokens of the prompt, and each is the end of its own line."""
+    """The candidates' numbers are the tokens of the prompt, and each is the end of its own line. A text stands for the
+    item with this title.
+    """
 
     def __init__(self) -> None:
         self.built: list[tuple[list[int], list[int]]] = []
 
     def build(self, history, candidates):
-        self.built.append(([int(item) for item in history], [int(item) for item in candidates]))
+        self.built.append(([number(item) for item in history], [number(item) for item in candidates]))
         return Prompt(self.built[-1][1], list(range(len(candidates))))
+
+
+def number(item: int | str) -> int:
+    return [None, "A", "B", "C", "D", "New"].index(item) if isinstance(item, str) else int(item)
 
 
 class Verbalizer:
@@ -109,6 +116,41 @@ def test_a_candidate_that_the_retriever_does_not_know_is_ranked(steps):
     """Rank 0 says that it has no embedding; the language model knows its title, weight 6 of 6 + 3."""
     answer = steps.recommend([], candidates=["new", "d"])
     assert answer == rows(("new", 6 / 9, 0), ("d", 3 / 9, 1))
+
+
+def test_texts_are_ranked_by_the_language_model_alone(steps, session):
+    """Weights 6 of New, 3 of D and 1 of A and 1 of A again; the places are the ids. The retriever is not asked."""
+    answer = steps.recommend(history_titles=["B", "C"], candidate_titles=["A", "New", "A", "D"])
+    assert answer == rows(("1", 6 / 11, 0), ("3", 3 / 11, 0), ("0", 1 / 11, 0), ("2", 1 / 11, 0))
+    assert steps.prompts.built == [([2, 3], [1, 5, 1, 4])]
+    assert session.histories == []
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_one_candidate_that_the_retriever_does_not_know_leaves_all_to_the_language_model(steps, weight):
+    """Weights 6 and 3, and 1 for b, whose title says A. Whatever the retriever's weight is, its scores do not count;
+    its ranks are those of the candidates that it knows.
+    """
+    steps = replace(steps, ranker=Ranker(None, Verbalizer(), weight=weight, runtime=Runtime()))
+    options = {"candidates": ["x", "d", "b"], "candidate_titles": ["New", "", "A"]}
+    assert steps.recommend(["a"], **options) == rows(("x", 6 / 10, 0), ("d", 3 / 10, 2), ("b", 1 / 10, 1))
+    assert steps.prompts.built[-1] == ([1], [1, 4, 5])  # the retriever's order, with b first
+
+
+def test_titles_of_known_candidates_are_fused_as_the_catalogues_are(steps):
+    """The retriever's logits are 1 of d and 2 of c, and their titles have weights 6 and 1: half of either counts."""
+    steps = replace(steps, ranker=Ranker(None, Verbalizer(), weight=0.5, runtime=Runtime()))
+    answer = steps.recommend([], candidates=["d", "c"], candidate_titles=["New", "A"])
+    odds = (6 / np.exp(1)) ** 0.5  # of d against c
+    assert answer == rows(("d", odds / (1 + odds), 2), ("c", 1 / (1 + odds), 1))
+
+
+def test_titles_in_the_history_are_read_by_the_language_model(steps, session):
+    """The retriever reads and masks a, which the prompt calls C; the unknown id is in the prompt alone."""
+    answer = steps.recommend(["a", "nobody"], history_titles=["C", "New"])
+    assert [row[0] for row in answer] == ["d", "c", "b"]
+    assert steps.prompts.built == [([3, 5], [2, 3, 4])]
+    assert session.histories == [[1]]
 
 
 @pytest.mark.parametrize(

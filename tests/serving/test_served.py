@@ -3,15 +3,13 @@
 import asyncio
 import re
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, weighed
+from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER, a_direction, weighed
 from tiny import tiny_base
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -24,7 +22,6 @@ from llamarec_client.errors import InvalidRequest
 from llamarec_client.messages import Request
 from llamarec_client.recommender import AsyncRecommenderClient, Recommendation, RecommenderClient
 from models.ranker.base import EMBEDDED
-from models.ranker.fitting.objective import LineObjective
 from models.ranker.options import RankerTraining
 from models.ranker.training import train_ranker
 from models.retriever.training import train_retriever
@@ -243,21 +240,6 @@ def test_evaluation_finds_every_served_list_identical(artifacts, repository, ser
     assert result["served"]["oracle_users"] == 20
     if ExportedSteps.load(repository).ranker.runtime.dtype == "float32":  # then the oracle computes the same numbers
         assert result["served"]["equal_to_oracle"] == 1
-
-
-@contextmanager
-def a_direction(hidden):
-    """Give line objectives a direction: after few steps the best one may still be zero, which changes no order."""
-    create = LineObjective.__init__
-
-    def create_with_a_direction(objective, model):
-        create(objective, model)
-        with torch.no_grad():
-            objective._direction.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=hidden)))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LineObjective, "__init__", create_with_a_direction)
-        yield
 
 
 @pytest.fixture(scope="module")

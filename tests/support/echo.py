@@ -27,6 +27,9 @@ ECHO_STEPS = {
             RETRIEVE: [CANDIDATES not in request],
             LIMIT: request.get(TOP_K, [0]),
             USER: request.get(USER_ID, []),
+            GIVEN_ID: request.get(CANDIDATES, []) if CANDIDATE_TITLE in request else [],
+            GIVEN_TEXT: request.get(CANDIDATE_TITLE, []),
+            HISTORY_TEXT: request.get(HISTORY_TITLE, []),
         }
 
     def facts(self, request, answer, parameters):
@@ -43,6 +46,7 @@ ECHO_STEPS = {
         limit = int(request[LIMIT][0]) or None
         return {
             CANDIDATE_ITEM: items, CANDIDATE_ID: ids, CANDIDATE_SCORE: scores, CANDIDATE_RANK: list(ranks),
+            CANDIDATE_TEXT: request[GIVEN_TEXT],
             ITEM_ID: ids[:limit], SCORE: scores[:limit], RETRIEVER_RANK: list(ranks[:limit]),
         }
 """,

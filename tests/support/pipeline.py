@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny import tiny_base
 
 from export.repository import Export, export
+from models.ranker.fitting.objective import LineObjective
 from models.ranker.options import RankerTraining
 from models.ranker.training import train_ranker
 from models.retriever.options import RetrieverTraining
@@ -40,6 +44,21 @@ def weighed(weight: float) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.ranker.training.fit_served", lambda *given: (weight, 1.0))
+        yield
+
+
+@contextmanager
+def a_direction(hidden: int) -> Iterator[None]:
+    """Give line objectives a direction: after few steps the best one may still be zero, which changes no order."""
+    create = LineObjective.__init__
+
+    def create_with_a_direction(objective: LineObjective, model: Any) -> None:
+        create(objective, model)
+        with torch.no_grad():
+            objective._direction.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=hidden)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LineObjective, "__init__", create_with_a_direction)
         yield
 
 

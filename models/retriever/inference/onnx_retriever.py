@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llamarec_client.contract import MAX_CANDIDATES
 from models.retriever.batches import pad_left
-from models.retriever.candidates import Candidates, best_first
+from models.retriever.candidates import Candidates, best_first, given_candidates
 from models.retriever.inference.added import AddedVectors, TextArm
 from models.retriever.inference.index import ApproximateIndex
 from models.retriever.stage import RetrievalStage, rank_in
@@ -134,7 +134,9 @@ class OnnxRetriever:
         return self.stage.candidates(rows, history, masked[masked < len(rows[0])], k)
 
     def given(self, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:
-        """Return the caller's own candidates in the stage's order."""
+        """Return the caller's own candidates in the stage's order; see :meth:`RetrievalStage.given`."""
+        if not (items > 0).any():  # nothing to score: texts alone, or no candidates at all
+            return given_candidates(np.empty(0, np.float32), items)
         return self.stage.given(self.scores(history), history, items)
 
     def rank(self, history: NDArray[np.int32], item: int) -> int:

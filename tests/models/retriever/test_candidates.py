@@ -175,3 +175,21 @@ def test_pad_left_keeps_the_last_items_at_the_end(sequences, length):
     """The reference puts zeros before the last ``length`` items, with Python lists."""
     expected = [[0] * (length - len(row[-length:])) + row[-length:] for row in sequences]
     assert pad_left([np.array(row, np.int32) for row in sequences], length).tolist() == expected
+
+
+def test_a_negative_number_is_outside_every_vocabulary():
+    """By hand: it stands for a text, and comes after the known items, in the order of the request."""
+    found = given_candidates(np.array([9, 1, 3, 2], np.float32), np.array([-1, 1, 4, -2, 2], np.int32))
+    assert found.items.tolist() == [2, 1, -1, 4, -2]
+    assert found.scores.tolist() == [3, 1, -np.inf, -np.inf, -np.inf]
+    assert found.ranks.tolist() == [1, 2, 0, 0, 0]
+
+
+def test_candidates_are_compared_if_all_have_a_score():
+    """One without a score takes those of the others away; the places stay."""
+    items, ranks = np.array([5, 2], np.int32), np.array([1, 2], np.int32)
+    scored = Candidates(items, np.array([-0.5, -1], np.float32), ranks)
+    assert scored.comparable() is scored
+    partly = Candidates(items, np.array([0, -np.inf], np.float32), ranks).comparable()
+    assert partly.scores.tolist() == [-np.inf, -np.inf]
+    assert (partly.items.tolist(), partly.ranks.tolist()) == ([5, 2], [1, 2])

@@ -174,16 +174,22 @@ def test_the_pool_is_the_union_of_the_best(seed, masked, size):
 
 
 @settings(deadline=None)
-@given(seeds, items_of, st.lists(st.integers(1, ITEMS + 10), unique=True, max_size=20), st.integers(0, 2))
+@given(
+    seeds,
+    items_of,
+    st.lists(st.integers(-5, -1) | st.integers(1, ITEMS + 10), unique=True, max_size=20),
+    st.integers(0, 2),
+)
 def test_given_items_come_in_the_stages_order(seed, history, items, retrievers):
-    """Known items are in the order of their weighted sums, ties by number; unknown ones come last, with rank 0.
+    """Known items are in the order of their weighted sums, ties by number; unknown ones, among them texts with negative
+    numbers, come last, with rank 0.
 
     The history masks nothing, and the exponentials of the known items' scores sum to 1.
     """
     stage = stage_of(retrievers) if retrievers else RetrievalStage()
     rows, asked = random_rows(seed, max(retrievers, 1)), np.array(items, np.int32)
     found = stage.given(copies(rows), history, asked)
-    known = [item for item in sorted(items) if item <= ITEMS]
+    known = [item for item in sorted(items) if 0 < item <= ITEMS]
     if stage.signals is None:
         sums = [float(rows[0][item]) for item in known]
     else:
@@ -191,7 +197,7 @@ def test_given_items_come_in_the_stages_order(seed, history, items, retrievers):
         sums = stage.signals.scores(history, np.array(known, np.int32), logits).astype(np.float32).tolist()
     score_of = dict(zip(known, sums, strict=True))
     ordered = sorted(known, key=lambda item: (-score_of[item], item))
-    assert found.items.tolist() == [*ordered, *(item for item in items if item > ITEMS)]
+    assert found.items.tolist() == [*ordered, *(item for item in items if item not in known)]
     assert found.ranks.tolist() == [*range(1, len(known) + 1), *[0] * (len(items) - len(known))]
     assert not np.isfinite(found.scores[len(known) :]).any()
     if known:

@@ -20,7 +20,7 @@ from preprocessing.artifacts import new_artifact
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.catalogue import Catalogue as ItemCatalogue
 from preprocessing.errors import InputError
-from preprocessing.features import save_vocabulary
+from preprocessing.features import EncodedRequest, save_vocabulary
 from serving.contract import (
     CANDIDATE_ID,
     CANDIDATE_ITEM,
@@ -422,9 +422,9 @@ def test_a_remembered_prompt_is_ranked_once():
 
 
 class Encoder:
-    def encode(self, history, exclude, candidates, top_k):
-        self.asked = (history, exclude, candidates, top_k)
-        return types.SimpleNamespace(
+    def encode(self, history, exclude, candidates, top_k, history_titles, candidate_titles):
+        self.asked = (history, exclude, candidates, top_k, history_titles, candidate_titles)
+        return EncodedRequest(
             history=ints(1), excluded=ints(), given=ints(), retrieve=candidates is None, limit=top_k or 0, unknown=2
         )
 
@@ -434,10 +434,10 @@ def test_features_tell_absent_from_empty():
     encoder = Encoder()
     step = FeaturesStep.of(encoder)
     answer = step.answer({HISTORY: texts(b"a", b"b")})
-    assert encoder.asked == ([b"a", b"b"], [], None, None)
+    assert encoder.asked == ([b"a", b"b"], [], None, None, None, None)
     assert (answer[RETRIEVE], answer[LIMIT]) == ([True], [0])
     step.answer({HISTORY: texts(), EXCLUDE: texts(b"c"), CANDIDATES: texts(), TOP_K: ints(3)})
-    assert encoder.asked == ([], [b"c"], [], 3)
+    assert encoder.asked == ([], [b"c"], [], 3, None, None)
     assert set(answer) == {HISTORY, *STEP_SPECS["features"].outputs}
 
 

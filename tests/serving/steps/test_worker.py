@@ -15,6 +15,7 @@ from preprocessing.artifacts import new_artifact
 from preprocessing.errors import InputError
 from serving.contract import EXCLUDED_ITEM, GIVEN_ITEM, HISTORY_ITEM, LIMIT, RETRIEVE
 from serving.layout import KIND
+from serving.steps.presence import DeadError
 from serving.steps.ranker_queue import FullError, GivenUpError, LateError
 from serving.steps.worker import Worker
 
@@ -140,6 +141,7 @@ def test_a_request_without_parameters_has_none():
         (GivenUpError(), "cancelled", "CANCELLED", f"features: {GivenUpError()}"),
         (FullError("queue full"), "full", "UNAVAILABLE", "features: queue full"),
         (LateError("queue timeout"), "late", "UNAVAILABLE", "features: queue timeout"),
+        (DeadError("step ranker is dead"), "dead", "UNAVAILABLE", "features: step ranker is dead"),
         (ZeroDivisionError("by zero"), "internal", "INTERNAL", "features: ZeroDivisionError: by zero"),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, Exception) else None,
@@ -168,6 +170,19 @@ def test_what_the_queue_does_not_admit_costs_no_work(refusal):
     (response,) = worker.execute([request(HISTORY=[b"a"])])
     assert response.error is None
     assert len(step.asked) == 1
+
+
+def test_a_request_that_cannot_be_passed_on_takes_no_place_in_the_queue():
+    """It is refused before it is admitted, and costs no work."""
+    step, queue, presence = Step(), Queue(), Queue()
+
+    def check(request: Any) -> None:
+        raise DeadError("step retriever is dead")
+
+    presence.check = check
+    (response,) = Worker("features", step, Counting(), queue, presence=presence).execute([request(HISTORY=[])])
+    assert response.error == ("UNAVAILABLE", "features: step retriever is dead")
+    assert (step.asked, queue.admitted) == ([], [])
 
 
 def test_a_failure_while_counting_is_an_answer_too():
@@ -201,10 +216,11 @@ def test_finalizing_hands_over_answers_and_metrics_and_leaves_the_queue():
     """Triton calls it when a model is unloaded. The last answers are counted before the metrics are handed over; a step
     that has none of these ends as quietly.
     """
-    telemetry, queue = Counting(), Queue()
-    Worker("features", Step(), telemetry, queue, Log(telemetry.events)).finalize()
+    telemetry, queue, presence = Counting(), Queue(), Queue()
+    Worker("features", Step(), telemetry, queue, Log(telemetry.events), presence).finalize()
     assert telemetry.events == ["log closed", "closed"]
     assert queue.closed
+    assert presence.closed
     Worker("features", Step()).finalize()
 
 
@@ -228,6 +244,7 @@ def test_metrics_name_the_release(tmp_path, monkeypatch, model, release):
     """The release's name where several share a repository, else the id of the export; the step's name has no suffix."""
     opened = []
     monkeypatch.setattr("serving.steps.worker.Telemetry", lambda *given: opened.append(given) or Counting())
+    monkeypatch.setattr("serving.steps.worker.open_presence", lambda *given: None)
     arguments = exported(tmp_path, model)
     step = Step()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from supervised import Load, ask, contention, serving, serving_program, wait_for
+from tritonclient.utils import InferenceServerException
 
 from export.config import Serving
 from export.repository import Export, export
@@ -63,6 +64,24 @@ def test_a_killed_step_comes_back(served, expected, step):
     assert back < limit
     lasting = max(row.began for row in load.failures()) - killed
     assert lasting < limit, "nothing that is asked after that fails any more"
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_requests_after_a_death_are_refused_at_once(served, step):
+    """From the moment that the watch has seen it, the step before refuses them and names the dead one, until it is
+    back. Triton alone would take a second for each of them, one after another.
+    """
+    served.wait_until_ready()
+    assert len(ask(served.url, ["50"])) == 20
+    served.kill(step)
+    assert wait_for(lambda: served.health()[0] == 503, 2)
+    began = time.monotonic()
+    with pytest.raises(InferenceServerException, match=f"step {step} is dead") as refused:
+        ask(served.url, ["50"], timeout=10)
+    assert refused.value.status() == "StatusCode.UNAVAILABLE"
+    assert time.monotonic() - began < 2
+    served.wait_until_ready()
+    assert len(ask(served.url, ["50"])) == 20
 
 
 def test_the_process_that_records_events_comes_back(repository, tmp_path):
