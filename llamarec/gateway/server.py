@@ -1,6 +1,7 @@
 """Runs a gateway until it is told to stop."""
 
 import signal
+import socket
 from collections.abc import Callable
 from types import FrameType
 
@@ -16,11 +17,15 @@ from preprocessing.errors import InputError
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which refuses new requests from the first signal on."""
+    """uvicorn's server, which says when callers can connect, and refuses new requests from the first signal on."""
 
-    def __init__(self, settings: uvicorn.Config, admission: Admission) -> None:
+    def __init__(self, settings: uvicorn.Config, admission: Admission, started: Callable[[], None]) -> None:
         super().__init__(settings)
-        self._admission = admission
+        self._admission, self._started = admission, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._admission.draining = True
@@ -56,12 +61,12 @@ def run(options: GatewayOptions, keys: ApiKeys, tls: Tls | None, announce: Calla
         settings.load()
     except OSError as error:  # of which ssl.SSLError is one
         raise InputError(f"--certificate {options.certificate} cannot be used: {error}") from None
-    socket = listen(settings, "--port")
-    announce(f"{'https' if options.certificate else 'http'}://{_shown(options.host)}:{socket.getsockname()[1]}")
+    bound = listen(settings, "--port")
+    url = f"{'https' if options.certificate else 'http'}://{_shown(options.host)}:{bound.getsockname()[1]}"
     # uvicorn repeats the signal when it has stopped: an orderly end is no failure.
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        _Server(settings, admission).run(sockets=[socket])
+        _Server(settings, admission, lambda: announce(url)).run(sockets=[bound])
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -276,7 +276,7 @@ def test_a_draining_gateway_finishes_what_it_began():
 
 
 def test_a_request_that_outlasts_the_drain_is_told():
-    """uvicorn cancels what is in flight when the time is over."""
+    """The server cancels what is in flight when the time is over."""
 
     async def run() -> None:
         client, caller = Slow(), Caller()

@@ -104,7 +104,7 @@ def test_no_ranker_orders_more_documents():
     assert MOST_DOCUMENTS == MOST_CANDIDATES
 
 
-def test_other_candidates_than_the_documents_are_the_servers_fault(http):
+def test_other_candidates_than_the_documents_are_the_servers_fault():
     """A server that ignores titles answers with items of its own, which are no places."""
 
     class Ignoring(FakeClient):
