@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llamarec.gateway.admission import Admission, Turn
@@ -65,6 +66,7 @@ class Gateway:
     def __init__(self, connect: Callable[[], AsyncRecommenderClient], metrics: Metrics) -> None:
         self._connect, self._metrics = connect, metrics
         self._client: AsyncRecommenderClient | None = None
+        self._offered: frozenset[str] = frozenset()
         self._checked, self._failure = -READY_SECONDS, ""
 
     @property
@@ -72,6 +74,7 @@ class Gateway:
         """The client, opened at the first use."""
         if self._client is None:
             self._client = self._connect()
+            self._offered = frozenset(inspect.signature(self._client.recommend).parameters)
         return self._client
 
     async def close(self) -> None:
@@ -86,8 +89,12 @@ class Gateway:
             Refusal: the client has no such argument.
             ClientError: there is no answer.
         """
-        _check_offered(self.client.recommend, arguments)
-        ranked = await self.client.recommend(**arguments, timeout=turn.seconds(), request_id=turn.request_id)
+        client = self.client
+        absent = sorted(arguments.keys() - self._offered)
+        if absent:
+            sentence = f"this version of llamarec-client has no `{absent[0]}`: install a newer one"
+            raise Refusal(501, "not_implemented", sentence)
+        ranked = await client.recommend(**arguments, timeout=turn.seconds(), request_id=turn.request_id)
         if ranked.degraded:
             self._metrics.degraded.inc()
         return ranked
@@ -126,14 +133,9 @@ class Gateway:
         return self._failure
 
 
-def _check_offered(method: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Refuse arguments that this version of the client does not have yet."""
-    parameters = inspect.signature(method).parameters
-    absent = [name for name in arguments if name not in parameters]
-    if absent and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        raise Refusal(
-            501, "not_implemented", f"this version of llamarec-client has no `{absent[0]}`: install a newer one"
-        )
+def _json(body: BaseModel) -> Response:
+    """Return a response without FastAPI's validation of what was just built."""
+    return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def create_app(options: GatewayOptions, keys: ApiKeys, connect: Callable[[], AsyncRecommenderClient]) -> Admission:
@@ -204,19 +206,17 @@ def add_failures(app: FastAPI) -> None:
 def add_recommender(app: FastAPI, gateway: Gateway) -> None:
     """Add the endpoints of the recommender's own API."""
 
-    @app.post("/v1/recommend", **GUARDED, summary="Recommend items, or rank candidates")
-    async def recommend(request: Request, asked: RecommendBody) -> RecommendAnswer:
+    @app.post("/v1/recommend", response_model=RecommendAnswer, **GUARDED, summary="Recommend items, or rank candidates")
+    async def recommend(request: Request, asked: RecommendBody) -> Response:
         arguments = {name: value for name, value in asked if value is not None}
         ranked = await gateway.recommend(_turn(request), arguments)
-        return RecommendAnswer(
-            items=[Item(item_id=row.item_id, score=row.score, retriever_rank=row.retriever_rank) for row in ranked],
-            model=ranked.model,
-            degraded=ranked.degraded,
-            request_id=ranked.request_id,
+        items = [Item(item_id=row.item_id, score=row.score, retriever_rank=row.retriever_rank) for row in ranked]
+        return _json(
+            RecommendAnswer(items=items, model=ranked.model, degraded=ranked.degraded, request_id=ranked.request_id)
         )
 
-    @app.post("/v1/events", **GUARDED, summary="Record what a user did")
-    async def events(request: Request, asked: EventsBody) -> EventsAnswer:
+    @app.post("/v1/events", response_model=EventsAnswer, **GUARDED, summary="Record what a user did")
+    async def events(request: Request, asked: EventsBody) -> Response:
         turn = _turn(request)
         new = await gateway.client.record(
             asked.user_id,
@@ -226,12 +226,12 @@ def add_recommender(app: FastAPI, gateway: Gateway) -> None:
             timeout=turn.seconds(),
             request_id=turn.request_id,
         )
-        return EventsAnswer(new=new, request_id=turn.request_id)
+        return _json(EventsAnswer(new=new, request_id=turn.request_id))
 
-    @app.post("/v1/similar", **GUARDED, summary="Find the items that are nearest to one")
-    async def similar(request: Request, asked: SimilarBody) -> SimilarAnswer:
+    @app.post("/v1/similar", response_model=SimilarAnswer, **GUARDED, summary="Find the items that are nearest to one")
+    async def similar(request: Request, asked: SimilarBody) -> Response:
         turn = _turn(request)
-        return SimilarAnswer(items=await gateway.similar(turn, asked), request_id=turn.request_id)
+        return _json(SimilarAnswer(items=await gateway.similar(turn, asked), request_id=turn.request_id))
 
 
 def add_rerankers(app: FastAPI, gateway: Gateway) -> None:
@@ -240,15 +240,17 @@ def add_rerankers(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/rerank",
         **GUARDED,
-        response_model_exclude_none=True,
+        response_model=RerankAnswer,
         summary="Rank documents, as Jina's API and version 1 of Cohere's",
     )
-    async def rerank(request: Request, asked: RerankBody) -> RerankAnswer:
-        return answer_1(asked, await gateway.recommend(_turn(request), asked.arguments()))
+    async def rerank(request: Request, asked: RerankBody) -> Response:
+        return _json(answer_1(asked, await gateway.recommend(_turn(request), asked.arguments())))
 
-    @app.post("/v2/rerank", **GUARDED, summary="Rank documents, as version 2 of Cohere's API")
-    async def rerank_2(request: Request, asked: RerankBody) -> RerankAnswer2:
-        return answer_2(asked, await gateway.recommend(_turn(request), asked.arguments()))
+    @app.post(
+        "/v2/rerank", response_model=RerankAnswer2, **GUARDED, summary="Rank documents, as version 2 of Cohere's API"
+    )
+    async def rerank_2(request: Request, asked: RerankBody) -> Response:
+        return _json(answer_2(asked, await gateway.recommend(_turn(request), asked.arguments())))
 
 
 def add_operations(app: FastAPI, gateway: Gateway, admission: Admission, metrics: Metrics) -> None:

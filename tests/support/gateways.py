@@ -1,15 +1,19 @@
 """A gateway in this process, in front of a client that records its calls and answers without a server."""
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from llamarec.gateway.app import create_app
 from llamarec.gateway.keys import ApiKeys
 from llamarec.gateway.options import GatewayOptions
+from llamarec.web import listen, web_server
 from llamarec_client import Recommendation, Recommendations, Request
 from llamarec_client.messages import event_inputs
 
@@ -75,6 +79,21 @@ class FakeClient:
 
     async def close(self) -> None:
         self.closed = True
+
+
+@contextmanager
+def listening_gateway(client: Any, keys: ApiKeys | None = None) -> Iterator[str]:
+    """Yield the address of a gateway that listens on a port, in a thread."""
+    connect = client if callable(client) else lambda: client
+    settings = web_server(create_app(GatewayOptions(), keys or ApiKeys(), connect), "127.0.0.1", 0)
+    bound, server = listen(settings, "--port"), uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 @contextmanager

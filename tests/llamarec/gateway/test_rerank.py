@@ -108,8 +108,10 @@ def test_other_candidates_than_the_documents_are_the_servers_fault():
     """A server that ignores titles answers with items of its own, which are no places."""
 
     class Ignoring(FakeClient):
-        async def recommend(self, history=None, *, candidate_titles=None, history_titles=None, **others):
-            return await super().recommend([], **others)
+        async def recommend(
+            self, history=None, *, candidate_titles=None, history_titles=None, model="", timeout=0, request_id=""
+        ):
+            return await super().recommend([], request_id=request_id)
 
     with open_gateway(Ignoring()) as http:
         answered = http.post("/v1/rerank", json={"query": "a", "documents": ["b"]})
