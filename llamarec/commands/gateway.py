@@ -1,13 +1,18 @@
 """`llamarec gateway`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamarec.options import DEFAULT_SERVER, addresses
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, DEFAULT_SERVER, Artifacts, Repository, addresses
 from llamarec.tables import messages
 from preprocessing.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from llamarec.gateway.options import GatewayOptions
 
 
 def gateway(
@@ -48,6 +53,11 @@ def gateway(
     client_key: Annotated[
         Path | None, typer.Option(help="PEM file with the private key of --client-certificate.")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Also serve the demo's page, for this machine; needs both folders below.")
+    ] = False,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Offer the recommender as JSON over HTTP, also in the shape of Jina's and Cohere's rerank APIs.
 
@@ -80,4 +90,22 @@ def gateway(
         )
     given = (server_ca, client_certificate, client_key)
     tls = Tls(*given) if any(given) else None
-    run(options, keys, tls, lambda url: messages.print(f"gateway: {url}", highlight=False, soft_wrap=True))
+    shown = _page(options, bool(keys), artifacts, repository) if page else None
+    run(options, keys, tls, lambda url: messages.print(f"gateway: {url}", highlight=False, soft_wrap=True), shown)
+
+
+def _page(options: "GatewayOptions", needs_keys: bool, artifacts: Path, repository: Path) -> "ASGIApp":
+    """Return the demo's page, which has no keys and shows one server.
+
+    Raises:
+        InputError: others could reach the page, there are several servers, or the folders do not fit each other.
+    """
+    if needs_keys or not options.on_loopback or len(options.servers) > 1:
+        raise InputError("--page serves one server to this machine: leave out --host, API keys and further servers")
+    from llamarec.page.app import DemoPage, create_app
+    from preprocessing.data import load_data
+    from serving.evaluation import check_exported_from
+
+    data = load_data(artifacts)
+    check_exported_from(repository, data)
+    return create_app(DemoPage.open(options.servers[0], repository, data))

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from llamarec.gateway.admission import Admission, Turn
 from llamarec.gateway.bodies import (
@@ -67,7 +68,7 @@ class Gateway:
         self._connect, self._metrics = connect, metrics
         self._client: AsyncRecommenderClient | None = None
         self._offered: frozenset[str] = frozenset()
-        self._checked, self._failure = -READY_SECONDS, ""
+        self._checked, self._failure = -READY_SECONDS, "no server has been asked yet"
 
     @property
     def client(self) -> AsyncRecommenderClient:
@@ -138,13 +139,19 @@ def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-def create_app(options: GatewayOptions, keys: ApiKeys, connect: Callable[[], AsyncRecommenderClient]) -> Admission:
+def create_app(
+    options: GatewayOptions,
+    keys: ApiKeys,
+    connect: Callable[[], AsyncRecommenderClient],
+    page: ASGIApp | None = None,
+) -> Admission:
     """Return the application behind its admission.
 
     Args:
         options: limits and deadline.
         keys: keys of the callers.
         connect: opens the client of the servers.
+        page: the demo's page, which answers all paths that are not the gateway's, without keys and limits.
     """
     metrics = Metrics()
     gateway = Gateway(connect, metrics)
@@ -160,6 +167,8 @@ def create_app(options: GatewayOptions, keys: ApiKeys, connect: Callable[[], Asy
     add_rerankers(app, gateway)
     admission = Admission(app, options=options, keys=keys, metrics=metrics)
     add_operations(app, gateway, admission, metrics)
+    if page is not None:
+        app.mount("/", page)
     return admission
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from llamarec.gateway.admission import Admission
 from llamarec.gateway.app import create_app
@@ -32,7 +33,13 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(options: GatewayOptions, keys: ApiKeys, tls: Tls | None, announce: Callable[[str], None]) -> None:
+def run(
+    options: GatewayOptions,
+    keys: ApiKeys,
+    tls: Tls | None,
+    announce: Callable[[str], None],
+    page: ASGIApp | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are finished first, within ``options.drain_seconds``.
 
     Args:
@@ -40,6 +47,7 @@ def run(options: GatewayOptions, keys: ApiKeys, tls: Tls | None, announce: Calla
         keys: keys of the callers.
         tls: certificates for the connections to the servers; None for connections without encryption.
         announce: called with the gateway's address when callers can connect.
+        page: the demo's page, if it is to be served too.
 
     Raises:
         InputError: the port is taken, or a certificate cannot be used.
@@ -47,7 +55,7 @@ def run(options: GatewayOptions, keys: ApiKeys, tls: Tls | None, announce: Calla
     """
     servers = list(options.servers)
     RecommenderClient(servers, tls=tls).close()  # checks addresses and certificates; the servers may be down for now
-    admission = create_app(options, keys, lambda: AsyncRecommenderClient(servers, tls=tls))
+    admission = create_app(options, keys, lambda: AsyncRecommenderClient(servers, tls=tls), page)
     settings = web_server(
         admission,
         options.host,

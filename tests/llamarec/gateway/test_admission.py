@@ -114,6 +114,8 @@ def test_a_short_key_is_refused():
         (["--servers", "no address"], "no address"),
         (["--server-ca", "nothing.pem"], "nothing.pem is not a file"),
         (["--api-keys", "nothing"], "nothing cannot be read"),
+        (["--page", "--servers", "a:1,b:1"], "--page serves one server to this machine"),
+        (["--page", "--artifacts", "nothing"], "nothing"),
     ],
 )
 def test_a_bad_option_is_refused_at_the_start(arguments, said, monkeypatch, capsys):

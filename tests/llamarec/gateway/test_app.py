@@ -7,8 +7,12 @@ import pytest
 from gateways import FAILURE, FakeClient, open_gateway
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
+from llamarec.gateway.app import create_app
 from llamarec.gateway.bodies import EventsBody, RecommendBody, SimilarBody
+from llamarec.gateway.keys import ApiKeys
+from llamarec.gateway.options import GatewayOptions
 from llamarec_client import (
     ClientError,
     InvalidRequest,
@@ -106,6 +110,20 @@ def test_openapi_describes_every_endpoint_with_examples(http):
         assert "examples" in json.dumps(described["components"]["schemas"][name])
         assert {"400", "401", "413", "422", "429", "502", "503", "504"} <= set(endpoint["responses"])
         assert endpoint["security"] == [{"HTTPBearer": []}]
+
+
+def test_the_page_answers_what_is_not_the_gateways(client):
+    """Mounted behind the endpoints: with its own paths, and none of the gateway's."""
+
+    async def page(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+    options = GatewayOptions()
+    with TestClient(create_app(options, ApiKeys(), lambda: client, page)) as http:
+        assert http.get("/api/facts").text == "/api/facts"
+        assert http.get("/health/live").text == "alive\n"
+        assert http.post("/v1/recommend", json={"history": []}).json()["model"] == "llamarec"
 
 
 # --- failures
