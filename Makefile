@@ -56,7 +56,7 @@ test-ui: setup
 	$(PYTEST) -m ui
 
 fuzz: setup
-	FUZZ_REQUESTS=10000 $(PYTEST) -m '' tests/serving/test_fuzz.py tests/client/test_http_noise.py
+	FUZZ_REQUESTS=10000 $(PYTEST) -m '' tests/serving/test_fuzz.py tests/client/test_http_noise.py tests/llamarec/gateway/test_app.py
 
 MINUTES ?= 20
 soak: setup
@@ -113,6 +113,7 @@ REPOSITORY ?= model_repository
 results-serving: setup
 	$(BIN)/python -m benchmarks.serving_overhead --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
 	$(BIN)/python -m benchmarks.many_servers --repository $(REPOSITORY) --json
+	$(BIN)/python -m benchmarks.gateway --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
 	$(BIN)/python -m experiments.served_equals_offline --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
 
 # What the GPU checks need on a machine without a network; docs/gpu.md. ARTIFACTS: one or more data sets' folders.

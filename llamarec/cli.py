@@ -15,6 +15,7 @@ from llamarec.commands.evaluate import evaluate
 from llamarec.commands.events import events
 from llamarec.commands.export import export
 from llamarec.commands.feedback import feedback
+from llamarec.commands.gateway import gateway
 from llamarec.commands.items import items
 from llamarec.commands.preprocess import preprocess
 from llamarec.commands.recommend import recommend
@@ -56,6 +57,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Every other flag is passed to tritonserver: `llamarec serve --grpc-port 9001 --log-verbose 1`.",
 )(serve)
+app.command()(gateway)
 app.add_typer(release, name="release")
 app.add_typer(events, name="events")
 app.add_typer(users, name="users")

@@ -13,8 +13,14 @@ from chart import EVERYTHING_ON, render
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
-DOCKERFILES = [ROOT / "Dockerfile", DEPLOY / "cpu.Dockerfile"]
-HEALTH_PORT, METRICS_PORT = 8080, 8002
+DOCKERFILES = [ROOT / "Dockerfile", DEPLOY / "cpu.Dockerfile", DEPLOY / "gateway.Dockerfile"]
+HEALTH_PORT, METRICS_PORT, GATEWAY_PORT = 8080, 8002, 8090
+PROGRAMS = {
+    "Dockerfile": (["serve", "--health-port", str(HEALTH_PORT)], f"{HEALTH_PORT}/ready"),
+    "cpu.Dockerfile": (["serve", "--health-port", str(HEALTH_PORT)], f"{HEALTH_PORT}/ready"),
+    "gateway.Dockerfile": (["gateway", "--host", "0.0.0.0"], f"{GATEWAY_PORT}/health/ready"),
+}
+"""What each image runs, and the address of its health check."""
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -36,10 +42,13 @@ def test_an_image_holds_what_it_runs(path):
             assert source in allowed
     packages = {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks", "experiments"}
     assert packages | {"client"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
-    assert re.search(r"pip install [^&]* \./client '\.\[serve", text), "the client is a distribution of its own"
+    assert re.search(r"pip install [^&]* \./client '\.\[(serve|gateway)", text), (
+        "the client is a distribution of its own"
+    )
     (entry,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
-    assert json.loads(entry) == ["llamarec", "serve", "--health-port", str(HEALTH_PORT)]
-    assert f"http://127.0.0.1:{HEALTH_PORT}/ready" in text
+    arguments, health = PROGRAMS[path.name]
+    assert json.loads(entry) == ["llamarec", *arguments]
+    assert f"http://127.0.0.1:{health}" in text
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "not as root"
 
 
@@ -53,19 +62,21 @@ def test_compose_binds_to_loopback_and_mounts_what_exists():
     """Ports bind to loopback, images are pinned, mounted files exist, and Prometheus scrapes the service's ports."""
     compose = yaml.safe_load((DEPLOY / "compose.yml").read_text())
     services = compose["services"]
-    assert set(services) == {"llamarec", "redis", "prometheus", "grafana"}
+    assert set(services) == {"llamarec", "gateway", "redis", "prometheus", "grafana"}
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         if "image" in service:
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} is pinned"
-        for volume in service["volumes"]:
+        for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (DEPLOY / source).exists()
-    build = services["llamarec"]["build"]
-    assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DOCKERFILES[1]
+    for name, dockerfile in (("llamarec", DOCKERFILES[1]), ("gateway", DOCKERFILES[2])):
+        build = services[name]["build"]
+        assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == dockerfile
+    assert services["gateway"]["profiles"] == ["gateway"], "not started by default"
     jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in jobs for config in job["static_configs"] for target in config["targets"]}
-    assert targets == {f"llamarec:{METRICS_PORT}", f"llamarec:{HEALTH_PORT}"}
+    assert targets == {f"llamarec:{METRICS_PORT}", f"llamarec:{HEALTH_PORT}", f"gateway:{GATEWAY_PORT}"}
 
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING_ON], ids=["defaults", "everything on"])
@@ -74,7 +85,8 @@ def test_kubernetes_accepts_the_chart(values):
     manifests = render(values)
     kinds = [manifest["kind"] for manifest in manifests]
     own = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
-    assert sorted(kinds) == sorted(own + (["Service", "StatefulSet"] if values else []))
+    optional = ["Service", "StatefulSet", "Service", "Deployment"]  # of Redis, and of the gateway
+    assert sorted(kinds) == sorted(own + (optional if values else []))
     for manifest in manifests:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
@@ -120,3 +132,26 @@ def test_compose_and_chart_run_redis_so_that_nothing_is_lost():
     selectors = {m["metadata"]["name"]: m["spec"]["selector"] for m in manifests if m["kind"] == "Service"}
     labels = redis["spec"]["template"]["metadata"]["labels"]
     assert {name for name, wanted in selectors.items() if wanted.items() <= labels.items()} == {"shop-redis"}
+
+
+def test_the_charts_gateway_finds_the_servers_and_drains():
+    """It asks the headless service by name, its probes are those of its port, and a pod has the time to drain. The
+    recommender's service does not select it.
+    """
+    manifests = render({"gateway": EVERYTHING_ON["gateway"]})
+    (pod,) = (
+        manifest["spec"]["template"]
+        for manifest in manifests
+        if manifest["kind"] == "Deployment" and manifest["metadata"]["name"] == "shop-gateway"
+    )
+    (container,) = pod["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": GATEWAY_PORT}]
+    assert container["args"] == ["--servers=dns:///shop:8001", "--drain-seconds=20"]
+    assert container["env"][0]["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "keys"}}
+    probes = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("readiness", "liveness")}
+    assert probes == {"/health/ready", "/health/live"}
+    waited = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert waited + 20 < pod["spec"]["terminationGracePeriodSeconds"]
+    selectors = {m["metadata"]["name"]: m["spec"]["selector"] for m in manifests if m["kind"] == "Service"}
+    labels = pod["metadata"]["labels"]
+    assert {name for name, wanted in selectors.items() if wanted.items() <= labels.items()} == {"shop-gateway"}

@@ -25,6 +25,13 @@ def bench(
     server: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running server. Default: one is started for the measurement.")
     ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            help="`http://HOST:PORT` of a gateway without API keys, to which the requests are sent instead; --server is"
+            " the server behind it."
+        ),
+    ] = None,
     users: Annotated[int, typer.Option(help="Number of real histories, sent in turn.")] = 64,
     requests: Annotated[
         int, typer.Option(help="Minimum number of requests in each of a measurement's three windows.")

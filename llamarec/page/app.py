@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from llamarec.page.live_store import LiveStore
+from llamarec.web import listen, web_server
 from llamarec_client.contract import ENSEMBLE, MAX_EVENTS, MAX_HISTORY, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest
 from llamarec_client.recommender import Recommendations, RecommenderClient
@@ -363,10 +364,5 @@ def show(demo: DemoPage, port: int) -> None:
     Raises:
         InputError: the port is taken.
     """
-    # uvicorn's own logging configuration would close the existing handlers, and with absl's handler its stream.
-    settings = uvicorn.Config(create_app(demo), host="127.0.0.1", port=port, log_level="warning", log_config=None)
-    try:
-        socket = settings.bind_socket()
-    except SystemExit:
-        raise InputError(f"port {port} is in use or not allowed: give another --ui-port") from None
-    uvicorn.Server(settings).run(sockets=[socket])
+    settings = web_server(create_app(demo), "127.0.0.1", port)
+    uvicorn.Server(settings).run(sockets=[listen(settings, "--ui-port")])

@@ -27,6 +27,8 @@ FLAGS: Mapping[Mode, Sequence[str]] = {
     "concurrency": ("--concurrency-range",),
     "rate": ("--request-distribution", "poisson", "--request-rate-range"),
 }
+OVER_HTTP = ("--service-kind", "openai", "--endpoint", "v1/recommend", "--async")
+"""Flags that make perf_analyzer post JSON bodies as they are; a status other than 200 ends the measurement."""
 WINDOWS = 3
 """Number of windows in one measurement, perf_analyzer's default; it reports all three together."""
 ANY_CHANGE = "999"
@@ -79,6 +81,7 @@ def benchmark(
     mode: Mode = "concurrency",
     requests: int = 20,
     warm_up: int = 8,
+    gateway: str | None = None,
 ) -> list[Row]:
     """Measure ``model`` at each load, and return one row per load.
 
@@ -90,6 +93,8 @@ def benchmark(
         mode: meaning of ``loads``.
         requests: minimum number of requests in each of a measurement's three windows; a window lasts at least a second.
         warm_up: number of requests before the first measurement, which are not measured.
+        gateway: ``host:port`` of an HTTP gateway in front of the server, which gets the requests instead. The times of
+            the steps are still the server's.
 
     Raises:
         BenchmarkError: there are no histories, perf_analyzer is missing, or it measured nothing.
@@ -100,12 +105,14 @@ def benchmark(
     steps = ensemble_steps(url, model)
     _warm_up(url, model, [histories[place % len(histories)] for place in range(warm_up)])
     rows = []
+    target = ["-u", gateway, *OVER_HTTP] if gateway else ["-i", "grpc", "-u", url]
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "histories.json"
-        data.write_text(json.dumps(input_data(histories)), encoding="utf-8")
+        sent = bodies(histories, model) if gateway else input_data(histories)
+        data.write_text(json.dumps(sent), encoding="utf-8")
         for load in track(loads, description=f"{model} under load", console=Console(stderr=True)):
             before = step_totals(url, steps)
-            measured, spread = _measure(url, model, data, mode, load, requests)
+            measured, spread = _measure(target, model, data, mode, load, requests)
             p50, p90, p95, p99 = (measured[f"p{percent} latency"] / 1e3 for percent in (50, 90, 95, 99))
             times = mean_times(before, step_totals(url, steps))
             rows.append(Row(mode, load, measured["Inferences/Second"], p50, p90, p95, p99, spread, times))
@@ -115,6 +122,11 @@ def benchmark(
 def input_data(histories: Sequence[Sequence[str]]) -> dict[str, object]:
     """Return perf_analyzer's input data: one request per history, without the batch dimension."""
     return {"data": [{HISTORY.name: {"content": list(ids), "shape": [len(ids)]}} for ids in histories]}
+
+
+def bodies(histories: Sequence[Sequence[str]], model: str) -> dict[str, object]:
+    """Return perf_analyzer's input data for the gateway: one body per history."""
+    return {"data": [{"payload": [{"history": list(ids), "model": model}]} for ids in histories]}
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -160,17 +172,19 @@ def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
 
 
 def _measure(
-    url: str, model: str, data: Path, mode: Mode, load: float, requests: int
+    target: Sequence[str], model: str, data: Path, mode: Mode, load: float, requests: int
 ) -> tuple[dict[str, float], float]:
     """Return one line of perf_analyzer's CSV, with latencies in microseconds, and the spread of its windows."""
     program, environment = perf_analyzer()
     table = data.with_name("measured.csv")
     table.unlink(missing_ok=True)
-    command = [str(program), "-v", "-m", model, "-i", "grpc", "-u", url, "--input-data", str(data), "-f", str(table)]
+    command = [str(program), "-v", "-m", model, *target, "--input-data", str(data), "-f", str(table)]
     # Not --request-count: it computes throughput over whole seconds, rounded up: 50 answers/s instead of 700.
     command += ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
     command += [*FLAGS[mode], f"{load:g}", "-s", ANY_CHANGE, "-r", str(WINDOWS)]
-    if proxy_variable(url) is None:  # perf_analyzer's own gRPC would use a proxy even for this machine
+    if (
+        proxy_variable(target[target.index("-u") + 1]) is None
+    ):  # perf_analyzer's own gRPC would use a proxy even for this machine
         environment = {name: value for name, value in environment.items() if name not in PROXY_VARIABLES}
     run = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
     if run.returncode or not table.is_file():

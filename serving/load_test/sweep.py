@@ -1,5 +1,6 @@
 """Measures a served model with perf_analyzer at a range of loads, and compares two measurements."""
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,21 @@ class Bench:
     """Minimum number of requests in each of three windows."""
     warm_up: int = 8
     """Number of requests before the first measurement."""
+    gateway: str | None = None
+    """``http://HOST:PORT`` of an HTTP gateway in front of the server, which gets the requests instead."""
+
+    def gateway_address(self) -> str | None:
+        """Return host and port of the gateway, if there is one.
+
+        Raises:
+            InputError: its address is none of HTTP.
+        """
+        if self.gateway is None:
+            return None
+        match = re.fullmatch(r"http://([^/\s]+:\d+)/?", self.gateway)
+        if match is None:
+            raise InputError(f"--gateway {self.gateway} is no address of a gateway: give http://HOST:PORT")
+        return match[1]
 
     def loads(self) -> list[float]:
         """Return the loads to measure.
@@ -62,11 +78,14 @@ def bench(options: Bench, artifacts: Path, repository: Path, server: str | None,
     Without ``server``, one is started for the measurement.
 
     Raises:
-        InputError: the range is invalid, or there is no data to take histories from.
+        InputError: the range is invalid, there is no data to take histories from, or a gateway is given without its
+            server.
         ClientError: the server does not answer.
         ServingError: the server did not start, or perf_analyzer measured nothing.
     """
-    loads = options.loads()
+    loads, gateway = options.loads(), options.gateway_address()
+    if gateway and not server:
+        raise InputError("--gateway needs --server: the server behind it, whose statistics have the times of the steps")
     data = load_data(artifacts)
     chosen = np.random.default_rng(0).permutation(len(data.users))[: options.users]
     histories = [data.raw_history(int(user)) for user in chosen]
@@ -80,6 +99,7 @@ def bench(options: Bench, artifacts: Path, repository: Path, server: str | None,
             mode=options.mode,
             requests=options.requests,
             warm_up=options.warm_up,
+            gateway=gateway,
         )
     write_csv(rows, output / CSV_FILE)
     lengths = [len(history) for history in histories]

@@ -1,13 +1,16 @@
 """The documentation's code blocks run or state what they need, and the command reference equals the code."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from gateways import FakeClient, listening_gateway
 from supervised import serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +47,8 @@ def blocks(path: Path) -> list[Block]:
 ALL = [block for page in PAGES for block in blocks(page)]
 TUTORIAL = [block for block in ALL if block.page == "tutorial.md"]
 EVENTS = [block for block in ALL if block.page == "events.md" and block.runs]
-SINGLE = [block for block in ALL if block.page not in ("tutorial.md", "events.md") and block.runs]
+GATEWAY = [block for block in ALL if block.page == "gateway.md" and block.runs]
+SINGLE = [block for block in ALL if block.page not in ("tutorial.md", "events.md", "gateway.md") and block.runs]
 
 
 def name(block: Block) -> str:
@@ -70,6 +74,9 @@ def test_what_is_not_run_is_known():
         ("faq.md", "bash"),
         ("feedback.md", "bash"),
         ("feedback.md", "bash"),
+        ("gateway.md", "bash"),
+        ("gateway.md", "python"),
+        ("gateway.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
@@ -152,6 +159,17 @@ def test_the_page_of_events_leads_from_an_empty_store_to_an_answer(repository, t
         ("5001", "Another One (2026)", "yes"),
     ]
     assert "0 events of ann" in shell(f"llamarec users show ann --store {store}", tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not on PATH")
+def test_the_page_of_the_gateway_has_requests_that_are_answered(tmp_path):
+    """Each curl command succeeds at a gateway in front of a client that needs no server: its body is a valid one."""
+    with listening_gateway(FakeClient()) as url:
+        for block in GATEWAY:
+            text = block.text.replace("http://127.0.0.1:8090", url).replace("curl -s ", "curl -sS --fail-with-body ")
+            answers = shell(text, tmp_path).replace("}{", "}\n{").splitlines()
+            assert len(answers) == text.count("curl ")
+            assert all({"request_id", "id"} & set(json.loads(answer)) for answer in answers)
 
 
 def test_the_command_reference_is_the_codes():

@@ -14,6 +14,7 @@ EVERYTHING_ON = {
     "gpus": 1,
     "redis": {"enabled": True, "image": "redis:7.2.4", "memory": "1Gi", "storage": "2Gi"},
     "storeSecret": "store",
+    "gateway": {"enabled": True, "image": "gateway:1.0.0", "replicas": 2, "keysSecret": "keys", "memory": "1Gi"},
     "extraArguments": ["--log-verbose=1"],
 }
 """Values that enable every optional part of the chart."""

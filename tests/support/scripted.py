@@ -23,16 +23,20 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.asked: list[str] = []
         self.reasons: list[str] = []
         """For each request, the parameter that gives the reason of a fallback."""
+        self.ids: list[str] = []
+        """For each request, its id."""
         self.lock = threading.Lock()
 
     def says(self, **lines: list) -> None:
         self.asked.clear()
         self.reasons.clear()
+        self.ids.clear()
         self.script = lambda model, place: lines[model][min(place, len(lines[model]) - 1)]
 
     def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
         with self.lock:
             self.asked.append(request.model_name)
+            self.ids.append(request.id)
             self.reasons.append(request.parameters[DEGRADED].string_param)
             line = self.script(request.model_name, self.asked.count(request.model_name) - 1)
         if isinstance(line, float):

@@ -1,9 +1,14 @@
 """perf_analyzer against a real server with echo steps."""
 
 import csv
+import re
+import urllib.request
 
 import pytest
+from gateways import FakeClient, listening_gateway
 
+from llamarec.gateway.keys import ApiKeys
+from llamarec_client import AsyncRecommenderClient
 from llamarec_client.address import PROXY_VARIABLES
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import InvalidRequest, ServerUnavailable
@@ -53,6 +58,25 @@ def test_the_table_reads_back(rows, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BenchmarkError, match="not a table of `llamarec bench`"):
         read_csv(tmp_path / "other.csv")
+
+
+@pytest.mark.thorough
+def test_a_gateway_gets_the_requests_instead(echo_server):
+    """Its metrics count at least the measured requests, and the times of the steps are the server's. A gateway that
+    refuses them ends the measurement.
+    """
+    with listening_gateway(lambda: AsyncRecommenderClient(echo_server.url)) as url:
+        (row,) = benchmark(echo_server.url, [["a"], ["a", "b"]], (2,), requests=10, gateway=url.removeprefix("http://"))
+        with urllib.request.urlopen(f"{url}/metrics") as response:
+            (counted,) = re.findall(r'requests_total.*recommend",status="200"} (\S+)', response.read().decode())
+        assert float(counted) >= 30
+        assert row.throughput > 0
+        assert all(time.compute_ms > 0 for time in row.steps.values())
+    with (
+        listening_gateway(FakeClient(), ApiKeys(["0" * 64])) as url,
+        pytest.raises(BenchmarkError, match="HTTP code 401"),
+    ):
+        benchmark(echo_server.url, [["a"]], (1,), requests=10, gateway=url.removeprefix("http://"))
 
 
 @pytest.mark.thorough

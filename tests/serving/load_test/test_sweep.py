@@ -7,7 +7,7 @@ import pytest
 from preprocessing.errors import InputError
 from serving.load_test.perf_analyzer import Row, write_csv
 from serving.load_test.report import Measured, write_report
-from serving.load_test.sweep import Bench, compare
+from serving.load_test.sweep import Bench, bench, compare
 from serving.server.step_times import StepTime
 
 STEPS = {"features": StepTime(0.1, 1.0), "ranker": StepTime(2.0, 500.0)}
@@ -36,6 +36,16 @@ def test_no_ranges(text):
     """The error for an invalid range names the option and the notation."""
     with pytest.raises(InputError, match=r"--concurrency .* FIRST:LAST"):
         Bench(concurrency=text).loads()
+
+
+def test_a_gateway_has_an_address_and_a_server(tmp_path):
+    """The address is that of plain HTTP, and the server is needed for the times of the steps."""
+    assert Bench(gateway="http://127.0.0.1:8090/").gateway_address() == "127.0.0.1:8090"
+    for wrong in ("127.0.0.1:8090", "https://a:1", "http://a", "http://a:1/v1"):
+        with pytest.raises(InputError, match="is no address of a gateway"):
+            Bench(gateway=wrong).gateway_address()
+    with pytest.raises(InputError, match="--gateway needs --server"):
+        bench(Bench(gateway="http://127.0.0.1:8090"), tmp_path, tmp_path, None, tmp_path)
 
 
 def test_a_difference_counts_only_beyond_the_noise(tmp_path):
