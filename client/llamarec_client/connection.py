@@ -14,6 +14,7 @@ from llamarec_client.address import channel_options, check_addresses
 from llamarec_client.checks import seconds, text
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest
+from llamarec_client.releases import ReleaseComparison
 from llamarec_client.resolver import Resolver
 from llamarec_client.retries import Call, RetryBudget
 from llamarec_client.servers import Server
@@ -65,6 +66,7 @@ class Connection:
         self._tls = {} if tls is None else {"ssl": True, **_certificates(tls)}
         self.url = ", ".join(addresses)
         self.resolver = Resolver(addresses)
+        self.releases = ReleaseComparison(self.resolver.servers, self.channel)
         self.budget = RetryBudget()
         self.closed = False
 
@@ -88,6 +90,7 @@ class Connection:
             raise InvalidRequest(f"fallback is {short(fallback)}: give 'retriever' or None")
         second = RETRIEVAL_ENSEMBLE if fallback and model != RETRIEVAL_ENSEMBLE else None
         request_id = uuid.uuid4().hex if request_id is None or request_id == "" else text("request_id", request_id)
+        self.releases.start_if_due()
         return Call(self.resolver.servers, model, request_id, limit, second, self.budget)
 
     def refresh(self, call: Call) -> Callable[[], bool] | None:

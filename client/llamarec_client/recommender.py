@@ -97,6 +97,14 @@ class RecommenderClient:
         self._connection = Connection(url, tls, keep_alive)
         self._channels = Channels(grpc.InferenceServerClient, self._connection)
 
+    @property
+    def mixed_releases(self) -> int:
+        """Number of times that this client found its servers to serve different releases; it compares them each minute.
+
+        Each time, the logger ``llamarec_client`` warns and names the release of every server.
+        """
+        return self._connection.releases.differences
+
     def __enter__(self) -> "RecommenderClient":
         return self
 
@@ -316,6 +324,14 @@ class AsyncRecommenderClient:
         """Connect as :class:`RecommenderClient` does; needs a running event loop."""
         self._connection = Connection(url, tls, keep_alive)
         self._channels = Channels(aio.InferenceServerClient, self._connection)
+
+    @property
+    def mixed_releases(self) -> int:
+        """Number of times that this client found its servers to serve different releases; it compares them each minute.
+
+        Each time, the logger ``llamarec_client`` warns and names the release of every server.
+        """
+        return self._connection.releases.differences
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self

@@ -3,17 +3,20 @@
 import asyncio
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from scripted import GOOD, Scripted, serve
+from tritonclient.grpc import service_pb2
 
-from llamarec_client import AsyncRecommenderClient, RecommenderClient, Request, Tls, resolver
+from llamarec_client import AsyncRecommenderClient, RecommenderClient, Request, Tls, releases, resolver
 from llamarec_client.contract import ENSEMBLE
 from llamarec_client.errors import ClientError, InvalidRequest, RequestTimeout, ServerUnavailable
 from llamarec_client.retries import RETRY_BURST
@@ -331,3 +334,63 @@ def test_a_name_in_no_proxy_is_connected_to_directly(hosts, named, monkeypatch):
     with RecommenderClient(url) as client:
         assert len(client.recommend(["a"])) == 1
     assert servers["127.0.0.2"].asked == [ENSEMBLE]
+
+
+# --- releases
+
+
+def compared(urls: list[str], monkeypatch: pytest.MonkeyPatch, between: Callable[[], None] = lambda: None) -> int:
+    """Return how many differences a client of these servers counted in its first comparison.
+
+    ``between`` is called before a difference is looked at again.
+    """
+    ended = threading.Event()
+    whole = releases.ReleaseComparison._compare
+
+    def compare(self: releases.ReleaseComparison) -> None:
+        whole(self)
+        ended.set()
+
+    monkeypatch.setattr(releases.ReleaseComparison, "_compare", compare)
+    monkeypatch.setattr(releases, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: between()))
+    with RecommenderClient(urls) as client:
+        client.recommend(["a"])
+        assert ended.wait(10) is (len(urls) > 1)
+        return client.mixed_releases
+
+
+def test_different_releases_are_counted_and_named(three, monkeypatch, caplog):
+    servers, urls = three
+    servers[1].release = "r2"
+    assert compared(urls, monkeypatch) == 1
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "llamarec_client"]
+    for server, url in zip(servers, urls, strict=True):
+        assert f"{url}: {server.release}" in warning
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_servers_of_one_release_are_no_difference(three, monkeypatch, caplog, stopped):
+    """Nor is a server that does not answer."""
+    _, urls = three
+    unused = [f"127.0.0.1:{free_ports(1)[0]}"] if stopped else []
+    assert compared([*urls, *unused], monkeypatch) == 0
+    assert not [record for record in caplog.records if record.name == "llamarec_client"]
+
+
+def test_a_promotion_that_is_going_on_is_no_difference(three, monkeypatch):
+    """The servers switch one after the other; a moment later all have the new release."""
+    servers, urls = three
+    servers[0].release = "r2"
+
+    def switch() -> None:
+        for server in servers:
+            server.release = "r2"
+
+    assert compared(urls, monkeypatch, switch) == 0
+
+
+def test_an_export_without_releases_has_no_name():
+    """The steps of a plain repository are called ``features`` and so on; those of the release r-2, ``features_r-2``."""
+    for name, release in (("features", releases.NO_RELEASE), ("features_r-2", "r-2")):
+        config = {"ensemble_scheduling": {"step": [{"model_name": name}]}}
+        assert releases.served_release(service_pb2.ModelConfigResponse(config=config)) == release

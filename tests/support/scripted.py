@@ -25,6 +25,8 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
         """For each request, the parameter that gives the reason of a fallback."""
         self.ids: list[str] = []
         """For each request, its id."""
+        self.release = "r1"
+        """Release that the configuration of every ensemble names."""
         self.lock = threading.Lock()
 
     def says(self, **lines: list) -> None:
@@ -32,6 +34,11 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.reasons.clear()
         self.ids.clear()
         self.script = lambda model, place: lines[model][min(place, len(lines[model]) - 1)]
+
+    def ModelConfig(self, request, context):  # noqa: N802 - the protocol's name
+        steps = [{"model_name": f"{step}_{self.release}"} for step in ("features", "retriever")]
+        config = {"name": request.name, "ensemble_scheduling": {"step": steps}}
+        return service_pb2.ModelConfigResponse(config=config)
 
     def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
         with self.lock:
