@@ -59,7 +59,7 @@ def promote(
     """Load a release, replay its probes, and have it answer the callers."""
     from serving.server.releases import promote as run
 
-    _print_state(run(repository, name, canary=canary, servers=_controls(repository, servers)), as_json)
+    _print_state(run(repository, name, canary=canary, servers=controls(repository, servers)), as_json)
 
 
 @release.command()
@@ -67,7 +67,7 @@ def rollback(repository: Releases = DEFAULT_RELEASES, servers: Servers = None, a
     """End the canary, or else return to the previous release."""
     from serving.server.releases import rollback as run
 
-    _print_state(run(repository, servers=_controls(repository, servers)), as_json)
+    _print_state(run(repository, servers=controls(repository, servers)), as_json)
 
 
 @release.command(name="list")
@@ -82,7 +82,8 @@ def list_(repository: Releases = DEFAULT_RELEASES, as_json: Json = False) -> Non
         print_table("releases", list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _controls(repository: Path, servers: str | None) -> "list[Control]":
+def controls(repository: Path, servers: str | None) -> "list[Control]":
+    """Return the servers that an option names, or none for the one that was started last."""
     from serving.server.control import Control
 
     return Control.several(repository, addresses(servers) if servers else (), os.environ.get(KEY_VARIABLE))
