@@ -75,6 +75,8 @@ class Source:
         """
         if self.events is None:
             return self.name
+        if not self.events.exists():
+            raise InputError(f"{self.events} does not exist: name a file or folder of new events with --events")
         return " ".join(file_fingerprint(path) for path in raw_files(self.dataset, self.events))
 
 

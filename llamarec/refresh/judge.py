@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llamarec_client.contract import MAX_HISTORY
 from models.intervals import bootstrap
 from models.metrics import gains, ndcg, recall
 from preprocessing.data import Data
@@ -70,7 +71,7 @@ def judged_ranks(steps: ExportedSteps, data: Data, judges: Judges) -> Ranks:
     """
     retrieval, ranking = np.zeros(len(judges.all), np.int32), np.zeros(len(judges.ranked), np.int32)
     for place, user in enumerate(track(judges.all, "judging", len(judges.all))):
-        history, newest = data.raw_history(user), data.catalogue.raw(int(data.test[user])).decode()
+        history, newest = data.raw_history(user)[-MAX_HISTORY:], data.catalogue.raw(int(data.test[user])).decode()
         if place < len(ranking):
             answer = steps.recommend(history)
             ranking[place] = next((rank for rank, row in enumerate(answer, start=1) if row[0] == newest), 0)

@@ -10,11 +10,9 @@ from typing import Any
 
 from export.release import build_release, next_name, release_options
 from export.repository import Export, candidates_of, export
-from llamarec.refresh.events import Source, append_events, new_events, store_listing
+from llamarec.refresh.events import NewEvents, Source, append_events, new_events, store_listing
 from llamarec.refresh.folders import built_from, generations, next_folder, only_refresh, refused_folder, work_folder
 from llamarec.refresh.judge import Judges, choose_judges, compare, judged_ranks, unknown_items
-from models.ranker.inference.ranker import MODEL_FOLDER
-from models.ranker.inference.runtimes import suited_runtime
 from models.ranker.options import RankerTraining
 from models.ranker.reuse import reuse_ranker
 from models.retriever.options import RetrieverTraining
@@ -93,6 +91,8 @@ def refresh(
         StoreError: the store cannot be reached.
     """
     artifacts = artifacts if artifacts.name else artifacts.resolve()
+    if not generations(artifacts):
+        raise InputError(f"{artifacts} does not exist: name the first artifacts of the data set that is served")
     with only_refresh(artifacts):
         serving = _serving_release(repository, options.release)
         earlier = built_from(artifacts, repository, serving)
@@ -165,14 +165,7 @@ def _open_work(artifacts: Path, plan: Mapping[str, Any]) -> Path:
 def _judge(options: Refresh, earlier: Path, work: Path, repository: Path, serving: str, say: Say) -> dict[str, Any]:
     """Make the candidate, compare it with the serving release, and write the report into its folder."""
     say(f"appending {options.source.name} to {earlier / 'data'}")
-    try:
-        append_events(options.source, earlier, work)
-        data = load_data(work)
-        found = new_events(options.source, earlier, work, data)
-        judges = choose_judges(found.judged, options.least_users, options.judge_users, options.source.name)
-    except InputError:
-        shutil.rmtree(work)  # nothing of it can be gone on with
-        raise
+    found, judges = _append(options, earlier, work)
     as_served = release_options(repository, serving)
     say(f"going on from the retriever in {earlier / 'retriever'}")
     _train_retriever(options, earlier, work)
@@ -183,7 +176,7 @@ def _judge(options: Refresh, earlier: Path, work: Path, repository: Path, servin
     comparisons, unknown = _compare(options, work, repository, serving, judges)
     shutil.rmtree(work / EXPORT)
     report = {
-        "dataset": data.name,
+        "dataset": load_data(work).name,
         "source": options.source.name,
         "earlier": str(earlier),
         "serving": serving,
@@ -200,6 +193,17 @@ def _judge(options: Refresh, earlier: Path, work: Path, repository: Path, servin
     }
     _write(work / REPORT, report)
     return report
+
+
+def _append(options: Refresh, earlier: Path, work: Path) -> tuple[NewEvents, Judges]:
+    """Write the longer data; unusable events leave no folder of a candidate."""
+    try:
+        append_events(options.source, earlier, work)
+        found = new_events(options.source, earlier, work, load_data(work))
+        return found, choose_judges(found.judged, options.least_users, options.judge_users, options.source.name)
+    except InputError:
+        shutil.rmtree(work)  # nothing of it can be gone on with
+        raise
 
 
 def _recorded(options: type[Any], manifest_options: Mapping[str, Any], **changed: Any) -> Any:
@@ -236,13 +240,10 @@ def _make_ranker(options: Refresh, as_served: Export, earlier: Path, work: Path)
         base = recorded.pop("base")
         metrics = train_ranker(_recorded(RankerTraining, recorded, device=options.device), work, base)
         return {"trained": True, "weight": metrics["weight"]}
-    runtime = suited_runtime(
-        as_served.runtime(), earlier / "ranker" / MODEL_FOLDER, chosen=as_served.backend is not None
-    )
     metrics = reuse_ranker(
         earlier,
         work,
-        runtime,
+        as_served.runtime(),
         candidates=candidates_of(as_served, earlier).retrieved,
         users=options.judge_users,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from supervised import ask, serving
+from supervised import ask, serving, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -108,6 +108,14 @@ def shell(text: str, folder: Path) -> str:
     return run.stdout
 
 
+def succeeds(text: str, folder: Path) -> bool:
+    try:
+        shell(text, folder)
+    except AssertionError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_the_tutorial_ends_with_a_recommendation(tmp_path):
     """The tutorial's blocks run in order in one folder; only the block of the server runs in the background.
@@ -177,8 +185,9 @@ def test_the_page_of_refreshes_leads_from_the_first_log_to_the_second_release(sh
         *(flag.replace(f"{tmp_path}/", "") for flag in flags),
     ]
     shell(build.text, tmp_path)
-    with serving(tmp_path / "releases", tmp_path / "log", *flags) as served:
-        shell(promote.text, tmp_path)
+    with serving(tmp_path / "releases", tmp_path / "log", *flags, ready=False) as served:
+        assert wait_for(lambda: succeeds(promote.text, tmp_path), 120), "the server starts without a release"
+        served.wait_until_ready()
         code = use.text.replace("127.0.0.1:8001", served.url)
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert re.search(r"300 answers .*│ r1 +│ +300 │ +300 │", shell(feedback.text, tmp_path), re.DOTALL)

