@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from llamarec_client.contract import ENSEMBLE, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE, TensorSpec
 from preprocessing.errors import InputError
@@ -240,6 +240,37 @@ def write_configs(repository: Path, serving: Serving = DEFAULTS, suffix: str = "
         (folder / "1").mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
     return configs
+
+
+def read_serving(repository: Path, suffix: str = "", pass_seconds: float = DEFAULTS.pass_seconds) -> Serving:
+    """Return the options from which the configurations of a repository were written.
+
+    Args:
+        repository: the model repository.
+        suffix: of the release's models.
+        pass_seconds: duration of a ranking pass when they were written; a wait that follows from it was not an option.
+    """
+
+    def config(step: str) -> ModelConfig:
+        return text_format.Parse((repository / (step + suffix) / CONFIG).read_text(encoding="utf-8"), ModelConfig())
+
+    ranker = config("ranker")
+    group, parameters = ranker.instance_group[0], ranker.parameters
+    kind = ModelInstanceGroup.Kind.Name(group.kind).removeprefix("KIND_").lower()
+    waits = f"{Serving(pass_seconds=pass_seconds).queue_timeout:g}"
+    given = parameters[QUEUE_PARAMETER].string_value
+    return Serving(
+        instances=group.count,
+        max_batch_size=ranker.max_batch_size,
+        queue_delay_us=ranker.dynamic_batching.max_queue_delay_microseconds,
+        device=":".join([kind, *map(str, group.gpus)]),
+        retriever_runtime="onnxruntime" if SCORES_PARAMETER in config("retriever").parameters else "python",
+        pass_seconds=pass_seconds,
+        queue_seconds=None if given == waits else float(given),
+        rank_cache=int(parameters[CACHE_PARAMETER].string_value or 0),
+        prefix_cache=int(parameters[PREFIX_CACHE_PARAMETER].string_value or 0),
+        store=config("features").parameters[STORE_PARAMETER].string_value or None,
+    )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from export.repository import Export, check_artifacts, export, write_store_models
+from export.config import read_serving
+from export.repository import PASS_FILE, Export, check_artifacts, export, write_store_models
 from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
-from preprocessing.artifacts import sha256, write_whole
+from preprocessing.artifacts import read_manifest, sha256, write_whole
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
+from serving.layout import KIND, step_artifact
 from serving.offline import ExportedSteps
 from serving.server.releases import NAME, RELEASES, list_releases, manifest_path
 
@@ -42,9 +44,7 @@ def build_release(options: Export, artifacts: Path, repository: Path, name: str 
     Raises:
         InputError: the name is taken or invalid, or the artifacts are incomplete.
     """
-    if name is None:
-        taken = {row["name"] for row in list_releases(repository)}
-        name = next(f"r{number}" for number in range(1, len(taken) + 2) if f"r{number}" not in taken)
+    name = name or next_name(repository)
     if not NAME.fullmatch(name) or name in RESERVED:
         raise InputError(f"{name!r} is not a valid release name: use at most 40 letters, digits, points and hyphens")
     if manifest_path(repository, name).exists():
@@ -78,6 +78,39 @@ def build_release(options: Export, artifacts: Path, repository: Path, name: str 
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def next_name(repository: Path) -> str:
+    """Return the name that the next release gets by default: ``r`` and the first number that is free."""
+    taken = {row["name"] for row in list_releases(repository)}
+    return next(f"r{number}" for number in range(1, len(taken) + 2) if f"r{number}" not in taken)
+
+
+def release_options(repository: Path, name: str) -> Export:
+    """Return the options that a release was built with, so that the next one is served in the same way.
+
+    Args:
+        repository: repository of releases.
+        name: name of the release.
+
+    Raises:
+        InputError: the release's files are incomplete.
+    """
+    suffix = f"_{name}"
+    folder = step_artifact(repository, "ranker", suffix)
+    recorded = read_manifest(folder, KIND, "llamarec release build").options
+    passed = json.loads((folder / PASS_FILE).read_text(encoding="utf-8"))["seconds"]
+    serving = read_serving(repository, suffix, passed)
+    runtime = recorded["runtime"]
+    return Export(
+        backend=runtime["runtime"],
+        dtype=runtime["dtype"],
+        threads=runtime["threads"],
+        device=serving.device,
+        index=recorded["index"],
+        retrieve=recorded.get("retrieve"),
+        serving=serving,
+    )
 
 
 def _probes(steps: ExportedSteps, artifacts: Path) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
             or the cache of prefixes would not hold one.
     """
     manifests = check_artifacts(artifacts)
-    limits = _candidates(options, artifacts)
+    limits = candidates_of(options, artifacts)
     if options.index:
         import_faiss()
     runtime = suited_runtime(options.runtime(), artifacts / "ranker" / MODEL_FOLDER, chosen=options.backend is not None)
@@ -128,7 +128,7 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
     return release
 
 
-class _Candidates(NamedTuple):
+class Candidates(NamedTuple):
     """Numbers of candidates."""
 
     retrieved: int
@@ -136,7 +136,7 @@ class _Candidates(NamedTuple):
     """Maximum number that the ranker orders."""
 
 
-def _candidates(options: Export, artifacts: Path) -> _Candidates:
+def candidates_of(options: Export, artifacts: Path) -> Candidates:
     """Return how many candidates are retrieved, and how many the ranker orders at most.
 
     Raises:
@@ -150,7 +150,7 @@ def _candidates(options: Export, artifacts: Path) -> _Candidates:
             f"retrieve is {retrieved}, but this ranker orders 1 to {most} candidates: give --retrieve in that range, or"
             f" train with --read independent-lines, which allows {MOST_CANDIDATES}"
         )
-    return _Candidates(retrieved, most)
+    return Candidates(retrieved, most)
 
 
 def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
@@ -172,7 +172,7 @@ def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
     return manifests
 
 
-def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: _Candidates) -> dict[str, Callable[[Path], None]]:
+def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: Candidates) -> dict[str, Callable[[Path], None]]:
     data, ranker = artifacts / "data", artifacts / "ranker"
 
     def features(folder: Path) -> None:

@@ -40,6 +40,8 @@ ADDED, TITLES, HIDDEN = PREFIX + b"added", PREFIX + b"titles", PREFIX + b"hidden
 CONNECT_SECONDS = 0.04
 READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds for an answer. A look-up gives up soon: requests that need no store wait behind it."""
+USERS_AT_ONCE = 1_000
+"""Number of keys that Redis looks at in one step of a listing of the users."""
 PAUSE_SECONDS = 0.25
 """Time in seconds after a failed look-up during which further ones fail at once, for the same reason."""
 ADD = """
@@ -154,6 +156,16 @@ class RedisStore:
         with self._look_up() as reader:
             members = reader.zrange(_key(user), -self._keep, -1)
         return [_event(member) for member in members]
+
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, in no order; Redis may name a key twice while it is resized."""
+        seen: set[bytes] = set()
+        with self._errors():
+            self._check(self._writer)
+            for key in self._writer.scan_iter(_key(b"*"), count=USERS_AT_ONCE):
+                if key not in seen:
+                    seen.add(key)
+                    yield key.removeprefix(_key(b""))
 
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, and return how many there were."""

@@ -34,6 +34,8 @@ READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds to wait for a lock. Readers wait for none unless another program locks the whole file."""
 POLL_SECONDS = 0.001
 """Time in seconds between two attempts of a waiting writer."""
+USERS_AT_ONCE = 1_000
+"""Number of users that are listed in one read."""
 MOST_NAMES = 1 << 18
 """Number of names that a process remembers; it then begins anew."""
 TABLES_1 = """
@@ -81,6 +83,18 @@ class SqliteStore:
         with self._errors():
             connection = self._open()
             return self._events(connection, self._packed(connection, user))[-self._keep :]
+
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, in the order of their bytes."""
+        last = b""
+        while True:
+            with self._errors():
+                query = "SELECT id FROM users WHERE id > ? ORDER BY id LIMIT ?"
+                rows = self._open().execute(query, (last, USERS_AT_ONCE)).fetchall()
+            yield from (user for (user,) in rows)
+            if len(rows) < USERS_AT_ONCE:
+                return
+            last = rows[-1][0]
 
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, from the write-ahead log too, and return how many there were."""

@@ -1,7 +1,7 @@
 """The interface of a store, its errors, and the order of events that every store keeps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 SCHEMA = 2
@@ -76,6 +76,9 @@ class Store(Protocol):
 
     def last(self, user: bytes) -> list[Event]:
         """Return the kept events of a user, oldest first; see :func:`order`."""
+
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, each once; those who come or go meanwhile may be left out."""
 
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, and return how many there were."""

@@ -1,5 +1,6 @@
 """The deployment files, as far as they can be checked without a container engine and a cluster."""
 
+import configparser
 import json
 import re
 import subprocess
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 from chart import EVERYTHING_ON, render
+
+from llamarec.cli import app
+from llamarec.commands.refresh import REFUSED
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -85,7 +90,7 @@ def test_kubernetes_accepts_the_chart(values):
     manifests = render(values)
     kinds = [manifest["kind"] for manifest in manifests]
     own = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
-    optional = ["Service", "StatefulSet", "Service", "Deployment"]  # of Redis, and of the gateway
+    optional = ["Service", "StatefulSet", "Service", "Deployment", "CronJob"]  # of Redis, gateway and refresh
     assert sorted(kinds) == sorted(own + (optional if values else []))
     for manifest in manifests:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
@@ -155,3 +160,56 @@ def test_the_charts_gateway_finds_the_servers_and_drains():
     selectors = {m["metadata"]["name"]: m["spec"]["selector"] for m in manifests if m["kind"] == "Service"}
     labels = pod["metadata"]["labels"]
     assert {name for name, wanted in selectors.items() if wanted.items() <= labels.items()} == {"shop-gateway"}
+
+
+def refresh_arguments(words: list[str]) -> dict:
+    """Return the parameters of `llamarec refresh` for these arguments; an unknown option is an error."""
+    command = typer.main.get_command(app).commands["refresh"]
+    return command.make_context("refresh", list(words)).params
+
+
+def test_the_charts_job_refreshes_from_the_store_and_promotes_on_all_servers():
+    """Its arguments are those of the command, its volumes hold releases and artifacts, and servers listen for it.
+
+    It is off by default, and the recommender's service does not select its pods.
+    """
+    assert "CronJob" not in {manifest["kind"] for manifest in render({})}
+    manifests = render(EVERYTHING_ON)
+    (job,) = (manifest for manifest in manifests if manifest["kind"] == "CronJob")
+    assert job["spec"]["schedule"] == "30 3 * * *"
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    template = job["spec"]["jobTemplate"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert container["command"] == ["llamarec", "refresh"]
+    given = refresh_arguments(container["args"])
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert {str(given["repository"]), str(given["artifacts"].parent)} == mounts
+    assert (given["artifacts"].name, given["servers"], given["canary"]) == ("shop", "dns:///shop:8000", True)
+    assert {"LLAMAREC_STORE", "LLAMAREC_ADMIN_KEY"} <= {variable["name"] for variable in container["env"]}
+    (rule,) = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    assert REFUSED in rule["onExitCodes"]["values"]
+    for name, on in (("refresh", True), ("tls", False)):
+        (deployment,) = (one for one in render({name: EVERYTHING_ON[name]}) if one["kind"] == "Deployment")
+        arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert ("--http-address=0.0.0.0" in arguments) is on
+    labels = template["metadata"]["labels"]
+    selectors = [one["spec"]["selector"] for one in manifests if one["kind"] == "Service"]
+    assert not [wanted for wanted in selectors if wanted.items() <= labels.items()]
+
+
+def test_the_units_of_systemd_call_the_command():
+    """The service of the page has arguments that the command takes, and a refusal is no failure of it."""
+    text = (ROOT / "docs" / "refresh.md").read_text()
+    units = []
+    for block in re.findall(r"^```ini\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        unit = configparser.ConfigParser(interpolation=None)
+        unit.optionxform = str
+        unit.read_string(block)
+        units.append(unit)
+    service, timer = units
+    program, *words = service["Service"]["ExecStart"].split()
+    assert (Path(program).name, words[0]) == ("llamarec", "refresh")
+    assert refresh_arguments(words[1:])["store"] == "sqlite:///histories.sqlite"
+    assert service["Service"]["Type"] == "oneshot"
+    assert service["Service"]["SuccessExitStatus"] == str(REFUSED)
+    assert timer["Timer"]["OnCalendar"] == "*-*-* 03:30:00"

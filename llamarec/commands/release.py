@@ -9,7 +9,9 @@ import typer
 from llamarec.export_options import takes_export_options
 from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_RELEASES, Artifacts, Json, Releases, addresses
 from llamarec.tables import print_json, print_row, print_table
+from llamarec_client.address import DNS, resolve
 from serving.admin_key import KEY_VARIABLE
+from serving.errors import ServerUnreachable
 
 if TYPE_CHECKING:  # the export imports torch and onnx: not for `--help`
     from export.repository import Export
@@ -19,8 +21,9 @@ if TYPE_CHECKING:  # the export imports torch and onnx: not for `--help`
 Servers = Annotated[
     str | None,
     typer.Option(
-        help="HTTP endpoints, HOST:PORT separated by commas, of all servers of this repository: all of them switch, or"
-        " none. Their key is in LLAMAREC_ADMIN_KEY. Default: the server that was started last on this machine."
+        help="HTTP endpoints, HOST:PORT separated by commas, or `dns:///NAME:PORT` for all addresses of a name, of all"
+        " servers of this repository: all of them switch, or none. Their key is in LLAMAREC_ADMIN_KEY. Default: the"
+        " server that was started last on this machine."
     ),
 ]
 
@@ -59,7 +62,7 @@ def promote(
     """Load a release, replay its probes, and have it answer the callers."""
     from serving.server.releases import promote as run
 
-    _print_state(run(repository, name, canary=canary, servers=_controls(repository, servers)), as_json)
+    _print_state(run(repository, name, canary=canary, servers=controls(repository, servers)), as_json)
 
 
 @release.command()
@@ -67,7 +70,7 @@ def rollback(repository: Releases = DEFAULT_RELEASES, servers: Servers = None, a
     """End the canary, or else return to the previous release."""
     from serving.server.releases import rollback as run
 
-    _print_state(run(repository, servers=_controls(repository, servers)), as_json)
+    _print_state(run(repository, servers=controls(repository, servers)), as_json)
 
 
 @release.command(name="list")
@@ -82,10 +85,26 @@ def list_(repository: Releases = DEFAULT_RELEASES, as_json: Json = False) -> Non
         print_table("releases", list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _controls(repository: Path, servers: str | None) -> "list[Control]":
+def controls(repository: Path, servers: str | None) -> "list[Control]":
+    """Return the servers that an option names, or none for the one that was started last."""
     from serving.server.control import Control
 
-    return Control.several(repository, addresses(servers) if servers else (), os.environ.get(KEY_VARIABLE))
+    named = [address for given in (addresses(servers) if servers else ()) for address in _resolved(given)]
+    return Control.several(repository, named, os.environ.get(KEY_VARIABLE))
+
+
+def _resolved(address: str) -> list[str]:
+    """Return all addresses of a name that begins with ``dns:///``, and any other address as it is.
+
+    Raises:
+        ServerUnreachable: the name has none.
+    """
+    if not address.startswith(DNS):
+        return [address]
+    try:
+        return resolve(address.removeprefix(DNS))
+    except (OSError, ValueError) as error:
+        raise ServerUnreachable(f"the host name of {address} cannot be resolved: check it ({error})") from None
 
 
 def _print_state(state: "State", as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from gateways import FakeClient, listening_gateway
-from supervised import serving
+from supervised import ask, serving, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -48,7 +48,9 @@ ALL = [block for page in PAGES for block in blocks(page)]
 TUTORIAL = [block for block in ALL if block.page == "tutorial.md"]
 EVENTS = [block for block in ALL if block.page == "events.md" and block.runs]
 GATEWAY = [block for block in ALL if block.page == "gateway.md" and block.runs]
-SINGLE = [block for block in ALL if block.page not in ("tutorial.md", "events.md", "gateway.md") and block.runs]
+REFRESH = [block for block in ALL if block.page == "refresh.md" and block.runs]
+IN_ORDER = ("tutorial.md", "events.md", "gateway.md", "refresh.md")
+SINGLE = [block for block in ALL if block.page not in IN_ORDER and block.runs]
 
 
 def name(block: Block) -> str:
@@ -80,6 +82,9 @@ def test_what_is_not_run_is_known():
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
+        ("refresh.md", "bash"),
+        ("refresh.md", "ini"),
+        ("refresh.md", "ini"),
         ("robustness.md", "bash"),
         ("robustness.md", "bash"),
         ("serving.md", "bash"),
@@ -108,6 +113,14 @@ def shell(text: str, folder: Path) -> str:
     )
     assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
     return run.stdout
+
+
+def succeeds(text: str, folder: Path) -> bool:
+    try:
+        shell(text, folder)
+    except AssertionError:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -170,6 +183,37 @@ def test_the_page_of_the_gateway_has_requests_that_are_answered(tmp_path):
             answers = shell(text, tmp_path).replace("}{", "}\n{").splitlines()
             assert len(answers) == text.count("curl ")
             assert all({"request_id", "id"} & set(json.loads(answer)) for answer in answers)
+
+
+@pytest.mark.thorough
+def test_the_page_of_refreshes_leads_from_the_first_log_to_the_second_release(shop, tmp_path):
+    """The blocks run in order on the tutorial's shop, with a ranker that took seconds to train.
+
+    The shoppers' habits have changed, so the second release is served in the end. The first server is stopped before
+    the log of its answers is read, since it writes a file only every five minutes otherwise.
+    """
+    shutil.copytree(shop / "artifacts", tmp_path / "artifacts")
+    build, serve, promote, use, feedback, refresh, listed = REFRESH
+    flags = ("--store", f"sqlite:///{tmp_path}/histories.sqlite", "--answers", str(tmp_path / "answers"))
+    assert serve.text.split() == [
+        "llamarec",
+        "serve",
+        "--repository",
+        "releases",
+        *(flag.replace(f"{tmp_path}/", "") for flag in flags),
+    ]
+    shell(build.text, tmp_path)
+    with serving(tmp_path / "releases", tmp_path / "log", *flags, ready=False) as served:
+        assert wait_for(lambda: succeeds(promote.text, tmp_path), 120), "the server starts without a release"
+        served.wait_until_ready()
+        code = use.text.replace("127.0.0.1:8001", served.url)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert re.search(r"300 answers .*│ r1 +│ +300 │ +300 │", shell(feedback.text, tmp_path), re.DOTALL)
+    with serving(tmp_path / "releases", tmp_path / "log", *flags) as served:
+        assert "r2 is not worse than r1 and is served now" in shell(refresh.text, tmp_path)
+        rows = re.findall(r"│ (r\d) +│.*│ ([a-z, ]*?) *│", shell(listed.text, tmp_path))
+        assert rows == [("r1", "previous"), ("r2", "current, canary")]
+        assert ask(served.url, ["sku-1", "sku-8", "sku-15"])[0][0] == "sku-22", "every seventh article"
 
 
 def test_the_command_reference_is_the_codes():

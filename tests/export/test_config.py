@@ -11,6 +11,7 @@ from export.config import (
     Serving,
     config_text,
     model_configs,
+    read_serving,
     write_configs,
 )
 from llamarec_client.contract import ENSEMBLE, EVENTS, ITEMS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
@@ -137,6 +138,22 @@ def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
         written = config_text(config)
         assert text_format.Parse(written, ModelConfig()) == config
         assert (text in written) or name != step
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        DEFAULTS,
+        Serving(instances=2, max_batch_size=8, queue_delay_us=500, device="gpu:1", pass_seconds=0.2),
+        Serving(device="gpu", rank_cache=500, prefix_cache=64, queue_seconds=1.5),
+        Serving(retriever_runtime="onnxruntime", store="sqlite:///x", pass_seconds=0.123456789),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_r1"])
+def test_the_options_are_read_back_from_the_files(tmp_path, serving, suffix):
+    """The next release is served as this one: what was written is what is read, a wait that was not given as None."""
+    write_configs(tmp_path, serving, suffix)
+    assert read_serving(tmp_path, suffix, serving.pass_seconds) == serving
 
 
 def test_triton_caches_nothing_and_queues_without_a_policy():

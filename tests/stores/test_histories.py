@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stores.store import Event, StoreError
+from stores.store import AddedItem, Event, StoreError
 
 MOST = 5
 """Number of events that the stores of the generated tests keep, so that histories overflow often."""
@@ -93,6 +93,20 @@ def test_a_thousand_events_are_kept_without_a_number_in_the_address(opened):
     new = store.record([(b"ann", history[place : place + 100]) for place in range(1100, -1, -100)])
     assert new == [100] * 10 + [0, 0]
     assert store.last(b"ann") == history[200:]
+
+
+def test_users_are_listed_once_each(opened, monkeypatch):
+    """Seven users in pages of three, one of them forgotten and one with two records; items and facts are no users."""
+    monkeypatch.setattr("stores.sqlite.USERS_AT_ONCE", 3)
+    monkeypatch.setattr("stores.redis.USERS_AT_ONCE", 3)
+    store = opened(dataset="films")
+    assert list(store.users()) == []
+    names = [b"a", b"b*", "\u00e9".encode(), b"user:c", b"d", b"17", b"gone"]
+    store.record([(name, [Event(b"x", 1)]) for name in [*names, b"d"]])
+    store.add_items([AddedItem(b"new", "New")])
+    store.hide([b"x"])
+    store.forget(b"gone")
+    assert sorted(store.users()) == sorted(names[:-1])
 
 
 def test_a_store_of_another_data_set_is_refused(opened):

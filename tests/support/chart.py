@@ -15,6 +15,15 @@ EVERYTHING_ON = {
     "redis": {"enabled": True, "image": "redis:7.2.4", "memory": "1Gi", "storage": "2Gi"},
     "storeSecret": "store",
     "gateway": {"enabled": True, "image": "gateway:1.0.0", "replicas": 2, "keysSecret": "keys", "memory": "1Gi"},
+    "refresh": {
+        "enabled": True,
+        "schedule": "30 3 * * *",
+        "image": "registry.example/llamarec-train:0.1.0",
+        "existingClaim": "artifacts",
+        "artifacts": "shop",
+        "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "8Gi"}},
+        "extraArguments": ["--canary"],
+    },
     "extraArguments": ["--log-verbose=1"],
 }
 """Values that enable every optional part of the chart."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drift import FIRST_ERA, era, write
 from tiny import tiny_base
 
 from export.repository import Export, export
@@ -32,6 +33,17 @@ BRIEF_RETRIEVER = RetrieverTraining(
 )
 BRIEF_RANKER = RankerTraining(
     max_prompts=8, batch_size=4, validation_users=4, full_validation=False, validate_every=1, max_history=5
+)
+SHOP_RETRIEVER = RetrieverTraining(
+    width=16,
+    blocks=1,
+    max_length=20,
+    epochs=16,
+    validate_every=20,
+    patience=3,
+    learning_rate=5e-3,
+    titles="words",
+    signals=True,
 )
 
 
@@ -115,3 +127,15 @@ def server(repository: Path) -> Iterator[LocalServer]:
     """Yield the real tritonserver on ``repository``."""
     with LocalServer(repository) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ``artifacts/shop``, and the log that they are made of: a shop's first era (:mod:`drift`)."""
+    folder = tmp_path_factory.mktemp("shop")
+    artifacts, log = folder / "artifacts" / "shop", write(folder / "shop.csv", era(FIRST_ERA, 10))
+    preprocess(Preprocessing(dataset="table", raw=log), artifacts)
+    train_retriever(SHOP_RETRIEVER, artifacts)
+    with weighed(0.5):
+        train_ranker(BRIEF_RANKER, artifacts, str(tiny_base(tmp_path_factory.mktemp("tiny-shop"))))
+    return folder
