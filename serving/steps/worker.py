@@ -62,6 +62,7 @@ class Worker:
         """
         self._name = name
         self._step = step
+        self._checked = step if isinstance(step, CheckedStep) else None
         self._telemetry = telemetry
         self._queue = queue
         self._answers = answers
@@ -140,8 +141,8 @@ class Worker:
         import triton_python_backend_utils as pb_utils
 
         wanted = request.requested_output_names()
-        if isinstance(self._step, CheckedStep):
-            self._step.check(answer, wanted)
+        if self._checked:
+            self._checked.check(answer, wanted)
         outputs = [
             pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
             for spec in STEP_SPECS[self._name].outputs
