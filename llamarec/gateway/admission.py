@@ -93,8 +93,11 @@ class Admission:
         began, hung_up = time.monotonic(), False
         try:
             turn = self._admit(headers, sent.request_id, began)
-            with self._room():
+            self._take_place()
+            try:
                 await self._answer(scope, receive, sent, headers, turn)
+            finally:
+                self._count(-1)
         except Refusal as refused:
             await answer(refused, sent.request_id)(scope, receive, sent)
         except _HungUp:
@@ -139,11 +142,11 @@ class Admission:
             raise Refusal(400, "invalid_request", "X-Request-Timeout is not a number of seconds above 0, such as 2.5")
         return min(seconds, self._options.timeout)
 
-    def _room(self) -> "_Room":
-        """Return the place of a request among those in flight.
+    def _take_place(self) -> None:
+        """Count a request among those in flight.
 
         Raises:
-            Refusal: all places are taken.
+            Refusal: there are as many as there may be.
         """
         if self._in_flight >= self._options.in_flight:
             raise Refusal(
@@ -152,10 +155,9 @@ class Admission:
                 f"{self._options.in_flight} requests are in flight at this gateway: send fewer, or retry later",
                 RETRY_AFTER,
             )
-        return _Room(self)
+        self._count(1)
 
-    def count(self, change: int) -> None:
-        """Change the number of requests in flight."""
+    def _count(self, change: int) -> None:
         self._in_flight += change
         self._metrics.in_flight.set(self._in_flight)
 
@@ -207,19 +209,6 @@ class Admission:
                 raise too_large
             more = message.get("more_body", False)
         return b"".join(chunks)
-
-
-@dataclass
-class _Room:
-    """The place of one request among those in flight."""
-
-    admission: Admission
-
-    def __enter__(self) -> None:
-        self.admission.count(1)
-
-    def __exit__(self, *_: Any) -> None:
-        self.admission.count(-1)
 
 
 def _replay(body: bytes) -> Receive:

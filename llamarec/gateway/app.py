@@ -112,7 +112,7 @@ class Gateway:
             raise Refusal(
                 501, "not_implemented", "this version of llamarec-client has no `similar`: install a newer one"
             )
-        found = await similar(asked.item_id, top_k=asked.top_k, timeout=turn.seconds())
+        found = await similar(asked.item_id, top_k=asked.top_k, timeout=turn.seconds(), request_id=turn.request_id)
         return [
             Neighbour(item_id=each.item_id, score=each.score, transitions=each.transitions, titles=each.titles)
             for each in found

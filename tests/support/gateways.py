@@ -73,8 +73,8 @@ class FakeClient:
         event_inputs(user_id, item_ids, timestamps, kinds)
         return len(item_ids)
 
-    async def similar(self, item_id, top_k=10, *, timeout=30.0) -> list[SimilarItem]:
-        await self._called("similar", {"item_id": item_id, "top_k": top_k, "timeout": timeout})
+    async def similar(self, item_id, top_k=10, *, timeout=None, request_id=None) -> list[SimilarItem]:
+        await self._called("similar", {name: value for name, value in locals().items() if name != "self"})
         return [SimilarItem("181", 0.75, 0.5, 1.0)][:top_k]
 
     async def close(self) -> None:

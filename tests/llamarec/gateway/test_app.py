@@ -96,9 +96,12 @@ def test_events_are_recorded(http, client):
 def test_similar_items_are_found(http, client):
     body = {"item_id": "50", "top_k": 3}
     assert set(body) == set(SimilarBody.model_fields)
-    items = http.post("/v1/similar", json=body).json()["items"]
-    assert items == [{"item_id": "181", "score": 0.75, "transitions": 0.5, "titles": 1.0}]
-    assert client.calls[0][1]["top_k"] == 3
+    answered = http.post("/v1/similar", json=body, headers={"X-Request-ID": "r-1"}).json()
+    items = [{"item_id": "181", "score": 0.75, "transitions": 0.5, "titles": 1.0}]
+    assert answered == {"items": items, "request_id": "r-1"}
+    ((_, arguments),) = client.calls
+    assert arguments.pop("timeout") > 29
+    assert arguments == {**body, "request_id": "r-1"}
 
 
 def test_openapi_describes_every_endpoint_with_examples(http):
