@@ -61,6 +61,7 @@ def run(
         options.host,
         options.port,
         server_header=False,
+        proxy_headers=False,  # nothing here uses the address of the caller
         timeout_graceful_shutdown=options.drain_seconds,
         ssl_certfile=options.certificate,
         ssl_keyfile=options.private_key,
