@@ -18,6 +18,7 @@ from llamarec.commands.feedback import feedback
 from llamarec.commands.items import items
 from llamarec.commands.preprocess import preprocess
 from llamarec.commands.recommend import recommend
+from llamarec.commands.recommend_all import recommend_all
 from llamarec.commands.release import release
 from llamarec.commands.serve import serve
 from llamarec.commands.train_ranker import train_ranker
@@ -60,7 +61,7 @@ app.add_typer(release, name="release")
 app.add_typer(events, name="events")
 app.add_typer(users, name="users")
 app.add_typer(items, name="items")
-for command in (recommend, evaluate, feedback, bench, demo, doctor):
+for command in (recommend, recommend_all, evaluate, feedback, bench, demo, doctor):
     app.command()(command)
 
 

@@ -121,6 +121,9 @@ return revise(changed)
 SCRIPT_EVENTS = 2_000
 """Number of events after which a script ends: Redis waits for the disk after each, and does nothing else during it."""
 
+SCANNED = 1_000
+"""Number of keys that Redis looks at in each part of a scan."""
+
 
 class RedisStore:
     """A store in one database of a Redis server.
@@ -170,6 +173,18 @@ class RedisStore:
             self._check(self._writer)
             return int(self._writer.eval(MERGE, 2, _key(new), _key(old), self._keep))
 
+    def users(self) -> list[bytes]:
+        """Return the raw ids of all users who have events; see :meth:`stores.store.Store.users`.
+
+        They are read in parts, between which Redis answers others.
+        """
+        with self._errors():
+            self._schema()
+            self._check(self._writer)
+            # A key can come twice. Redis deletes that of a user without events.
+            found = set(self._writer.scan_iter(match=_key(b"*"), count=SCANNED))
+        return sorted(key.removeprefix(_key(b"")) for key in found)
+
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; see :meth:`stores.store.Store.listing`.
 
@@ -199,12 +214,10 @@ class RedisStore:
     def migrate(self) -> tuple[int, int]:
         """Set the version, as the keys of version 1 are valid in 2; see :meth:`stores.store.Store.migrate`."""
         with self._errors():
-            found: bytes | None = self._writer.hget(FACTS, "schema")
-            if found is None:
-                raise StoreError(f"there is no store {self.name}: check the address")
-            check_not_newer(self.name, int(found))
+            found = self._schema()
+            check_not_newer(self.name, found)
             self._writer.hset(FACTS, "schema", SCHEMA)
-        return int(found), SCHEMA
+        return found, SCHEMA
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
@@ -217,6 +230,13 @@ class RedisStore:
         """Close the connections."""
         self._reader.close()
         self._writer.close()
+
+    def _schema(self) -> int:
+        """Return the version of a store that has to be there."""
+        found: bytes | None = self._writer.hget(FACTS, "schema")
+        if found is None:
+            raise StoreError(f"there is no store {self.name}: check the address")
+        return int(found)
 
     def _check(self, client: Redis) -> None:
         """Check version and data set once for each start of Redis, and write those of a new store.

@@ -99,6 +99,12 @@ class SqliteStore:
             self._delete(connection, old)
             return self._add(connection, new, events)
 
+    def users(self) -> list[bytes]:
+        """Return the raw ids of all users who have events; see :meth:`stores.store.Store.users`."""
+        self._check_exists()
+        with self._errors():
+            return [user for (user,) in self._open().execute("SELECT id FROM users ORDER BY id")]
+
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; see :meth:`stores.store.Store.listing`."""
         with self._errors():
@@ -134,8 +140,7 @@ class SqliteStore:
 
     def migrate(self) -> tuple[int, int]:
         """Add the tables of newer versions in one transaction; see :meth:`stores.store.Store.migrate`."""
-        if not self._path.exists():
-            raise StoreError(f"there is no store {self.name}: check the address")
+        self._check_exists()
         self.close()
         with self._errors(), closing(self._connect()) as connection:
             self._recognise(connection)
@@ -158,6 +163,11 @@ class SqliteStore:
         self._connection = None
         self._numbers.clear()
         self._names.clear()
+
+    def _check_exists(self) -> None:
+        """Refuse to make the file of a store that a caller expects to be there."""
+        if not self._path.exists():
+            raise StoreError(f"there is no store {self.name}: check the address")
 
     # --- added and hidden items
 

@@ -83,6 +83,13 @@ class Store(Protocol):
     def merge(self, old: bytes, new: bytes) -> int:
         """Give the events of one user to another, forget the first, and return how many were new to the second."""
 
+    def users(self) -> list[bytes]:
+        """Return the raw ids of all users who have events, in the order of their bytes.
+
+        Raises:
+            StoreError: there is no store.
+        """
+
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; None if the revision is still `known`, which takes one small read."""
 

@@ -64,6 +64,16 @@ class State:
         """Store the state for :meth:`read`."""
         write_whole(repository / RELEASES / STATE_FILE, json.dumps(asdict(self)) + "\n")
 
+    def suffix(self) -> str:
+        """Return what the names of the models that are served end with; empty if this is no repository of releases.
+
+        Raises:
+            ReleaseError: no release was promoted.
+        """
+        if self.released and not self.current:
+            raise ReleaseError("no release is served yet: run `llamarec release promote` first")
+        return f"_{self.current}" if self.current else ""
+
     def loaded(self) -> list[str]:
         """Return the releases to keep loaded."""
         return list(dict.fromkeys(filter(None, (self.current, self.canary, self.previous))))

@@ -82,8 +82,16 @@ def test_any_sequence_of_calls_is_that_of_the_definition(opened):
                 assert getattr(store, name)(*arguments) == getattr(model, name)(*arguments)
             for reader, user in itertools.product((first, second), (b"ann", b"bob", "zo\u00eb".encode(), b"\0")):
                 assert reader.last(user) == model.last(user)
+        assert first.users() == sorted(user for user, kept in model.users.items() if kept)
 
     run()
+
+
+def test_users_of_no_store_are_no_empty_list(opened, store_url):
+    """Who lists the users expects a store to be there: an address with a typing error makes none."""
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"there is no store .*: check the address"):
+            opened(dataset="movielens-100k").users()
 
 
 def test_a_thousand_events_are_kept_without_a_number_in_the_address(opened):
