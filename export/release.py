@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.repository import Export, check_artifacts, export, write_store_models
-from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR
 from preprocessing.artifacts import sha256, write_whole
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
@@ -98,7 +98,7 @@ def _seal(folder: Path) -> None:
     """
     for path in folder.glob("*/1/model.py"):
         py_compile.compile(str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE):
+    for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR):
         for path in folder.glob(f"{ensemble}_*/1"):
             (path / "README").write_text("Triton requires a version folder even for an ensemble.\n", encoding="utf-8")
     for path in folder.rglob("*"):

@@ -21,6 +21,7 @@ from llamarec.commands.recommend import recommend
 from llamarec.commands.recommend_all import recommend_all
 from llamarec.commands.release import release
 from llamarec.commands.serve import serve
+from llamarec.commands.similar import similar
 from llamarec.commands.train_ranker import train_ranker
 from llamarec.commands.train_retriever import train_retriever
 from llamarec.commands.tune import tune
@@ -61,7 +62,7 @@ app.add_typer(release, name="release")
 app.add_typer(events, name="events")
 app.add_typer(users, name="users")
 app.add_typer(items, name="items")
-for command in (recommend, recommend_all, evaluate, feedback, bench, demo, doctor):
+for command in (recommend, recommend_all, similar, evaluate, feedback, bench, demo, doctor):
     app.command()(command)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
-from serving.contract import STEPS, STORE_PARAMETER, STORE_VARIABLE
+from serving.contract import FILES_OF, STEPS, STORE_PARAMETER, STORE_VARIABLE
 
 KIND = "step"
 """Kind of an exported step's manifest."""
@@ -17,8 +17,8 @@ OUTDATED_IMPORT = "export.steps"
 
 
 def step_artifact(repository: Path, step: str, suffix: str = "") -> Path:
-    """Return the folder of a step's exported files; ``suffix`` is that of a release."""
-    return repository / (step + suffix) / "1" / "artifact"
+    """Return the folder of the exported files that a step reads; ``suffix`` is that of a release."""
+    return repository / (FILES_OF.get(step, step) + suffix) / "1" / "artifact"
 
 
 def export_id(folder: Path) -> str:
