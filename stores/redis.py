@@ -40,6 +40,8 @@ ADDED, TITLES, HIDDEN = PREFIX + b"added", PREFIX + b"titles", PREFIX + b"hidden
 CONNECT_SECONDS = 0.04
 READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds for an answer. A look-up gives up soon: requests that need no store wait behind it."""
+USERS_AT_ONCE = 1_000
+"""Number of keys that Redis looks at in one step of a listing of the users."""
 PAUSE_SECONDS = 0.25
 """Time in seconds after a failed look-up during which further ones fail at once, for the same reason."""
 ADD = """
@@ -121,9 +123,6 @@ return revise(changed)
 SCRIPT_EVENTS = 2_000
 """Number of events after which a script ends: Redis waits for the disk after each, and does nothing else during it."""
 
-SCANNED = 1_000
-"""Number of keys that Redis looks at in each part of a scan."""
-
 
 class RedisStore:
     """A store in one database of a Redis server.
@@ -158,6 +157,16 @@ class RedisStore:
             members = reader.zrange(_key(user), -self._keep, -1)
         return [_event(member) for member in members]
 
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, in no order; Redis may name a key twice while it is resized."""
+        seen: set[bytes] = set()
+        with self._errors():
+            self._check(self._writer)
+            for key in self._writer.scan_iter(_key(b"*"), count=USERS_AT_ONCE):
+                if key not in seen:
+                    seen.add(key)
+                    yield key.removeprefix(_key(b""))
+
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, and return how many there were."""
         with self._errors(), self._writer.pipeline(transaction=True) as pipeline:
@@ -172,18 +181,6 @@ class RedisStore:
         with self._errors():
             self._check(self._writer)
             return int(self._writer.eval(MERGE, 2, _key(new), _key(old), self._keep))
-
-    def users(self) -> list[bytes]:
-        """Return the raw ids of all users who have events; see :meth:`stores.store.Store.users`.
-
-        They are read in parts, between which Redis answers others.
-        """
-        with self._errors():
-            self._schema()
-            self._check(self._writer)
-            # A key can come twice. Redis deletes that of a user without events.
-            found = set(self._writer.scan_iter(match=_key(b"*"), count=SCANNED))
-        return sorted(key.removeprefix(_key(b"")) for key in found)
 
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; see :meth:`stores.store.Store.listing`.
@@ -218,6 +215,11 @@ class RedisStore:
             check_not_newer(self.name, found)
             self._writer.hset(FACTS, "schema", SCHEMA)
         return found, SCHEMA
+
+    def check_exists(self) -> None:
+        """Check that a store's facts are there; see :meth:`stores.store.Store.check_exists`."""
+        with self._errors():
+            self._schema()
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""

@@ -34,6 +34,8 @@ READ_SECONDS, WRITE_SECONDS = 0.05, 5.0
 """Maximum time in seconds to wait for a lock. Readers wait for none unless another program locks the whole file."""
 POLL_SECONDS = 0.001
 """Time in seconds between two attempts of a waiting writer."""
+USERS_AT_ONCE = 1_000
+"""Number of users that are listed in one read."""
 MOST_NAMES = 1 << 18
 """Number of names that a process remembers; it then begins anew."""
 TABLES_1 = """
@@ -82,6 +84,18 @@ class SqliteStore:
             connection = self._open()
             return self._events(connection, self._packed(connection, user))[-self._keep :]
 
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, in the order of their bytes."""
+        last = b""
+        while True:
+            with self._errors():
+                query = "SELECT id FROM users WHERE id > ? ORDER BY id LIMIT ?"
+                rows = self._open().execute(query, (last, USERS_AT_ONCE)).fetchall()
+            yield from (user for (user,) in rows)
+            if len(rows) < USERS_AT_ONCE:
+                return
+            last = rows[-1][0]
+
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, from the write-ahead log too, and return how many there were."""
         with self._transaction() as connection:
@@ -98,12 +112,6 @@ class SqliteStore:
             events = self._events(connection, self._packed(connection, old))
             self._delete(connection, old)
             return self._add(connection, new, events)
-
-    def users(self) -> list[bytes]:
-        """Return the raw ids of all users who have events; see :meth:`stores.store.Store.users`."""
-        self._check_exists()
-        with self._errors():
-            return [user for (user,) in self._open().execute("SELECT id FROM users ORDER BY id")]
 
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; see :meth:`stores.store.Store.listing`."""
@@ -140,7 +148,7 @@ class SqliteStore:
 
     def migrate(self) -> tuple[int, int]:
         """Add the tables of newer versions in one transaction; see :meth:`stores.store.Store.migrate`."""
-        self._check_exists()
+        self.check_exists()
         self.close()
         with self._errors(), closing(self._connect()) as connection:
             self._recognise(connection)
@@ -150,6 +158,11 @@ class SqliteStore:
             _make_tables(connection, found)
             connection.execute("COMMIT")
         return found, SCHEMA
+
+    def check_exists(self) -> None:
+        """Check that the file is there; see :meth:`stores.store.Store.check_exists`."""
+        if not self._path.exists():
+            raise StoreError(f"there is no store {self.name}: check the address")
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
@@ -163,11 +176,6 @@ class SqliteStore:
         self._connection = None
         self._numbers.clear()
         self._names.clear()
-
-    def _check_exists(self) -> None:
-        """Refuse to make the file of a store that a caller expects to be there."""
-        if not self._path.exists():
-            raise StoreError(f"there is no store {self.name}: check the address")
 
     # --- added and hidden items
 

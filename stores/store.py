@@ -1,7 +1,7 @@
 """The interface of a store, its errors, and the order of events that every store keeps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 SCHEMA = 2
@@ -77,18 +77,14 @@ class Store(Protocol):
     def last(self, user: bytes) -> list[Event]:
         """Return the kept events of a user, oldest first; see :func:`order`."""
 
+    def users(self) -> Iterator[bytes]:
+        """Yield the raw id of every user with events, each once; those who come or go meanwhile may be left out."""
+
     def forget(self, user: bytes) -> int:
         """Delete all events of a user, and return how many there were."""
 
     def merge(self, old: bytes, new: bytes) -> int:
         """Give the events of one user to another, forget the first, and return how many were new to the second."""
-
-    def users(self) -> list[bytes]:
-        """Return the raw ids of all users who have events, in the order of their bytes.
-
-        Raises:
-            StoreError: there is no store.
-        """
 
     def listing(self, known: int | None = None) -> Listing | None:
         """Return the added and hidden items; None if the revision is still `known`, which takes one small read."""
@@ -115,6 +111,13 @@ class Store(Protocol):
         Raises:
             StoreError: there is no store.
             WrongStoreError: the store is of a newer version, or something else is at its address.
+        """
+
+    def check_exists(self) -> None:
+        """Check that there is a store; the other methods make one where there is none.
+
+        Raises:
+            StoreError: there is none.
         """
 
     def dataset(self) -> str | None:

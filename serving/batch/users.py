@@ -23,10 +23,13 @@ class UserHistory(NamedTuple):
 class Users(Protocol):
     """Users and their histories."""
 
-    source: str
-    """Names where they come from; two sources of one name are the same, though a store has other histories later."""
-    dataset: str | None
-    """Name of the data set whose items the histories name; None if nobody has said it."""
+    @property
+    def source(self) -> str:
+        """Name of where they come from; two of one name are the same, though a store has other histories later."""
+
+    @property
+    def dataset(self) -> str | None:
+        """Name of the data set whose items the histories name; None if nobody has said it."""
 
     def __iter__(self) -> Iterator[UserHistory]:
         """Yield the users, always in the same order."""
@@ -46,7 +49,7 @@ class ArtifactUsers:
         self._folder = artifacts / "data"
         manifest = read_manifest(self._folder, KIND, "llamarec preprocess")
         self.source = f"data {manifest.fingerprint}"
-        self.dataset: str | None = manifest.facts["dataset"]
+        self.dataset: str = manifest.facts["dataset"]
 
     def __iter__(self) -> Iterator[UserHistory]:
         catalogue = Catalogue.load(self._folder / ITEMS_FILE)
@@ -70,7 +73,8 @@ class StoreUsers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._users = store.users()  # first of all: it makes no store where there is none
+        store.check_exists()  # first of all: other calls would make a store
+        self._users = sorted(store.users())
         self.source = f"store {store.name}"
         self.dataset = store.dataset()
 
