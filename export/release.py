@@ -12,7 +12,7 @@ import numpy as np
 
 from export.config import read_serving
 from export.repository import PASS_FILE, Export, check_artifacts, export, write_store_models
-from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR
 from preprocessing.artifacts import read_manifest, sha256, write_whole
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
@@ -131,7 +131,7 @@ def _seal(folder: Path) -> None:
     """
     for path in folder.glob("*/1/model.py"):
         py_compile.compile(str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE):
+    for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR):
         for path in folder.glob(f"{ensemble}_*/1"):
             (path / "README").write_text("Triton requires a version folder even for an ensemble.\n", encoding="utf-8")
     for path in folder.rglob("*"):

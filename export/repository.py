@@ -33,7 +33,7 @@ from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_ma
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 from preprocessing.features import save_vocabulary
-from serving.contract import RETRIEVER_SCORES, STEPS, STORE_MODELS
+from serving.contract import RELEASE_STEPS, RETRIEVER_SCORES, STORE_MODELS
 from serving.layout import KIND, step_artifact
 
 PASS_FILE = "pass.json"
@@ -246,7 +246,7 @@ def _write_models(repository: Path, serving: Serving, suffix: str) -> None:
     if serving.prefix_cache:
         check_prefix_cache(serving.prefix_cache, measured.get("prefix_bytes", 0))
     write_configs(repository, replace(serving, pass_seconds=measured["seconds"]), suffix)
-    for step in () if committed else STEPS:
+    for step in () if committed else RELEASE_STEPS:
         shutil.copy(COMMITTED_REPOSITORY / step / "1" / "model.py", repository / (step + suffix) / "1")
     if not committed and not suffix:
         write_store_models(repository, serving)

@@ -19,9 +19,11 @@ from llamarec.commands.gateway import gateway
 from llamarec.commands.items import items
 from llamarec.commands.preprocess import preprocess
 from llamarec.commands.recommend import recommend
+from llamarec.commands.recommend_all import recommend_all
 from llamarec.commands.refresh import refresh
 from llamarec.commands.release import release
 from llamarec.commands.serve import serve
+from llamarec.commands.similar import similar
 from llamarec.commands.train_ranker import train_ranker
 from llamarec.commands.train_retriever import train_retriever
 from llamarec.commands.tune import tune
@@ -63,7 +65,7 @@ app.add_typer(release, name="release")
 app.add_typer(events, name="events")
 app.add_typer(users, name="users")
 app.add_typer(items, name="items")
-for command in (recommend, evaluate, feedback, refresh, bench, demo, doctor):
+for command in (recommend, recommend_all, similar, evaluate, feedback, refresh, bench, demo, doctor):
     app.command()(command)
 
 

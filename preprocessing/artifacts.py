@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,7 +29,7 @@ class Manifest:
     """Record of an artifact's origin and content."""
 
     kind: str
-    """``data``, ``retriever``, ``ranker``, ``base``, ``release`` or ``gpu-bundle``."""
+    """``data``, ``retriever``, ``ranker``, ``base``, ``release``, ``recommendations`` or ``gpu-bundle``."""
     options: Mapping[str, Any]
     """Options that the artifact was made with."""
     inputs: Mapping[str, str]
@@ -123,7 +123,8 @@ def new_artifact(
     partial.mkdir()
     try:
         yield partial
-        _write_manifest(partial, kind, options=options, inputs=inputs, facts=facts or {})
+        paths = [path for path in partial.rglob("*") if path.is_file()]
+        write_manifest(partial, kind, paths, options=options, inputs=inputs, facts=facts or {})
         if folder.exists():
             replaced = folder.with_name(f".{folder.name}.replaced")
             os.rename(folder, replaced)
@@ -135,10 +136,26 @@ def new_artifact(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_manifest(
-    folder: Path, kind: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any]
+def write_manifest(
+    folder: Path,
+    kind: str,
+    paths: Iterable[Path],
+    *,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
 ) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Write the manifest of an artifact whose files are already in its folder, see :func:`new_artifact`.
+
+    Args:
+        folder: the artifact's folder.
+        kind: see :class:`Manifest`.
+        paths: its files, in any order.
+        options: see :func:`new_artifact`.
+        inputs: see :func:`new_artifact`.
+        facts: see :func:`new_artifact`.
+    """
+    paths = sorted(paths)
     files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     content = "".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())
     manifest = {
@@ -151,7 +168,7 @@ def _write_manifest(
         "versions": _versions(),
         "files": files,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path, kind: str, remedy: str) -> Manifest:

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from preprocessing.append import load_previous, write_added
 from preprocessing.artifacts import file_fingerprint, is_finished, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
+from preprocessing.cluster import connected
 from preprocessing.data import (
     ADDED_FILE,
     INTERACTIONS_FILE,
@@ -157,7 +158,7 @@ def preprocess(options: Preprocessing, artifacts: Path, added: AddedTitles | Non
     facts: dict[str, Any] = {}
     log = ReadingLog(options.skip_bad_lines)
     with (
-        _cluster(options.scheduler_address),
+        connected(options.scheduler_address) if options.scheduler_address else nullcontext(),
         _progress() as begin,
         _quiet_merlin(),
         new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial,
@@ -256,25 +257,6 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with progress_bar(transient=True) as bar:
         task = bar.add_task("", total=STEPS, completed=-1, note="")
         yield lambda step: bar.update(task, description=step, advance=1)
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Send Dask's work within the block to the cluster at ``address``, or do it in this process if there is none."""
-    if address is None:
-        yield
-        return
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=10, set_as_default=True)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`, or leave out"
-            " --scheduler-address"
-        ) from None
-    with client:
-        yield
 
 
 @contextmanager

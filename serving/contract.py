@@ -14,11 +14,19 @@ from llamarec_client.contract import (
     ITEMS_RESPONSE,
     REQUEST,
     RESPONSE,
+    SIMILAR_REQUEST,
+    SIMILAR_RESPONSE,
     TensorSpec,
 )
 
 STEPS = ("features", "retriever", "prompt_builder", "ranker")
 """In the order of a request."""
+NEIGHBOURS = "neighbours"
+"""The only step of the ensemble ``similar``. Releases of earlier versions have neither."""
+RELEASE_STEPS = (*STEPS, NEIGHBOURS)
+"""All steps of a release."""
+FILES_OF = {NEIGHBOURS: "retriever"}
+"""Steps that have no exported files of their own, with the step whose files they read."""
 STORE_MODELS = (EVENTS, ITEMS)
 """Models that change the store. They are no steps of an ensemble and no part of a release, but run and watched as steps
 are."""
@@ -113,6 +121,7 @@ STEP_SPECS = {
     "ranker": ModelSpec(
         (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT, USER), RESPONSE
     ),
+    NEIGHBOURS: ModelSpec(SIMILAR_REQUEST, SIMILAR_RESPONSE),
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
     ITEMS: ModelSpec(ITEMS_REQUEST, ITEMS_RESPONSE),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preprocessing.artifacts import read_manifest
 from preprocessing.errors import InputError
-from serving.contract import STEPS, STORE_PARAMETER, STORE_VARIABLE
+from serving.contract import FILES_OF, STEPS, STORE_PARAMETER, STORE_VARIABLE, USER
 
 KIND = "step"
 """Kind of an exported step's manifest."""
@@ -17,8 +17,8 @@ OUTDATED_IMPORT = "export.steps"
 
 
 def step_artifact(repository: Path, step: str, suffix: str = "") -> Path:
-    """Return the folder of a step's exported files; ``suffix`` is that of a release."""
-    return repository / (step + suffix) / "1" / "artifact"
+    """Return the folder of the exported files that a step reads; ``suffix`` is that of a release."""
+    return repository / (FILES_OF.get(step, step) + suffix) / "1" / "artifact"
 
 
 def export_id(folder: Path) -> str:
@@ -98,6 +98,15 @@ def instance_device(arguments: Mapping[str, str]) -> str | None:
     if arguments.get("model_instance_kind") != "GPU":
         return None
     return f"cuda:{arguments['model_instance_device_id']}"
+
+
+def passes_users(repository: Path, suffix: str = "") -> bool:
+    """Return whether the users of requests reach the log of answers.
+
+    In repositories that were exported before there was such a log, `features` does not hand them on.
+    """
+    config = repository / f"features{suffix}" / "config.pbtxt"
+    return not config.is_file() or f'name: "{USER.name}"' in config.read_text(encoding="utf-8")
 
 
 def check_adapters(repository: Path, suffixes: Iterable[str] = ("",)) -> None:

@@ -17,6 +17,49 @@ from serving.histories import requested_history
 from serving.layout import step_artifact
 from stores.store import Listing, Store
 
+Row = tuple[str, float, int]
+"""Raw id, score and retriever rank of an item in an answer."""
+
+
+@dataclass(frozen=True)
+class RetrievalSteps:
+    """The objects that the first two Triton steps hold, loaded from the same files."""
+
+    catalogue: Catalogue
+    features: FeatureEncoder
+    retriever: OnnxRetriever
+
+    @classmethod
+    def load(cls, repository: Path, suffix: str = "") -> "RetrievalSteps":
+        """Open the files of an export as :meth:`ExportedSteps.load` does, without those of the ranker."""
+        features = step_artifact(repository, "features", suffix)
+        catalogue = Catalogue.load(features / ITEMS_FILE)
+        encoder = FeatureEncoder.load(features, catalogue)
+        return cls(catalogue, encoder, OnnxRetriever.load(step_artifact(repository, "retriever", suffix)))
+
+    def with_items(self, listing: Listing) -> "RetrievalSteps":
+        """Return the steps with the items that are added and hidden while a server runs."""
+        catalogue = self.catalogue.with_added(listing.added)
+        return RetrievalSteps(
+            catalogue,
+            self.features.with_items(listing.added, listing.hidden),
+            self.retriever.with_added(catalogue.titles_after(len(self.catalogue))),
+        )
+
+    def recommend(self, history: Sequence[str], top_k: int | None = None) -> list[Row]:
+        """Return the answer of the ensemble ``llamarec_retrieval``, best first.
+
+        One history runs at a time, as in the server. Runs of several histories give scores with other last bits.
+
+        Raises:
+            InputError: the server refuses this request too.
+        """
+        request = self.features.encode([raw.encode() for raw in history], top_k=top_k)
+        found = self.retriever.candidates(request.history, request.excluded)
+        answer = zip(found.items, found.probabilities(), found.ranks, strict=True)
+        rows = [(self.catalogue.raw(int(item)).decode(), float(score), int(rank)) for item, score, rank in answer]
+        return rows[: request.limit or None]
+
 
 @dataclass(frozen=True)
 class ExportedSteps:
@@ -37,12 +80,11 @@ class ExportedSteps:
         Raises:
             InputError: nothing was exported, or the ranker fails its probes.
         """
-        features = step_artifact(repository, "features", suffix)
-        catalogue = Catalogue.load(features / ITEMS_FILE)
+        retrieval = RetrievalSteps.load(repository, suffix)
         return cls(
-            catalogue,
-            FeatureEncoder.load(features, catalogue),
-            OnnxRetriever.load(step_artifact(repository, "retriever", suffix)),
+            retrieval.catalogue,
+            retrieval.features,
+            retrieval.retriever,
             PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
             Ranker.load(step_artifact(repository, "ranker", suffix)),
             store,
@@ -50,12 +92,12 @@ class ExportedSteps:
 
     def with_items(self, listing: Listing) -> "ExportedSteps":
         """Return the steps with the items that are added and hidden while a server runs."""
-        catalogue = self.catalogue.with_added(listing.added)
+        retrieval = RetrievalSteps(self.catalogue, self.features, self.retriever).with_items(listing)
         return replace(
             self,
-            catalogue=catalogue,
-            features=self.features.with_items(listing.added, listing.hidden),
-            retriever=self.retriever.with_added(catalogue.titles_after(len(self.catalogue))),
+            catalogue=retrieval.catalogue,
+            features=retrieval.features,
+            retriever=retrieval.retriever,
             prompts=self.prompts.with_added(listing.added),
         )
 
@@ -80,7 +122,7 @@ class ExportedSteps:
         top_k: int | None = None,
         history_titles: Sequence[str] | None = None,
         candidate_titles: Sequence[str] | None = None,
-    ) -> list[tuple[str, float, int]]:
+    ) -> list[Row]:
         """Return the answer of the ensemble: raw id, score and retriever rank of each item, best first.
 
         Raises:

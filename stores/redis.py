@@ -211,12 +211,15 @@ class RedisStore:
     def migrate(self) -> tuple[int, int]:
         """Set the version, as the keys of version 1 are valid in 2; see :meth:`stores.store.Store.migrate`."""
         with self._errors():
-            found: bytes | None = self._writer.hget(FACTS, "schema")
-            if found is None:
-                raise StoreError(f"there is no store {self.name}: check the address")
-            check_not_newer(self.name, int(found))
+            found = self._schema()
+            check_not_newer(self.name, found)
             self._writer.hset(FACTS, "schema", SCHEMA)
-        return int(found), SCHEMA
+        return found, SCHEMA
+
+    def check_exists(self) -> None:
+        """Check that a store's facts are there; see :meth:`stores.store.Store.check_exists`."""
+        with self._errors():
+            self._schema()
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
@@ -229,6 +232,13 @@ class RedisStore:
         """Close the connections."""
         self._reader.close()
         self._writer.close()
+
+    def _schema(self) -> int:
+        """Return the version of a store that has to be there."""
+        found: bytes | None = self._writer.hget(FACTS, "schema")
+        if found is None:
+            raise StoreError(f"there is no store {self.name}: check the address")
+        return int(found)
 
     def _check(self, client: Redis) -> None:
         """Check version and data set once for each start of Redis, and write those of a new store.

@@ -148,8 +148,7 @@ class SqliteStore:
 
     def migrate(self) -> tuple[int, int]:
         """Add the tables of newer versions in one transaction; see :meth:`stores.store.Store.migrate`."""
-        if not self._path.exists():
-            raise StoreError(f"there is no store {self.name}: check the address")
+        self.check_exists()
         self.close()
         with self._errors(), closing(self._connect()) as connection:
             self._recognise(connection)
@@ -159,6 +158,11 @@ class SqliteStore:
             _make_tables(connection, found)
             connection.execute("COMMIT")
         return found, SCHEMA
+
+    def check_exists(self) -> None:
+        """Check that the file is there; see :meth:`stores.store.Store.check_exists`."""
+        if not self._path.exists():
+            raise StoreError(f"there is no store {self.name}: check the address")
 
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""

@@ -113,6 +113,13 @@ class Store(Protocol):
             WrongStoreError: the store is of a newer version, or something else is at its address.
         """
 
+    def check_exists(self) -> None:
+        """Check that there is a store; the other methods make one where there is none.
+
+        Raises:
+            StoreError: there is none.
+        """
+
     def dataset(self) -> str | None:
         """Return the name of the data set whose items the events name; None if nobody has said it yet."""
 

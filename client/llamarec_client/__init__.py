@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from llamarec_client.messages import Recommendation, Recommendations, Request
     from llamarec_client.recommender import AsyncRecommenderClient, RecommenderClient, Tls
+    from llamarec_client.similar import SimilarItem
 
 __all__ = [
     "AsyncRecommenderClient",
@@ -40,11 +41,12 @@ __all__ = [
     "RequestTimeout",
     "ServerError",
     "ServerUnavailable",
+    "SimilarItem",
     "StepDied",
     "Tls",
     "canary_model",
 ]
-_MODULES = ("canary", "errors", "messages", "recommender")
+_MODULES = ("canary", "errors", "messages", "recommender", "similar")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,9 @@ ENSEMBLE = "llamarec"
 RETRIEVAL_ENSEMBLE = "llamarec_retrieval"
 """features -> retriever: the fallback, with the same inputs and outputs."""
 
+SIMILAR = "similar"
+"""Ensemble of one step that returns the items nearest to an item."""
+
 EVENTS = "events"
 """Model that records what users did, beside the releases, on a server with a store."""
 ITEMS = "items"
@@ -23,6 +26,11 @@ MAX_ID_BYTES = 512
 MAX_CANDIDATES = 20
 """Number of candidates that are retrieved and ranked by default, one index letter each (paper, section 3.3). The
 maximum is the ranker's own: a request with more candidates is refused."""
+
+SIMILAR_ITEMS = 10
+"""Number of items that ``similar`` returns by default."""
+MAX_SIMILAR = 1_000
+"""Maximum TOP_K of ``similar``."""
 
 MAX_EVENTS = 10_000
 """Maximum number of events in one request to ``events``."""
@@ -72,6 +80,18 @@ ITEM_ID = TensorSpec("ITEM_ID", "STRING", (-1,))
 SCORE = TensorSpec("SCORE", "FP32", (-1,))
 RETRIEVER_RANK = TensorSpec("RETRIEVER_RANK", "INT32", (-1,))
 RESPONSE = (ITEM_ID, SCORE, RETRIEVER_RANK)
+
+ITEM = TensorSpec("ITEM", "STRING", (1,))
+"""Raw id of the item whose neighbours are asked for. Not ITEM_ID: no input of an ensemble can be one of its outputs."""
+SIMILAR_REQUEST = (ITEM, TOP_K)
+"""Without TOP_K, ``similar`` returns 10 items."""
+TRANSITIONS = TensorSpec("TRANSITIONS", "FP32", (-1,))
+"""For each ITEM_ID log(1 + the number of times that it followed ITEM in the training sequences, near ones counting
+more)."""
+TITLES = TensorSpec("TITLES", "FP32", (-1,))
+"""For each ITEM_ID the cosine similarity of its title's words to those of ITEM's title."""
+SIMILAR_RESPONSE = (ITEM_ID, SCORE, TRANSITIONS, TITLES)
+"""Nearest first. SCORE: the weighted sum of TRANSITIONS and TITLES."""
 
 EVENT_USER = TensorSpec("USER_ID", "STRING", (1,))
 TIMESTAMP = TensorSpec("TIMESTAMP", "INT64", (-1,), optional=True)

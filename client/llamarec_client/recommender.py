@@ -13,7 +13,20 @@ from tritonclient.utils import InferenceServerException
 
 from llamarec_client.checks import whole_number
 from llamarec_client.connection import KEEP_ALIVE, Channels, Connection, Fallback, Tls
-from llamarec_client.contract import CHANGED, ENSEMBLE, EVENTS, EVENTS_RESPONSE, HIDE, ITEMS, ITEMS_RESPONSE, NEW, SHOW
+from llamarec_client.contract import (
+    CHANGED,
+    ENSEMBLE,
+    EVENTS,
+    EVENTS_RESPONSE,
+    HIDE,
+    ITEMS,
+    ITEMS_RESPONSE,
+    NEW,
+    SHOW,
+    SIMILAR,
+    SIMILAR_ITEMS,
+    SIMILAR_RESPONSE,
+)
 from llamarec_client.errors import ClientError, InvalidRequest
 from llamarec_client.messages import (
     Recommendation,
@@ -28,6 +41,7 @@ from llamarec_client.messages import (
     requested_outputs,
 )
 from llamarec_client.retries import Call
+from llamarec_client.similar import SimilarItem, read_similar, similar_inputs
 
 __all__ = ["AsyncRecommenderClient", "Recommendation", "Recommendations", "RecommenderClient", "Request", "Tls"]
 
@@ -168,6 +182,36 @@ class RecommenderClient:
         """
         request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
         return self._send(request, model, timeout, fallback, request_id)
+
+    def similar(
+        self,
+        item_id: str,
+        top_k: int = SIMILAR_ITEMS,
+        *,
+        model: str = SIMILAR,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> list[SimilarItem]:
+        """Return the items that are nearest to an item by transitions and titles, best first, with what each says.
+
+        Args:
+            item_id: raw id of the item.
+            top_k: maximum number of items, 1 to 1,000. Fewer are returned if no more are like it in any way; hidden
+                ones never are.
+            model: ``similar``, or ``similar_canary`` for the release under trial.
+            timeout: seconds until the call fails, including retries. Default: 30.
+            request_id: see :meth:`recommend`.
+
+        Raises:
+            InvalidRequest: an argument is not what it has to be, the item is not in the catalogue, or the release knows
+                neither transitions nor titles.
+            RequestTimeout: there was no answer in time.
+            ServerUnavailable: no server answers, or its release is of a version without ``similar``.
+            ServerError: the server failed.
+        """
+        inputs = similar_inputs(item_id, top_k)
+        call = self._connection.call(model, DEFAULT_TIMEOUT if timeout is None else timeout, None, request_id)
+        return read_similar(self._infer(call, inputs, requested_outputs(SIMILAR_RESPONSE)))
 
     def record(
         self,
@@ -364,6 +408,20 @@ class AsyncRecommenderClient:
         """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
         request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
         return await self._send(request, model, timeout, fallback, request_id)
+
+    async def similar(
+        self,
+        item_id: str,
+        top_k: int = SIMILAR_ITEMS,
+        *,
+        model: str = SIMILAR,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> list[SimilarItem]:
+        """Return the items that are nearest to an item; see :meth:`RecommenderClient.similar`."""
+        inputs = similar_inputs(item_id, top_k)
+        call = self._connection.call(model, DEFAULT_TIMEOUT if timeout is None else timeout, None, request_id)
+        return read_similar(await self._infer(call, inputs, requested_outputs(SIMILAR_RESPONSE)))
 
     async def record(
         self,

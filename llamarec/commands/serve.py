@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llamarec.options import DEFAULT_REPOSITORY, Repository
+from llamarec.tables import messages
 from preprocessing.errors import InputError
 from serving.admin_key import KEY_VARIABLE
 from serving.contract import ANSWERS_VARIABLE, SAMPLE_VARIABLE, STORE_VARIABLE
@@ -58,7 +60,8 @@ def serve(
         raise InputError(f"{repository} is not a folder: run `llamarec export --repository {repository}` first")
     state = State.read(repository)
     released = state.models(repository)
-    check_adapters(repository, [""] if released is None else [f"_{name}" for name in state.loaded()])
+    suffixes = [""] if released is None else [f"_{name}" for name in state.loaded()]
+    check_adapters(repository, suffixes)
     load = ["*"] if released is None else released
     if store is not None:
         from stores.address import open_store
@@ -71,5 +74,22 @@ def serve(
         answers.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=answers):  # checks that files can be written there
             os.environ[ANSWERS_VARIABLE], os.environ[SAMPLE_VARIABLE] = str(answers.resolve()), str(answers_sample)
+        _warn_of_answers_without_users(repository, suffixes)
     key = os.environ.pop(KEY_VARIABLE, None)  # must not reach the steps' environment
     sys.exit(Supervisor(repository, context.args, load=load, health_port=health_port, key=key).run())
+
+
+def _warn_of_answers_without_users(repository: Path, suffixes: Sequence[str]) -> None:
+    """Say in one sentence if the answers of a model that is served cannot be joined with what users did."""
+    from serving.layout import passes_users
+
+    old = [f"features{suffix}" for suffix in suffixes if not passes_users(repository, suffix)]
+    if old:
+        remedy = "llamarec export" if "features" in old else "llamarec release build"
+        messages.print(
+            f"warning: an earlier version exported {' and '.join(old)} of {repository}, so answers are logged without"
+            f" users, and `llamarec feedback` cannot use them: run `{remedy}`",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from models.sparse import SparseRows
 from preprocessing.errors import InputError
@@ -101,17 +102,23 @@ class WordEncoder:
         save_file({"idf": self.idf, "components": np.ascontiguousarray(self.components)}, folder / WEIGHTS_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> "WordEncoder":
+    def load(cls, folder: Path, *, dense: bool = True) -> "WordEncoder":
         """Return the encoder in a folder.
+
+        Args:
+            folder: the folder.
+            dense: whether :meth:`vectors` is needed, whose projection is most of the encoder's memory.
 
         Raises:
             InputError: the folder has none.
         """
         if not (folder / VOCABULARY_FILE).is_file():
             raise InputError(f"{folder} holds no encoder of words: run `llamarec train-retriever` again")
-        weights = load_file(folder / WEIGHTS_FILE)
         vocabulary = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
-        return cls(vocabulary, weights["idf"], weights["components"])
+        with safe_open(folder / WEIGHTS_FILE, "numpy") as weights:
+            idf = weights.get_tensor("idf")
+            components = weights.get_tensor("components") if dense else np.zeros((len(idf), 0), np.float32)
+        return cls(vocabulary, idf, components)
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

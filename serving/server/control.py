@@ -18,7 +18,7 @@ from typing import Any
 
 from llamarec_client.contract import HISTORY
 from preprocessing.artifacts import replacing
-from serving.contract import PROBE, RETRIEVER_SCORES, STEP_SPECS, STEPS, STORE_MODELS
+from serving.contract import PROBE, RELEASE_STEPS, RETRIEVER_SCORES, STEP_SPECS, STORE_MODELS
 from serving.errors import ServerFailure, ServerUnreachable
 
 KEY_HEADER = "llamarec-key"
@@ -37,13 +37,14 @@ def step_of(model: str) -> str | None:
         return model
     if model == RETRIEVER_SCORES or model.startswith(f"{RETRIEVER_SCORES}_"):
         return None  # the retriever's graph in Triton's ONNX backend, which has no process of its own
-    return next((step for step in STEPS if model == step or model.startswith(f"{step}_")), None)
+    return next((step for step in RELEASE_STEPS if model == step or model.startswith(f"{step}_")), None)
 
 
 def probe_request(step: str) -> dict[str, Any]:
     """Return the smallest request for a step: no history, no candidates, no events and no items.
 
-    So the language model does not run, and the store is not needed.
+    Where an item has to be named, it is one that no catalogue has. So the language model does not run, and the store
+    is not needed.
     """
     inputs = []
     for spec in STEP_SPECS[step].inputs:

@@ -22,9 +22,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from llamarec_client.canary import CANARY
-from llamarec_client.contract import ENSEMBLE, HISTORY, ITEM_ID, RETRIEVAL_ENSEMBLE, SCORE
+from llamarec_client.contract import ENSEMBLE, HISTORY, ITEM_ID, RETRIEVAL_ENSEMBLE, SCORE, SIMILAR
 from preprocessing.artifacts import sha256, write_whole
-from serving.contract import RETRIEVER_SCORES, STEPS, STORE_MODELS
+from serving.contract import NEIGHBOURS, RETRIEVER_SCORES, STEPS, STORE_MODELS
 from serving.errors import ReleaseError, ServerFailure, ServingError
 from serving.layout import known_export_id, step_artifact
 from serving.server.control import Control, repository_lock
@@ -33,6 +33,7 @@ RELEASES = ".releases"
 """Folder of the repository that holds the manifest of each release and the state; Triton ignores it."""
 STATE_FILE = "state.json"
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
+"""Of every release; those of this version have the ensemble ``similar`` too."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,39}")
 SCORE_TOLERANCE = 0.01
 """Maximum deviation of a probability that a different processor can cause; the same machine gives the same bits."""
@@ -64,6 +65,16 @@ class State:
         """Store the state for :meth:`read`."""
         write_whole(repository / RELEASES / STATE_FILE, json.dumps(asdict(self)) + "\n")
 
+    def suffix(self) -> str:
+        """Return what the names of the models that are served end with; empty if this is no repository of releases.
+
+        Raises:
+            ReleaseError: no release was promoted.
+        """
+        if self.released and not self.current:
+            raise ReleaseError("no release is served yet: run `llamarec release promote` first")
+        return f"_{self.current}" if self.current else ""
+
     def loaded(self) -> list[str]:
         """Return the releases to keep loaded."""
         return list(dict.fromkeys(filter(None, (self.current, self.canary, self.previous))))
@@ -76,15 +87,18 @@ class State:
         """
         if not self.released:
             return None
-        models = [alias for alias, _ in self.aliases()] + _store_models(repository)
+        models = [alias for alias, _ in self.aliases(repository)] + _store_models(repository)
         for name in self.loaded():
-            models += [f"{ensemble}_{name}" for ensemble in ENSEMBLES] + _graph(repository, name)
+            models += [f"{ensemble}_{name}" for ensemble in _ensembles(repository, name)] + _graph(repository, name)
         return models
 
-    def aliases(self) -> list[tuple[str, str]]:
+    def aliases(self, repository: Path) -> list[tuple[str, str]]:
         """Return each alias with the ensemble that it stands for."""
-        pairs = [(ensemble, f"{ensemble}_{self.current}") for ensemble in ENSEMBLES if self.current]
-        return pairs + [(f"{ensemble}_{CANARY}", f"{ensemble}_{self.canary}") for ensemble in ENSEMBLES if self.canary]
+        pairs = []
+        for release, end in ((self.current, ""), (self.canary, f"_{CANARY}")):
+            for ensemble in _ensembles(repository, release) if release else ():
+                pairs.append((ensemble + end, f"{ensemble}_{release}"))
+        return pairs
 
 
 def manifest_path(repository: Path, name: str) -> Path:
@@ -231,7 +245,7 @@ def _flip(servers: Sequence[Control], repository: Path, before: State, after: St
     """
     with repository_lock(repository, exclusive=True):
         try:
-            for alias, ensemble in after.aliases():
+            for alias, ensemble in after.aliases(repository):
                 _write_alias(repository, alias, ensemble)
                 for server in servers:
                     with _naming(server, servers):
@@ -242,19 +256,28 @@ def _flip(servers: Sequence[Control], repository: Path, before: State, after: St
             except_at = f", except at {', '.join(stuck)}: restart it" if stuck else ""
             raise ServerFailure(f"the switch was undone{except_at}, {_served(before)}: {error}") from None
         after.write(repository)
+    _unload_aliases(servers, repository, before, after)
+
+
+def _unload_aliases(servers: Iterable[Control], repository: Path, before: State, after: State) -> None:
+    """Unload the aliases that stand for nothing in a release of an earlier version: they would answer from another."""
+    for alias in dict(before.aliases(repository)).keys() - dict(after.aliases(repository)).keys():
+        for server in servers:
+            with suppress(ServingError):
+                server.unload(alias)
 
 
 def _flip_back(servers: Sequence[Control], repository: Path, before: State, after: State) -> list[str]:
     """Have every alias stand for what it stood for; return the servers that do not do it."""
     stuck = dict.fromkeys(server.url for server in servers)
-    for alias, ensemble in before.aliases():
+    for alias, ensemble in before.aliases(repository):
         # A server that does not answer reads this when it is started again.
         _write_alias(repository, alias, ensemble)
     for server in servers:
         with suppress(ServingError):
-            for alias, _ in before.aliases():
+            for alias, _ in before.aliases(repository):
                 server.load(alias)
-            for alias in dict(after.aliases()).keys() - dict(before.aliases()).keys():
+            for alias in dict(after.aliases(repository)).keys() - dict(before.aliases(repository)).keys():
                 server.unload(alias)
             del stuck[server.url]
     return list(stuck)
@@ -285,7 +308,15 @@ def _write_alias(repository: Path, alias: str, ensemble: str) -> None:
 
 def _models(repository: Path, name: str) -> list[str]:
     """Return a release's models, steps first, so that no ensemble loads them implicitly."""
-    return _graph(repository, name) + [f"{model}_{name}" for model in (*STEPS, *ENSEMBLES)]
+    ensembles = _ensembles(repository, name)
+    steps = (*STEPS, NEIGHBOURS) if SIMILAR in ensembles else STEPS
+    return _graph(repository, name) + [f"{model}_{name}" for model in (*steps, *ensembles)]
+
+
+def _ensembles(repository: Path, name: str) -> Sequence[str]:
+    """Return the ensembles of a release; those of earlier versions have no ``similar``."""
+    has_similar = (repository / f"{SIMILAR}_{name}" / CONFIG).is_file()
+    return (*ENSEMBLES, SIMILAR) if has_similar else ENSEMBLES
 
 
 def _store_models(repository: Path) -> list[str]:

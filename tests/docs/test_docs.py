@@ -91,6 +91,8 @@ def test_what_is_not_run_is_known():
         ("serving.md", "bash"),
         ("serving.md", "bash"),
         ("serving.md", "bash"),
+        ("stages.md", "bash"),
+        ("stages.md", "bash"),
     ]
 
 

@@ -14,11 +14,19 @@ from export.config import (
     read_serving,
     write_configs,
 )
-from llamarec_client.contract import ENSEMBLE, EVENTS, ITEMS, REQUEST, RESPONSE, RETRIEVAL_ENSEMBLE
+from llamarec_client.contract import (
+    ENSEMBLE,
+    EVENTS,
+    ITEMS,
+    REQUEST,
+    RETRIEVAL_ENSEMBLE,
+    SIMILAR,
+)
 from preprocessing.errors import InputError
-from serving.contract import QUEUE_PARAMETER, RETRIEVER_SCORES, SIZE_PARAMETER, STEPS, STORE_MODELS
+from serving.contract import NEIGHBOURS, QUEUE_PARAMETER, RELEASE_STEPS, RETRIEVER_SCORES, SIZE_PARAMETER, STORE_MODELS
 
-ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
+RECOMMENDING = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
+ENSEMBLES = (*RECOMMENDING, SIMILAR)
 
 
 def test_committed_files_are_the_generated_ones(tmp_path):
@@ -30,10 +38,10 @@ def test_committed_files_are_the_generated_ones(tmp_path):
     generated = {path.parent.name: path.read_text() for path in tmp_path.glob(f"*/{CONFIG}")}
     committed = {path.parent.name: path.read_text() for path in REPOSITORY.glob(f"*/{CONFIG}")}
     assert generated == committed
-    assert set(committed) == {*STEPS, *ENSEMBLES, *STORE_MODELS}
+    assert set(committed) == {*RELEASE_STEPS, *ENSEMBLES, *STORE_MODELS}
 
 
-@pytest.mark.parametrize("name", [*STEPS, *ENSEMBLES, *STORE_MODELS])
+@pytest.mark.parametrize("name", [*RELEASE_STEPS, *ENSEMBLES, *STORE_MODELS])
 def test_text_reads_back_as_the_same_message(name):
     """Triton's own protobuf parses each file, so no field is unknown or of a wrong type, and no value is lost."""
     text = (REPOSITORY / name / CONFIG).read_text()
@@ -44,7 +52,7 @@ def test_a_clone_holds_all_that_triton_wants_of_a_repository():
     """Every model, even an ensemble, has a version folder with a file in it: git does not store empty folders."""
     for name in ENSEMBLES:
         assert any((REPOSITORY / name / "1").iterdir())
-    for name in (*STEPS, *STORE_MODELS):
+    for name in (*RELEASE_STEPS, *STORE_MODELS):
         assert (REPOSITORY / name / "1" / "model.py").is_file()
 
 
@@ -70,12 +78,12 @@ def test_no_output_of_an_ensemble_is_taken_by_a_step(name):
     """An output that is also a step's input would deadlock requests that ask for a subset of the outputs."""
     steps = model_configs()[name].ensemble_scheduling.step
     taken = {tensor for step in steps for tensor in step.input_map.values()}
-    assert taken.isdisjoint(spec.name for spec in RESPONSE)
+    assert taken.isdisjoint(tensor.name for tensor in model_configs()[name].output)
 
 
 def test_both_ensembles_take_and_give_the_same():
     """The retrieval ensemble is the fallback of the full one: a client only changes the model name."""
-    full, retrieval = (model_configs()[name] for name in ENSEMBLES)
+    full, retrieval = (model_configs()[name] for name in RECOMMENDING)
     assert list(full.input) == list(retrieval.input)
     assert list(full.output) == list(retrieval.output)
 
@@ -92,16 +100,17 @@ def test_optional_inputs_of_a_request_enter_the_first_step_only():
         "retriever": {"USER", "GIVEN_ID", "GIVEN_TEXT"},
         "prompt_builder": {"HISTORY_TEXT", "CANDIDATE_TEXT"},
         "ranker": {"USER"},
+        NEIGHBOURS: {"TOP_K"},
     }
     configs = model_configs()
-    for step in STEPS:
+    for step in RELEASE_STEPS:
         inputs = {tensor.name for tensor in configs[step].input if tensor.optional}
         assert inputs == optional.get(step, set())
-    made = {tensor.name for step in STEPS for tensor in configs[step].output}
-    assert set().union(*(names for step, names in optional.items() if step != "features")) <= made
+    made = {tensor.name for step in RELEASE_STEPS for tensor in configs[step].output}
+    assert set().union(*(optional[step] for step in ("retriever", "prompt_builder", "ranker"))) <= made
 
 
-@pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])
+@pytest.mark.parametrize("step", [*RELEASE_STEPS, *STORE_MODELS])
 def test_requests_of_different_lengths_may_share_a_batch(step):
     """Every input of variable length is ragged, no request waits for others, and the instances are CPU instances.
 
@@ -195,7 +204,7 @@ def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
 def test_a_suffix_names_every_model_of_a_release():
     """Two releases share no model: an ensemble lists only steps of its own release. Events and items belong to none."""
     configs = model_configs(Serving(retriever_runtime="onnxruntime"), "_r3")
-    assert set(configs) == {f"{name}_r3" for name in (*STEPS, *ENSEMBLES, RETRIEVER_SCORES)}
+    assert set(configs) == {f"{name}_r3" for name in (*RELEASE_STEPS, *ENSEMBLES, RETRIEVER_SCORES)}
     assert all(name == config.name for name, config in configs.items())
     for ensemble in ENSEMBLES:
         assert all(step.model_name.endswith("_r3") for step in configs[f"{ensemble}_r3"].ensemble_scheduling.step)

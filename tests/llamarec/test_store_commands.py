@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from export.config import write_configs
 from preprocessing.data import load_data
+from serving.server.releases import State
 from stores.sqlite import APPLICATION, TABLES_1
 
 
@@ -80,6 +82,42 @@ def test_bad_input_ends_with_one_sentence_and_code_2(run, store, arguments, mess
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("release", [None, "r1"])
+def test_answers_of_an_old_repository_are_logged_with_a_warning(run, tmp_path, monkeypatch, release):
+    """Without USER among the outputs of `features`, nobody can tell to whom an answer was shown; the server starts."""
+    started = []
+
+    class Supervisor:
+        def __init__(self, repository, arguments, **options):
+            started.append(options["load"])
+
+        def run(self):
+            return 0
+
+    monkeypatch.setattr("serving.server.supervisor.Supervisor", Supervisor)
+    for variable in ("LLAMAREC_ANSWERS", "LLAMAREC_ANSWERS_SAMPLE"):
+        monkeypatch.setenv(variable, "")  # the command sets both, and they have to be as before when the test ends
+        monkeypatch.delenv(variable)
+    repository = tmp_path / "repository"
+    write_configs(repository, suffix=f"_{release}" if release else "")
+    features = repository / (f"features_{release}" if release else "features") / "config.pbtxt"
+    if release:
+        (repository / ".releases").mkdir()
+        State(release, release, released=True).write(repository)
+    serve = ["serve", "--repository", repository]
+    current, old = features.read_text(), features.read_text().replace('name: "USER"', 'name: "OTHER"')
+    features.write_text(old)
+    assert run(*serve) == (0, "", "")
+    features.write_text(current)
+    assert run(*serve, "--answers", tmp_path / "answers") == (0, "", "")
+    features.write_text(old)
+    code, _, err = run(*serve, "--answers", tmp_path / "answers")
+    assert (code, len(started)) == (0, 3)
+    assert f"an earlier version exported {features.parent.name} of {repository}, so answers are logged without" in err
+    assert ("`llamarec release build`" if release else "`llamarec export`") in err
     assert err.count("\n") == 1
 
 

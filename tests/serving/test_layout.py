@@ -4,12 +4,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.config import REPOSITORY
 from preprocessing.artifacts import new_artifact
 from preprocessing.errors import InputError
 from serving.contract import STEPS
-from serving.layout import KIND, check_adapters, export_id, exported_release, loaded_artifact, parameter, step_artifact
+from serving.layout import (
+    KIND,
+    check_adapters,
+    export_id,
+    exported_release,
+    loaded_artifact,
+    parameter,
+    passes_users,
+    step_artifact,
+)
 
 OLD_ADAPTER = '''"""Triton step: raw ids to item numbers."""
 
@@ -97,6 +108,20 @@ def test_parameters_are_read_from_tritons_configuration(tmp_path):
     assert parameter(arguments(tmp_path, "ranker", config), "QUEUE_SECONDS") == "16"
     assert parameter(arguments(tmp_path, "ranker", config), "QUEUE_SIZE") is None
     assert parameter(arguments(tmp_path, "ranker"), "QUEUE_SECONDS") is None
+
+
+def test_users_reach_the_log_in_repositories_of_this_version(tmp_path):
+    """The committed configuration hands USER on; one without it is of an earlier version. Both have USER_ID."""
+    assert passes_users(REPOSITORY)
+    folder = tmp_path / "features_r1"
+    shutil.copytree(REPOSITORY / "features", folder, ignore=shutil.ignore_patterns("artifact*"))
+    assert passes_users(tmp_path, "_r1")
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    kept = [tensor for tensor in config.output if tensor.name != "USER"]
+    del config.output[:]
+    config.output.extend(kept)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    assert not passes_users(tmp_path, "_r1")
 
 
 # --- adapters of an earlier version

@@ -82,8 +82,18 @@ def test_any_sequence_of_calls_is_that_of_the_definition(opened):
                 assert getattr(store, name)(*arguments) == getattr(model, name)(*arguments)
             for reader, user in itertools.product((first, second), (b"ann", b"bob", "zo\u00eb".encode(), b"\0")):
                 assert reader.last(user) == model.last(user)
+        assert sorted(first.users()) == sorted(user for user, kept in model.users.items() if kept)
 
     run()
+
+
+def test_a_store_that_has_to_be_there_is_not_made(opened):
+    """The check makes none, so that it fails again; once something is recorded, there is one."""
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"there is no store .*: check the address"):
+            opened(dataset="movielens-100k").check_exists()
+    opened().record([(b"ann", [Event(b"50", 1)])])
+    opened().check_exists()
 
 
 def test_a_thousand_events_are_kept_without_a_number_in_the_address(opened):

@@ -61,6 +61,10 @@ ECHO_STEPS = {
         columns = (request[spec][::-1][cut] for spec in (CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK))
         return dict(zip((ITEM_ID, SCORE, RETRIEVER_RANK), columns))
 """,
+    "neighbours": """
+    def answer(self, request):
+        return {ITEM_ID: request[ITEM], SCORE: [3.0], TRANSITIONS: [2.0], TITLES: [1.0]}
+""",
 }
 ADAPTER = """
 import time

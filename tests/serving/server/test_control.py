@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llamarec_client.contract import HISTORY
-from serving.contract import PROBE, STEP_SPECS, STEPS, STORE_MODELS
+from serving.contract import PROBE, RELEASE_STEPS, STEP_SPECS, STORE_MODELS
 from serving.errors import ServerFailure, ServerUnreachable
 from serving.server.control import CONTROL_FILE, LOCK_FILE, Control, probe_request, repository_lock, step_of
 from serving.server.programs import free_ports
@@ -290,6 +290,10 @@ def test_where_no_server_runs_the_command_that_starts_one_is_named(tmp_path):
         ("items", "items"),
         ("items_r3", None),
         ("rankers", None),
+        ("neighbours", "neighbours"),
+        ("neighbours_r3", "neighbours"),
+        ("similar", None),
+        ("similar_r3", None),
         ("retriever_scores", None),
         ("retriever_scores_r3", None),
     ],
@@ -299,7 +303,7 @@ def test_a_models_name_tells_its_step(model, step):
     assert step_of(model) == step
 
 
-@pytest.mark.parametrize("step", [*STEPS, *STORE_MODELS])
+@pytest.mark.parametrize("step", [*RELEASE_STEPS, *STORE_MODELS])
 def test_a_probe_is_a_complete_request_of_its_step(step):
     """KServe's protocol: every required input is there, and ``data`` holds as many elements as ``shape`` says."""
     request = probe_request(step)

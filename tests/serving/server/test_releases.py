@@ -34,8 +34,11 @@ from serving.server.releases import (
     rollback,
 )
 
-MODELS = ("features", "retriever", "prompt_builder", "ranker", "llamarec", "llamarec_retrieval")
-ALIASES = ["llamarec", "llamarec_retrieval", "llamarec_canary", "llamarec_retrieval_canary"]
+ENSEMBLES = ("llamarec", "llamarec_retrieval", "similar")
+MODELS = ("features", "retriever", "prompt_builder", "ranker", "neighbours", *ENSEMBLES)
+NEW = ("neighbours", "similar")
+"""What releases of earlier versions do not have."""
+ALIASES = [*ENSEMBLES, *(f"{ensemble}_canary" for ensemble in ENSEMBLES)]
 ANSWERS = {"r1": {"50": 0.75, "181": 0.25}, "r2": {"181": 0.5, "172": 0.5}, "r3": {"1": 1.0}}
 """What each release answers to any history, item by score."""
 
@@ -145,8 +148,8 @@ def server(repository, monkeypatch) -> Server:
 
 
 def pairs(llamarec: str, canary: str) -> dict[str, str]:
-    """What the four aliases stand for."""
-    return dict(zip(ALIASES, (llamarec, llamarec, canary, canary), strict=True))
+    """What the six aliases stand for."""
+    return dict(zip(ALIASES, [llamarec] * 3 + [canary] * 3, strict=True))
 
 
 def by_hand(text: str) -> State:
@@ -183,24 +186,23 @@ def test_a_repository_of_releases_serves_none_until_one_is_promoted(repository):
     ("state", "aliases", "loaded"),
     [
         ("-/-/-", [], []),
-        ("r1/r1/-", ["r1", "r1", "r1", "r1"], ["r1"]),
-        ("r2/r2/r1", ["r2", "r2", "r2", "r2"], ["r2", "r1"]),
-        ("r1/r2/-", ["r1", "r1", "r2", "r2"], ["r1", "r2"]),
-        ("r1/r2/r2", ["r1", "r1", "r2", "r2"], ["r1", "r2"]),
-        ("r1/r2/r3", ["r1", "r1", "r2", "r2"], ["r1", "r2", "r3"]),
+        ("r1/r1/-", ["r1", "r1", "r1", "r1", "r1", "r1"], ["r1"]),
+        ("r2/r2/r1", ["r2", "r2", "r2", "r2", "r2", "r2"], ["r2", "r1"]),
+        ("r1/r2/-", ["r1", "r1", "r1", "r2", "r2", "r2"], ["r1", "r2"]),
+        ("r1/r2/r2", ["r1", "r1", "r1", "r2", "r2", "r2"], ["r1", "r2"]),
+        ("r1/r2/r3", ["r1", "r1", "r1", "r2", "r2", "r2"], ["r1", "r2", "r3"]),
     ],
 )
-def test_what_a_server_loads_when_it_starts(tmp_path, state, aliases, loaded):
-    """By hand for every combination: the four aliases, then both ensembles of each release that is current, canary or
+def test_what_a_server_loads_when_it_starts(repository, state, aliases, loaded):
+    """By hand for every combination: the six aliases, then the ensembles of each release that is current, canary or
     previous, once each; the steps come with their ensembles.
     """
     state = by_hand(state)
-    ensembles = ("llamarec", "llamarec_retrieval", "llamarec", "llamarec_retrieval")
-    stand_for = [f"{ensemble}_{name}" for ensemble, name in zip(ensembles, aliases, strict=False)]
-    assert state.aliases() == list(zip(ALIASES, stand_for, strict=False))
+    stand_for = [f"{ensemble}_{name}" for ensemble, name in zip(ENSEMBLES * 2, aliases, strict=False)]
+    assert state.aliases(repository) == list(zip(ALIASES, stand_for, strict=False))
     assert state.loaded() == loaded
-    expected = [model for name in loaded for model in (f"llamarec_{name}", f"llamarec_retrieval_{name}")]
-    assert state.models(tmp_path) == ALIASES[: len(aliases)] + expected
+    expected = [f"{ensemble}_{name}" for name in loaded for ensemble in ENSEMBLES]
+    assert state.models(repository) == ALIASES[: len(aliases)] + expected
 
 
 # --- what there is
@@ -379,6 +381,41 @@ def test_the_store_is_changed_beside_all_releases(repository, server, present):
     assert [model for model in started if model in ("events", "items")] == present
 
 
+def of_an_earlier_version(repository: Path, name: str) -> None:
+    """Turn a release into one of a version that had no ``similar``."""
+    path = repository / RELEASES / f"{name}.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {file: digest for file, digest in manifest["files"].items() if file.split("_")[0] not in NEW}
+    path.write_text(json.dumps(manifest))
+    for model in NEW:
+        shutil.rmtree(repository / f"{model}_{name}")
+
+
+def test_a_release_of_an_earlier_version_ends_what_it_does_not_have(repository, server):
+    """Nothing answers from r1 any more, neither now nor after a restart; the next release has it again."""
+    of_an_earlier_version(repository, "r2")
+    promote(repository, "r1")
+    assert server.aliases == pairs("r1", "r1")
+    promote(repository, "r2")
+    recommending = {alias for alias in ALIASES if not alias.startswith("similar")}
+    assert server.loaded & set(ALIASES) == recommending
+    assert server.loaded >= set(models("r1")), "for a rollback"
+    started = State.read(repository).models(repository)
+    assert [model for model in started if model.startswith("similar")] == ["similar_r1"]
+    rollback(repository)
+    assert server.loaded & set(ALIASES) == set(ALIASES)
+    assert server.aliases == pairs("r1", "r1")
+
+
+def test_a_canary_of_an_earlier_version_is_asked_for_recommendations_only(repository, server):
+    of_an_earlier_version(repository, "r2")
+    promote(repository, "r1")
+    promote(repository, "r2", canary=True)
+    assert server.loaded & set(ALIASES) == set(ALIASES) - {"similar_canary"}
+    assert server.aliases["similar"] == "r1"
+    assert server.aliases["llamarec_canary"] == "r2"
+
+
 def test_the_release_that_was_current_stays_loaded(repository, server):
     """For a rollback; the one before it is unloaded, ensembles first because they hold on to their steps."""
     promote(repository, "r1")
@@ -387,7 +424,7 @@ def test_the_release_that_was_current_stays_loaded(repository, server):
     assert server.releases() == {"r1", "r2"}
     server.told.clear()
     assert promote(repository, "r3") == State.read(repository) == by_hand("r3/r3/r2")
-    assert server.told[-6:] == [("unload", model) for model in reversed(models("r1"))]
+    assert server.told[-len(MODELS) :] == [("unload", model) for model in reversed(models("r1"))]
     assert server.releases() == {"r2", "r3"}
 
 
@@ -428,7 +465,7 @@ def test_the_state_changes_after_the_last_alias(repository, server):
 
 
 def test_a_release_that_answers_otherwise_than_when_it_was_built_is_not_promoted(repository, server):
-    """What was served goes on untouched, and the new release's six models are unloaded again."""
+    """What was served goes on untouched, and the new release's models are unloaded again."""
     promote(repository, "r1")
     server.answers["llamarec_r2"]["181"] += 0.02
     server.told.clear()
@@ -605,7 +642,7 @@ def three(repository) -> list[Server]:
 
 
 def test_no_server_switches_before_all_have_answered_the_probes(repository, three):
-    """All six models of r2 are loaded, and its two probes asked, at a, b and c; only then the first alias changes."""
+    """All models of r2 are loaded, and its two probes asked, at a, b and c; only then the first alias changes."""
     order: list[tuple[str, str]] = []
     for server in three:
         server.at_load = lambda model, url=server.url: order.append((url, model))

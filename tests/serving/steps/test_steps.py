@@ -103,10 +103,15 @@ def test_a_changed_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "step"),
-    [("features", "FeaturesStep"), ("retriever", "RetrieverStep"), ("prompt_builder", "PromptBuilderStep")],
+    [
+        ("features", "FeaturesStep"),
+        ("retriever", "RetrieverStep"),
+        ("prompt_builder", "PromptBuilderStep"),
+        ("neighbours", "NeighboursStep"),
+    ],
 )
 def test_torch_is_imported_in_the_ranker_only(module, step):
-    """These three steps load without torch, which takes 144 MB of memory in each process that imports it.
+    """These four steps load without torch, which takes 144 MB of memory in each process that imports it.
 
     SciPy and scikit-learn, with which the signals are counted and the titles' words are learned, are not installed
     where only the steps run.

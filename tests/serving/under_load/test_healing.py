@@ -37,6 +37,19 @@ def served(repository, tmp_path_factory):
         yield running
 
 
+def test_the_step_of_similar_items_comes_back(served):
+    """While it is dead the service is not ready, and recommendations go on; it is back with the same answer."""
+    served.wait_until_ready()
+    with RecommenderClient(served.url) as client, Load(served.url, HISTORIES) as load:
+        before = client.similar("50")
+        served.kill("neighbours")
+        assert wait_for(lambda: served.health()[0] == 503, 2), "not ready while a step is dead"
+        served.wait_until_ready()
+        assert client.similar("50") == before
+    assert len(before) == 10
+    assert not load.failures()
+
+
 @pytest.mark.parametrize(
     "step", [pytest.param(step, marks=[pytest.mark.smoke] if step == "ranker" else []) for step in STEPS]
 )

@@ -13,13 +13,17 @@ from export.release import build_release
 from export.repository import Export
 from llamarec_client.canary import canary_model
 from llamarec_client.contract import ENSEMBLE
+from llamarec_client.errors import InvalidRequest
+from llamarec_client.recommender import RecommenderClient
 from models.retriever.options import RetrieverTraining
 from models.retriever.training import train_retriever
 from preprocessing.errors import InputError
 from serving.contract import STORE_MODELS
 from serving.errors import ReleaseError, ServerFailure, ServerUnreachable
+from serving.layout import step_artifact
 from serving.offline import ExportedSteps
 from serving.server.releases import RELEASES, State, list_releases, promote, rollback
+from serving.similar import SimilarItems
 
 HISTORIES = [["50"], ["181", "50", "172"], [str(item) for item in range(1, 60)]]
 OPTIONS = Export(threads=1)
@@ -117,6 +121,30 @@ def test_promote_and_roll_back_under_load(repository, expected, tmp_path):
         assert served.metric("llamarec_answers_total", step="ranker", release="r2") > 0
     with serving(repository, tmp_path / "log") as served:
         assert answering(served.url, expected) == "r2"
+
+
+def test_similar_items_are_those_of_the_release_that_is_served(repository, tmp_path):
+    """The retriever of r2 was trained without signals and titles, and says so; `similar` always asks what is served,
+    also after a restart.
+    """
+    exported = SimilarItems.load(step_artifact(repository, "neighbours", "_r1"))
+    expected = [row.item.decode() for row in exported(b"50")]
+    with serving(repository, tmp_path / "log", ready=False) as served:
+        promote_when_up(repository, "r1")
+        served.wait_until_ready()
+        with RecommenderClient(served.url) as client:
+            assert [row.item_id for row in client.similar("50")] == expected
+            promote(repository, "r2", canary=True)
+            assert [row.item_id for row in client.similar("50")] == expected
+            with pytest.raises(InvalidRequest, match="neither transitions nor words of titles"):
+                client.similar("50", model="similar_canary")
+            promote(repository, "r2")
+            with pytest.raises(InvalidRequest, match="neither transitions nor words of titles"):
+                client.similar("50")
+            rollback(repository)
+            assert [row.item_id for row in client.similar("50")] == expected
+    with serving(repository, tmp_path / "log") as served, RecommenderClient(served.url) as client:
+        assert [row.item_id for row in client.similar("50")] == expected
 
 
 def test_a_canary_answers_its_share_of_the_users(repository, expected, tmp_path):
