@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.ranker.fusion import fuse, log_softmax, order
 from models.ranker.inference.prefixes import PrefixCache
 from models.ranker.inference.runtimes import load_scorer
-from models.ranker.inference.scorer import Runtime, Scorer
-from models.ranker.inference.slab_check import settle_slabs
+from models.ranker.inference.scorer import Runtime, Scorer, SlabScorer
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer, restore_verbalizer
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
@@ -88,12 +87,14 @@ class Ranker:
         runtime = runtime or read_runtime(folder)
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
         probes = read_probes(folder)
-        scorer = load_scorer(folder / MODEL_FOLDER, runtime)
-        if probes[0].prompt.prefix:
-            settle_slabs(scorer, probes[0].prompt)
+        # The packed forward keeps no prefixes.
+        given = replace(runtime, forward="transformers") if prefix_cache else runtime
+        scorer = load_scorer(folder / MODEL_FOLDER, given)
+        scorer.settle([probe.prompt for probe in probes])
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))
         if prefix_cache:
             check_prefix_cache(prefix_cache, ranker.prefix_bytes([probe.prompt for probe in probes]))
+            assert isinstance(scorer, SlabScorer)
             scorer.prefixes = PrefixCache(prefix_cache << 20)
         tolerance = PROBE_TOLERANCE[runtime.dtype]
         for place, (prompt, expected) in enumerate(probes):
@@ -113,7 +114,7 @@ class Ranker:
     def prefix_bytes(self, prompts: Sequence[Prompt]) -> int:
         """Return the memory in bytes that the longest prefix of these prompts takes; 0 if they have none."""
         longest = max((prompt.tokens[: prompt.prefix] for prompt in prompts), key=len)
-        return self._scorer.prefix(longest).nbytes if longest else 0
+        return self._scorer.prefix_bytes(longest) if longest else 0
 
     def rank(
         self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike
