@@ -55,6 +55,12 @@ class Export:
     threads: int | None = None
     """Number of threads of a ranking pass. Default: all that the machine has. It is part of the export because it
     determines the order of sums, and so the last bits of a score."""
+    forward: str | None = None
+    """Layers that PyTorch computes with: ``packed`` or ``transformers``. Default: the packed forward on a GPU if it
+    computes the model, see :mod:`models.ranker.forward`."""
+    batching: str = "exact"
+    """Whether prompts that share a pass of the packed forward may change each other's scores by rounding: ``exact``
+    (not by a bit) or ``tolerant``."""
     device: str = "auto"
     """Device of the ranker: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` (all of them) or ``gpu:N``."""
     index: bool = False
@@ -69,13 +75,17 @@ class Export:
         """Return the ranker's runtime; options that are not set are chosen for this machine.
 
         Raises:
-            InputError: this machine has no such device, or OpenVINO is to run on a GPU.
+            InputError: this machine has no such device, or OpenVINO is to run on a GPU or in PyTorch's layers.
         """
         device = "cpu" if self.device == "auto" and self.backend == "openvino" else self.device
         chosen = asdict(choose_runtime(device))
         if self.backend == "openvino" and chosen["device"] != "cpu":
             raise InputError("OpenVINO runs the ranker on the processor: use --device cpu, or --runtime torch on a GPU")
-        given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
+        if self.backend == "openvino" and self.forward:
+            raise InputError(f"--forward {self.forward} is for PyTorch: use --runtime torch, or leave it out")
+        backend = "torch" if self.forward and not self.backend else self.backend
+        given = {"runtime": backend, "dtype": self.dtype, "threads": self.threads, "forward": self.forward}
+        given["batching"] = self.batching
         return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
 
     def placement(self, runtime: Runtime) -> str:

@@ -17,11 +17,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
 
-GROUPED = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Whether that kernel lets several query heads share a key head."""
+    PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)
+except ImportError:  # PyTorch before 2.10
+    PARAMETERS = frozenset()
+
+KERNEL = "window_size" in PARAMETERS
+"""Whether this PyTorch has a variable-length kernel that aligns at the bottom right; 2.11 has."""
+GROUPED = "enable_gqa" in PARAMETERS
+"""Whether its function lets several query heads share a key head; 2.12 does."""
 FUSED = (torch.float16, torch.bfloat16)
 """Precisions that the variable-length kernel computes in."""
 
@@ -55,7 +59,7 @@ class Attention:
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
     """Return the attention of a device: the variable-length kernel in fp16 and bf16 on a GPU, else its twin."""
-    if device.type == "cuda" and dtype in FUSED and varlen_attn is not None:
+    if device.type == "cuda" and dtype in FUSED and KERNEL:
         return Attention(attend_with_kernel, captures=True)
     return Attention(attend_by_sequence, captures=False)
 

@@ -24,6 +24,8 @@ from models.ranker.precision import DTYPES
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
+PROCESSOR_ROWS = BUCKET_ROWS[:2]
+"""Numbers of rows of the passes on a processor."""
 SHARE_OF_FREE = 0.9
 """Share of the free GPU memory that a pass may take."""
 
@@ -36,15 +38,16 @@ class PackedScorer(Scorer):
     Args:
         folder: the merged model's Hugging Face folder.
         runtime: see :class:`Runtime`; the thread count is set for the whole process.
-        sizes: numbers of rows of the passes, in ascending order; on a GPU, those that its memory does not hold are left
-            out.
+        sizes: numbers of rows of the passes, in ascending order. Default: :data:`.BUCKET_ROWS` on a GPU, and on a
+            processor, where larger products are hardly faster, those of :data:`PROCESSOR_ROWS`. On a GPU, those that
+            its memory does not hold are left out.
 
     Raises:
         UnsupportedBaseError: the forward does not compute the model; nothing is loaded then.
         InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, sizes: Sequence[int] = BUCKET_ROWS) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, sizes: Sequence[int] | None = None) -> None:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         self.shape = shape_of(config)
         self._dtype, device = DTYPES[runtime.dtype], torch.device(runtime.device)
@@ -60,6 +63,8 @@ class PackedScorer(Scorer):
         self._passes = Passes(forward, device)
         self._runtime = runtime
         self._read: tuple[int, ...] | bytes = ()
+        if sizes is None:
+            sizes = BUCKET_ROWS if device.type == "cuda" else PROCESSOR_ROWS
         if device.type == "cuda":
             free = int(SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])
             sizes = sizes_in(self.shape, sizes, self._dtype, free)

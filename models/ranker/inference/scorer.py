@@ -48,6 +48,7 @@ class Runtime:
         on_cpu = self.device == "cpu"
         known = self.runtime in get_args(RuntimeName) and self.dtype in get_args(Dtype) and self.threads >= 1
         known &= self.forward in get_args(ForwardName) and self.batching in get_args(Batching)
+        known &= self.runtime == "torch" or self.forward != "packed"
         if not known or (on_cpu and self.dtype == "float16") or (not on_cpu and self.runtime == "openvino"):
             raise InputError(f"{self} is not a runtime of this version: run `llamarec export` again")
 

@@ -221,12 +221,12 @@ def test_the_kernel_is_called_for_causal_attention(monkeypatch: pytest.MonkeyPat
 def test_the_kernel_computes_half_precision_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch):
     """In fp32 it does not exist, and a CUDA graph cannot contain the twin, which reads the lengths."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(attention, "varlen_attn", lambda: None)
+    monkeypatch.setattr(attention, "KERNEL", True)
     assert attention_for(gpu, torch.float16) == attention_for(gpu, torch.bfloat16)
     assert attention_for(gpu, torch.float16).captures
     for device, dtype in ((gpu, torch.float32), (cpu, torch.bfloat16)):
         assert attention_for(device, dtype) == attention.Attention(attend_by_sequence, captures=False)
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(attention, "KERNEL", False)
     assert not attention_for(gpu, torch.float16).captures
 
 
