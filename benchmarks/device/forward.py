@@ -181,7 +181,7 @@ def _measured(
     return {
         "tokens": tokens,
         "passes": dataclasses.asdict(scorer.settled),
-        "kernel": attention_for(torch.device(section.device), DTYPES[dtype]).captures,
+        "kernel": attention_for(torch.device(section.device), DTYPES[dtype], scorer.shape.width).captures,
         "seconds": seconds,
         "prompts_a_second": 1 / every,
         "share_of_matmul": shape.operations(int(tokens)) / every / rate,

@@ -57,9 +57,15 @@ class Attention:
     """Whether a CUDA graph can contain it: it does not read the sequences' lengths on the processor."""
 
 
-def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
-    """Return the attention of a device: the variable-length kernel in fp16 and bf16 on a GPU, else its twin."""
-    if device.type == "cuda" and dtype in FUSED and KERNEL:
+def attention_for(device: torch.device, dtype: torch.dtype, width: int) -> Attention:
+    """Return the attention of a device: the variable-length kernel in fp16 and bf16 on a GPU, else its twin.
+
+    Args:
+        device: the device.
+        dtype: precision of the layers.
+        width: size of a head; the kernel computes multiples of 8 up to 256.
+    """
+    if device.type == "cuda" and dtype in FUSED and KERNEL and width % 8 == 0 and width <= 256:
         return Attention(attend_with_kernel, captures=True)
     return Attention(attend_by_sequence, captures=False)
 

@@ -15,6 +15,9 @@ from models.ranker.forward.model import Forward, Rows
 COLUMNS = 64
 """Number of vectors with which every state that is read is multiplied, used or not: a product's shape never depends on
 how many candidates are read."""
+ROWS_AT_ONCE = 64
+"""Number of states in one product with the readout, the reads of the smallest pass: in fp32 cuBLAS may split the sums
+of a product, by its shape, so all passes multiply in this one."""
 WARM_UPS = 2
 """Number of passes before a capture, in which libraries choose kernels and reserve their memory."""
 
@@ -104,4 +107,4 @@ class Passes:
         sequences = Sequences(queries, keys if bucket.lines else queries, bucket.longest)
         rows = Rows(tokens, positions, places, sequences, key_rows if bucket.lines else None)
         states = self._forward(rows).float()
-        return Outcome(states, states @ self.readout)
+        return Outcome(states, torch.cat([part @ self.readout for part in states.split(ROWS_AT_ONCE)]))

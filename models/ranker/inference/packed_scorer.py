@@ -59,7 +59,7 @@ class PackedScorer(Scorer):
         state = load_causal_lm(folder, "run `llamarec train-ranker` again", dtype="auto").state_dict()
         self._head = head_of(state, self.shape)  # [vocabulary, hidden], as stored
         weights = fuse(state, self.shape, self._dtype, device)
-        forward = Forward(config, self.shape, weights, attention_for(device, self._dtype))
+        forward = Forward(config, self.shape, weights, attention_for(device, self._dtype, self.shape.width))
         self._passes = Passes(forward, device)
         self._runtime = runtime
         self._read: tuple[int, ...] | bytes = ()

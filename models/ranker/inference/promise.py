@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranker.forward.batch import Bucket, Item, Need
+from models.ranker.forward.batch import LONGEST, Bucket, Item, Need
 from models.ranker.prompt import Prompt
 
 Together = Literal["prompts", "prompt", "line"]
@@ -45,8 +45,9 @@ def settle_buckets(run: Run, sizes: Sequence[int], prompts: Sequence[Prompt], to
 
     Each prompt, and a short one cut from it, is computed alone, and with others before and after it that fill the pass,
     in every shape. A shape in which that changes anything is dropped. Of the others, those are kept that agree with
-    each other, as many as possible, the larger ones if there is a choice. If none is left, one prompt, or one line with
-    its prefix, gets a pass of its own, which costs time. Warnings say what was dropped and how far it moved.
+    each other: as many as possible, one of which suits a single prompt, and the larger ones if there is a choice. If
+    none is left, one prompt, or one line with its prefix, gets a pass of its own, which costs time. Warnings say what
+    was dropped and how far it moved.
 
     Args:
         run: computes a pass.
@@ -70,7 +71,7 @@ def settle_buckets(run: Run, sizes: Sequence[int], prompts: Sequence[Prompt], to
     if not groups:
         warn("no pass keeps scores independent of what shares it: each %s is computed alone", _unit(lines))
         return Settled(tuple(sizes), "line")
-    kept = max(groups, key=lambda group: (len(group), group[-1]))
+    kept = max(groups, key=lambda group: (group[0] <= LONGEST, len(group), group[-1]))
     for rows in sorted(alone.keys() - set(kept)):
         apart = _apart(alone[rows], alone[kept[-1]])
         warn("passes of %d tokens give other scores than those of %d (by up to %.2g)", rows, kept[-1], apart)

@@ -74,7 +74,7 @@ def passes_of(model: Any, dtype: torch.dtype = torch.float32) -> Passes:
     """Return the lean passes with the model's weights on the processor."""
     shape, device = shape_of(model.config), torch.device("cpu")
     weights = fuse(model.state_dict(), shape, dtype, device)
-    return Passes(Forward(model.config, shape, weights, attention_for(device, dtype)), device)
+    return Passes(Forward(model.config, shape, weights, attention_for(device, dtype, shape.width)), device)
 
 
 def prompts() -> list[list[int]]:
@@ -222,12 +222,12 @@ def test_the_kernel_computes_half_precision_on_a_gpu_only(monkeypatch: pytest.Mo
     """In fp32 it does not exist, and a CUDA graph cannot contain the twin, which reads the lengths."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(attention, "KERNEL", True)
-    assert attention_for(gpu, torch.float16) == attention_for(gpu, torch.bfloat16)
-    assert attention_for(gpu, torch.float16).captures
-    for device, dtype in ((gpu, torch.float32), (cpu, torch.bfloat16)):
-        assert attention_for(device, dtype) == attention.Attention(attend_by_sequence, captures=False)
+    assert attention_for(gpu, torch.float16, 64) == attention_for(gpu, torch.bfloat16, 128)
+    assert attention_for(gpu, torch.float16, 64).captures
+    for device, dtype, width in ((gpu, torch.float32, 64), (gpu, torch.float16, 36), (cpu, torch.bfloat16, 64)):
+        assert attention_for(device, dtype, width) == attention.Attention(attend_by_sequence, captures=False)
     monkeypatch.setattr(attention, "KERNEL", False)
-    assert not attention_for(gpu, torch.float16).captures
+    assert not attention_for(gpu, torch.float16, 64).captures
 
 
 @pytest.mark.gpu
@@ -247,7 +247,7 @@ def test_a_captured_pass_has_the_bits_of_one_that_is_not(lines: bool):
     model, device, bucket = LlamaForCausalLM(LlamaConfig(**SIZES)), torch.device("cuda"), Bucket(512, lines)
     shape = shape_of(model.config)
     weights = fuse(model.state_dict(), shape, torch.float16, device)
-    passes = Passes(Forward(model.config, shape, weights, attention_for(device, torch.float16)), device)
+    passes = Passes(Forward(model.config, shape, weights, attention_for(device, torch.float16, shape.width)), device)
     make = (lambda prompt: Item.of_lines(prompt, [[5, 6], [7]])) if lines else (lambda prompt: Item.whole(prompt, [0]))
     given = [pack([make(prompt)], bucket) for prompt in prompts()]
     plain = [passes(arrays, bucket).states.cpu() for arrays in given]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import tiny_base
 
-from models.ranker.forward.batch import Bucket, Item
+from models.ranker.forward.batch import BUCKET_ROWS, Bucket, Item
 from models.ranker.forward.model import Forward, Rows
 from models.ranker.forward.shape import UnsupportedBaseError
 from models.ranker.inference import packed_scorer
@@ -203,6 +203,19 @@ def test_the_largest_group_of_agreeing_shapes_is_kept(
     found = settle_buckets(run_with(error), sizes, WHOLE)
     assert found == (Settled(kept, "prompts") if kept else Settled(sizes, "line"))
     assert warning in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (lambda rows, number, count: (rows > 2048) + 2 * (rows == 512), (1024, 2048)),
+        (lambda rows, number, count: rows, (2048,)),
+        (lambda rows, number, count: rows <= 2048 and count > 1, (4096, 8192, 16384)),
+    ],
+)
+def test_a_single_prompt_is_not_computed_in_the_largest_pass(error: Any, kept: tuple[int, ...]):
+    """Most of these shapes agree with each other, but one prompt would take many times as long in them."""
+    assert settle_buckets(run_with(error), BUCKET_ROWS, WHOLE) == Settled(kept, "prompts")
 
 
 def test_nan_is_equal_to_itself_only_in_its_bits():
