@@ -47,6 +47,8 @@ class PackedScorer(Scorer):
         InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory.
     """
 
+    packs = True
+
     def __init__(self, folder: Path, runtime: Runtime, sizes: Sequence[int] | None = None) -> None:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         self.shape = shape_of(config)
@@ -118,15 +120,15 @@ class PackedScorer(Scorer):
         return self.score_prompts([prompt], direction)[0]
 
     def score_prompts(self, prompts: Sequence[Prompt], direction: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Return the projections of the candidates of several prompts, which share passes, one array [k] for each.
-
-        Args:
-            prompts: prompts, all with independent lines or none.
-            direction: the direction [hidden].
-        """
+        """Return the projections of the candidates of several prompts, which share passes; see :class:`Scorer`."""
         self._read_direction(direction)
-        items = [_lines(prompt) if prompt.prefix else Item.whole(prompt.tokens, prompt.line_ends) for prompt in prompts]
-        return [scores[:, 0] for scores in self._run(items)]
+        found: dict[int, NDArray[np.float32]] = {}
+        for lines in (False, True):
+            numbers = [number for number, prompt in enumerate(prompts) if bool(prompt.prefix) == lines]
+            given = [prompts[number] for number in numbers]
+            items = [_lines(prompt) if lines else Item.whole(prompt.tokens, prompt.line_ends) for prompt in given]
+            found |= zip(numbers, [scores[:, 0] for scores in self._run(items)], strict=True) if items else {}
+        return [found[number] for number in range(len(prompts))]
 
     def _run(self, items: Sequence[Item], *, scores: bool = True) -> list[NDArray[np.float32]]:
         """Return the scores of each item [reads, columns], or its states [reads, hidden]."""

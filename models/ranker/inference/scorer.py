@@ -9,7 +9,7 @@ GPU they share passes whose shapes are fixed (:mod:`models.ranker.inference.pack
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ class Runtime:
 
 class Scorer(ABC):
     """A language model whose hidden states can be read at chosen positions of a prompt."""
+
+    packs: ClassVar[bool] = False
+    """Whether several prompts share a pass, so that scoring them together takes less time."""
 
     @abstractmethod
     def states(self, token_ids: Sequence[int], places: Sequence[int]) -> NDArray[np.float32]:
@@ -117,6 +120,20 @@ class Scorer(ABC):
         A line's score depends on the prefix and on the line alone; see :meth:`settle`.
         """
         return _dots(self.independent_states(prompt), direction)
+
+    def score_prompts(self, prompts: Sequence[Prompt], direction: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Return the projections of the candidates of several prompts, one array [k] for each.
+
+        Args:
+            prompts: prompts, with independent lines or without.
+            direction: the direction [hidden].
+        """
+        return [
+            self.score_independent(prompt, direction)
+            if prompt.prefix
+            else self.score_lines(prompt.tokens, prompt.line_ends, direction)
+            for prompt in prompts
+        ]
 
 
 class SlabScorer(Scorer):

@@ -269,6 +269,29 @@ def test_a_ranker_is_loaded_in_the_packed_forward(exported: Any, read: str):
     assert packed.prefix_bytes(GIVEN[read]) == transformers.prefix_bytes(GIVEN[read])
 
 
+@pytest.mark.parametrize("read", GIVEN)
+def test_prompts_ranked_together_have_the_bits_of_each_alone(exported: Any, read: str):
+    """Also beside prompts that are refused, without candidates, or unlike the others; each gets its own result."""
+    loaded = Ranker.load(exported(read))
+    assert loaded.packs
+    known = GIVEN[read]
+    rows = [(prompt, np.zeros(len(prompt.line_ends)), np.arange(len(prompt.line_ends)) + 1) for prompt in known]
+    alone = [loaded.rank(*row) for row in rows]
+    outside = Prompt([5, 49152], [1])
+    few = Prompt(known[0].tokens, known[0].line_ends[:3], known[0].prefix)
+    others = [(few, np.zeros(3), np.arange(3)), (Prompt([], []), np.empty(0), np.empty(0)), (few, np.zeros(2), [1, 2])]
+    for extra in ([], others, [*others, (outside, np.zeros(1), [1])]):
+        found = loaded.rank_all([*extra, *rows])
+        for (places, probabilities), expected in zip(found[len(extra) :], alone, strict=True):
+            assert places.tolist() == expected[0].tolist()
+            assert probabilities.tobytes() == expected[1].tobytes()
+    ranked, nothing, refused, unknown = found[:4]
+    assert [values.tobytes() for values in ranked] == [values.tobytes() for values in loaded.rank(*others[0])]
+    assert [values.size for values in nothing] == [0, 0]
+    assert "3 line ends for 2 candidates" in str(refused)
+    assert "token ids must be 0 to 49151" in str(unknown)
+
+
 def test_a_ranker_that_keeps_prefixes_runs_in_transformers(exported: Any):
     """The packed forward keeps none; the second request takes the history from the cache."""
     loaded = Ranker.load(exported("independent lines"), prefix_cache=1)
