@@ -11,6 +11,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.config import CONFIG, DEFAULTS, Serving, config_text, model_configs, write_configs
 from export.onnx_graph import export_retriever
 from export.text_arm import export_text_arms, reads_titles
@@ -39,6 +42,8 @@ from serving.layout import KIND, step_artifact
 PASS_FILE = "pass.json"
 """File in the ranker's exported folder with the duration of one pass on the exporting machine."""
 MEASURED_PASSES = 5
+PACKED_TOGETHER = 16
+"""Number of prompts whose ranking together is measured, if they share passes."""
 COMMITTED_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 
 
@@ -225,19 +230,29 @@ def measure_pass(folder: Path, candidates: int = MAX_CANDIDATES) -> dict[str, fl
         candidates: number of candidates of a prompt with independent lines; others keep theirs.
 
     Returns:
-        ``seconds``, the median duration of a pass, and ``prefix_bytes``, see :meth:`Ranker.prefix_bytes`.
+        ``seconds``, the median duration of a pass, or of a prompt among others if they share passes, and
+        ``prefix_bytes``, see :meth:`Ranker.prefix_bytes`.
 
     Raises:
         InputError: the ranker does not reproduce the scores that were stored with the probes.
     """
     ranker = Ranker.load(folder)
     prompts = [probe.prompt for probe in read_probes(folder)]
+    filled = cycle([_filled(prompt, candidates) for prompt in prompts])
+    together = PACKED_TOGETHER if ranker.packs else 1
     seconds = []
-    for prompt in islice(cycle([_filled(prompt, candidates) for prompt in prompts]), MEASURED_PASSES):
+    for _ in range(MEASURED_PASSES):
+        given = [(prompt, *_unordered(prompt)) for prompt in islice(filled, together)]
         started = time.perf_counter()
-        ranker.logits(prompt)
-        seconds.append(time.perf_counter() - started)
+        ranker.rank_all(given)
+        seconds.append((time.perf_counter() - started) / together)
     return {"seconds": statistics.median(seconds), "prefix_bytes": ranker.prefix_bytes(prompts)}
+
+
+def _unordered(prompt: Prompt) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return equal scores and ascending ranks for a prompt's candidates."""
+    count = len(prompt.line_ends)
+    return np.zeros(count, np.float32), np.arange(1, count + 1, dtype=np.int32)
 
 
 def _filled(prompt: Prompt, candidates: int) -> Prompt:

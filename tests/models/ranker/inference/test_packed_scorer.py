@@ -36,7 +36,7 @@ LABELS = list(range(49, 69))
 DIRECTION = np.random.default_rng(0).normal(size=64).astype(np.float32)
 PREFIX = list(range(100, 137))
 LINES = [[200 + number, *range(300, 300 + number % 13 + 1)] for number in range(20)]
-INDEPENDENT = [Prompt.of_lines(PREFIX, LINES), Prompt.of_lines(PREFIX[::-1], LINES[5:9])]
+INDEPENDENT = [Prompt.of_lines(PREFIX, LINES[:8]), Prompt.of_lines(PREFIX[::-1], LINES[5:9])]
 draw = np.random.default_rng(1)
 WHOLE = [Prompt(draw.integers(3, 900, tokens).tolist(), list(range(20, 60, 2))) for tokens in (60, 301, 75)]
 GIVEN = {"letters": WHOLE, "independent lines": INDEPENDENT}
@@ -66,7 +66,9 @@ def one_by_one(scorer: TorchScorer, prompt: Prompt) -> NDArray[np.float32]:
     return scorer.score_independent(prompt, DIRECTION) if prompt.prefix else scorer.score([prompt.tokens], LABELS)[0]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("bfloat16", 0.1, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("read", GIVEN)
 def test_scores_are_those_of_transformers(tiny: Path, read: str, dtype: Any, tolerance: float):
     """The reference is the scorer in transformers' layers in the same precision; the tolerance is relative."""
@@ -111,7 +113,7 @@ def test_a_known_prompt_has_the_same_bits_in_any_batch(tiny: Path, read: str):
     assert scorer.settled == Settled(SIZES, "prompts")
     (expected,) = scores(scorer, [known])
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(others=strangers(read), data=st.data())
     def check(others: list[Prompt], data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(others)))
@@ -145,7 +147,7 @@ def test_without_the_check_company_would_show(tiny: Path, monkeypatch: pytest.Mo
     assert scorer.settled == Settled(SIZES, "line")
     alone, together = (scores(scorer, batch)[0].tobytes() for batch in ([known], [known, other]))
     assert alone == together
-    if read == "independent lines":  # nor does a line depend on the other lines of its prompt
+    if known.prefix:  # nor does a line depend on the other lines of its prompt
         (found,) = scores(scorer, [Prompt.of_lines(PREFIX, LINES[3:4])])
         assert found.tobytes() == scores(scorer, [known])[0][3:4].tobytes()
 
@@ -229,7 +231,7 @@ def test_probes_are_checked_whole_and_cut_short():
     assert (len(whole.prefix), list(whole.places)) == (60, [*WHOLE[0].line_ends, 59])
     assert (len(short.prefix), list(short.places)) == (24, [23])
     whole, short = probe_items(INDEPENDENT[:1])
-    assert (whole.lines, len(short.prefix), short.lines) == (LINES, 12, [LINES[0]])
+    assert (whole.lines, len(short.prefix), short.lines) == (LINES[:8], 12, [LINES[0]])
 
 
 @pytest.fixture
@@ -263,7 +265,8 @@ def test_a_ranker_is_loaded_in_the_packed_forward(exported: Any, read: str):
     folder = exported(read)
     prompt = GIVEN[read][0]
     packed, transformers = (Ranker.load(folder, runtime) for runtime in (None, Runtime()))
-    given = np.zeros(20, np.float32), np.arange(1, 21)
+    count = len(prompt.line_ends)
+    given = np.zeros(count, np.float32), np.arange(1, count + 1)
     for found, expected in zip(packed.rank(prompt, *given), transformers.rank(prompt, *given), strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
     assert packed.prefix_bytes(GIVEN[read]) == transformers.prefix_bytes(GIVEN[read])
