@@ -1,6 +1,8 @@
 """The lean forward computes what transformers computes; the reference of every number is transformers in fp32."""
 
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -238,6 +240,48 @@ def test_the_kernel_equals_the_twin_on_a_gpu():
     there = Sequences(sequences.queries.cuda(), sequences.keys.cuda(), sequences.longest)
     found = attend_with_kernel(query.cuda(), key.cuda(), value.cuda(), there)
     torch.testing.assert_close(found.float().cpu(), expected, atol=5e-3, rtol=0)
+
+
+class Replayed:
+    """Stands in for a CUDA graph: it repeats the computation into the tensors that were captured."""
+
+    def __init__(self) -> None:
+        self.repeat: Any = None
+
+    def replay(self) -> None:
+        self.repeat()
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_capture_reads_its_own_arrays_and_overwrites_its_outcome(monkeypatch: pytest.MonkeyPatch, lines: bool):
+    """The steps around CUDA's graph on the processor, with stand-ins for streams and the graph; no GPU is there."""
+    for name in ("Stream", "current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    passes, bucket = passes_of(model_of("grouped heads")), Bucket(512, lines)
+    given = [pack([Item.of_lines(prompt, [[5, 6], [7]] if lines else [])], bucket) for prompt in prompts()]
+    plain = [passes(arrays, bucket) for arrays in given]
+    passes.capture(bucket)
+    assert not passes._captured  # the twin cannot be captured
+    passes._forward.attention = attention.Attention(attend_by_sequence, captures=True)
+    passes.capture(bucket)
+    captured = passes._captured[bucket]
+
+    @torch.inference_mode()
+    def repeat() -> None:
+        outcome = passes.compute(captured._arrays, bucket)
+        captured._outcome.states.copy_(outcome.states)
+        captured._outcome.scores.copy_(outcome.scores)
+
+    captured._graph.repeat = repeat
+    for arrays, expected in zip(given, plain, strict=True):
+        found = passes(arrays, bucket)
+        assert found is captured._outcome
+        assert torch.equal(found.states, expected.states)
+        assert torch.equal(found.scores, expected.scores)
 
 
 @pytest.mark.gpu
