@@ -25,7 +25,7 @@ from benchmarks.movie_prompts import embedded_base, movie_prompts
 from models.ranker.fitting.qlora import load_base
 from models.ranker.inference.prefixes import PrefixCache
 from models.ranker.inference.runtimes import choose_runtime, load_scorer
-from models.ranker.inference.scorer import Dtype, Runtime, RuntimeName, Scorer
+from models.ranker.inference.scorer import Dtype, Runtime, RuntimeName, Scorer, SlabScorer
 from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.options import PRESETS
 from models.ranker.prompt import MOST_CANDIDATES, Prompt, PromptSettings
@@ -65,17 +65,19 @@ def rows_of(scorer: Scorer, counts: Sequence[int], histories: int) -> dict[str, 
     return rows
 
 
-def load(runtime: Runtime) -> Scorer:
+def load(runtime: Runtime) -> SlabScorer:
     """Return the embedded base's lower layers."""
     with tempfile.TemporaryDirectory() as folder:
         depth = int(PRESET["depth"])
         base = load_base(embedded_base(), quantisation="none", dtype=torch.float32, device="cpu", depth=depth)
         base.save_pretrained(folder)
-        return load_scorer(Path(folder), runtime)
+        scorer = load_scorer(Path(folder), replace(runtime, forward="transformers"))
+    assert isinstance(scorer, SlabScorer)  # the packed forward keeps no prefixes
+    return scorer
 
 
 def measure(
-    scorer: Scorer, counts: Sequence[int], histories: int, runs: int, clock: Callable[[], float]
+    scorer: SlabScorer, counts: Sequence[int], histories: int, runs: int, clock: Callable[[], float]
 ) -> dict[str, Any]:
     """Return the median seconds of a request for each row, and the mean tokens of its prompts.
 

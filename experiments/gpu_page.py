@@ -69,6 +69,24 @@ def small_models(found: Findings) -> Figures:
                 yield from (training if name.startswith("QLoRA") else ranking)(f"{shape}, {name}", row)
 
 
+def forward(found: Findings) -> Figures:
+    """Yield the operations a layer, and prompts a second in the lean forward and in transformers' layers."""
+    for name, count in found["operations_a_layer"].items():
+        yield f"operations a layer, {name}", f"{count}"
+    for shape, rows in found.items():
+        for name, row in rows.items() if shape != "operations_a_layer" else ():
+            seconds, title = row["seconds"], f"{shape}, {name}"
+            yield f"{title}: transformers", f"{1e3 * seconds['transformers']:.1f} ms a prompt"
+            yield f"{title}: lean, alone", f"{1e3 * seconds['packed, alone']:.1f} ms a prompt"
+            together = (
+                f"{row['prompts_a_second']:.0f} prompts/s, {row['share_of_matmul']:.2f} of the matrix product's rate"
+            )
+            yield f"{title}: lean, packed", together
+            passes = ", ".join(map(str, row["passes"]["rows"]))
+            equal = "bits equal those alone" if row["bit_equal"] else "**bits differ from those alone**"
+            yield f"{title}: passes", f"{passes} tokens; {equal}"
+
+
 def llama_7b(found: Findings) -> Figures:
     """Yield QLoRA, merge, load, ranking and the paper's Figure 3."""
     yield from training("QLoRA step, rank 8", found["qlora"])
@@ -109,6 +127,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Figures]]] = {
     "machine": ("The machine", versions),
     "correctness": ("Deviation from the processor in fp32", correctness),
     "small-models": ("Small models", small_models),
+    "forward": ("The lean forward", forward),
     "llama-7b": ("The shape of Llama 2 7B, random weights", llama_7b),
     "ensemble": ("The Triton ensemble, embedded base", ensemble),
     "ensemble-7b": ("The Triton ensemble, shape of Llama 2 7B", ensemble),

@@ -92,7 +92,8 @@ class Serving:
     def queue_size(self) -> int:
         """Maximum number of prompts that may wait for the ranker: those that can still be ranked in time.
 
-        An instance ranks one prompt after another, also those that Triton hands it together.
+        An instance ranks one prompt after another, also those that Triton hands it together. If they share passes,
+        ``pass_seconds`` is the duration of one among others.
         """
         return max(int(self.queue_timeout / self.pass_seconds - 1) * self.instances, 1)
 

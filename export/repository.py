@@ -11,6 +11,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.config import CONFIG, DEFAULTS, Serving, config_text, model_configs, write_configs
 from export.onnx_graph import export_retriever
 from export.text_arm import export_text_arms, reads_titles
@@ -39,6 +42,8 @@ from serving.layout import KIND, step_artifact
 PASS_FILE = "pass.json"
 """File in the ranker's exported folder with the duration of one pass on the exporting machine."""
 MEASURED_PASSES = 5
+PACKED_TOGETHER = 16
+"""Number of prompts whose ranking together is measured, if they share passes."""
 COMMITTED_REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 
 
@@ -55,6 +60,12 @@ class Export:
     threads: int | None = None
     """Number of threads of a ranking pass. Default: all that the machine has. It is part of the export because it
     determines the order of sums, and so the last bits of a score."""
+    forward: str | None = None
+    """Layers that PyTorch computes with: ``packed`` or ``transformers``. Default: the packed forward on a GPU if it
+    computes the model, see :mod:`models.ranker.forward`."""
+    batching: str = "exact"
+    """Whether prompts that share a pass of the packed forward may change each other's scores by rounding: ``exact``
+    (not by a bit) or ``tolerant``."""
     device: str = "auto"
     """Device of the ranker: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` (all of them) or ``gpu:N``."""
     index: bool = False
@@ -69,13 +80,17 @@ class Export:
         """Return the ranker's runtime; options that are not set are chosen for this machine.
 
         Raises:
-            InputError: this machine has no such device, or OpenVINO is to run on a GPU.
+            InputError: this machine has no such device, or OpenVINO is to run on a GPU or in PyTorch's layers.
         """
         device = "cpu" if self.device == "auto" and self.backend == "openvino" else self.device
         chosen = asdict(choose_runtime(device))
         if self.backend == "openvino" and chosen["device"] != "cpu":
             raise InputError("OpenVINO runs the ranker on the processor: use --device cpu, or --runtime torch on a GPU")
-        given = {"runtime": self.backend, "dtype": self.dtype, "threads": self.threads}
+        if self.backend == "openvino" and self.forward:
+            raise InputError(f"--forward {self.forward} is for PyTorch: use --runtime torch, or leave it out")
+        backend = "torch" if self.forward and not self.backend else self.backend
+        given = {"runtime": backend, "dtype": self.dtype, "threads": self.threads, "forward": self.forward}
+        given["batching"] = self.batching
         return Runtime(**{**chosen, **{name: value for name, value in given.items() if value is not None}})
 
     def placement(self, runtime: Runtime) -> str:
@@ -215,19 +230,29 @@ def measure_pass(folder: Path, candidates: int = MAX_CANDIDATES) -> dict[str, fl
         candidates: number of candidates of a prompt with independent lines; others keep theirs.
 
     Returns:
-        ``seconds``, the median duration of a pass, and ``prefix_bytes``, see :meth:`Ranker.prefix_bytes`.
+        ``seconds``, the median duration of a pass, or of a prompt among others if they share passes, and
+        ``prefix_bytes``, see :meth:`Ranker.prefix_bytes`.
 
     Raises:
         InputError: the ranker does not reproduce the scores that were stored with the probes.
     """
     ranker = Ranker.load(folder)
     prompts = [probe.prompt for probe in read_probes(folder)]
+    filled = cycle([_filled(prompt, candidates) for prompt in prompts])
+    together = PACKED_TOGETHER if ranker.packs else 1
     seconds = []
-    for prompt in islice(cycle([_filled(prompt, candidates) for prompt in prompts]), MEASURED_PASSES):
+    for _ in range(MEASURED_PASSES):
+        given = [(prompt, *_unordered(prompt)) for prompt in islice(filled, together)]
         started = time.perf_counter()
-        ranker.logits(prompt)
-        seconds.append(time.perf_counter() - started)
+        ranker.rank_all(given)
+        seconds.append((time.perf_counter() - started) / together)
     return {"seconds": statistics.median(seconds), "prefix_bytes": ranker.prefix_bytes(prompts)}
+
+
+def _unordered(prompt: Prompt) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return equal scores and ascending ranks for a prompt's candidates."""
+    count = len(prompt.line_ends)
+    return np.zeros(count, np.float32), np.arange(1, count + 1, dtype=np.int32)
 
 
 def _filled(prompt: Prompt, candidates: int) -> Prompt:

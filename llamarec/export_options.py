@@ -21,6 +21,20 @@ Dtype = Annotated[
         help="Ranker precision: `float32`, `bfloat16`, or on a GPU `float16`. Default: chosen for this machine."
     ),
 ]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that PyTorch computes with: `packed` or `transformers`. Default: `packed` on a GPU, for models"
+        " that it computes."
+    ),
+]
+Batching = Annotated[
+    str,
+    typer.Option(
+        help="Whether prompts that share a pass on a GPU may change each other's scores by rounding: `exact` (not by a"
+        " bit) or `tolerant`."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of one ranking pass. Default: all cores.")]
 Device = Annotated[
     str, typer.Option(help="Device of the ranker: `auto` (a GPU if there is one), `cpu`, `gpu` or `gpu:N`.")
@@ -57,6 +71,8 @@ Store = Annotated[
 def export_options(
     runtime: Runtime = None,
     dtype: Dtype = None,
+    forward: Forward = None,
+    batching: Batching = "exact",
     threads: Threads = None,
     device: Device = "auto",
     index: Index = False,

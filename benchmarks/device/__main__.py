@@ -51,6 +51,9 @@ SECTIONS = {
         "benchmarks.device.correctness", 180, "scores, losses and gradients against the processor's in fp32"
     ),
     "small-models": Program("benchmarks.device.small_models", 180, "ranking and training of SmolLM2 and of a 1B shape"),
+    "forward": Program(
+        "benchmarks.device.forward", 420, "the lean forward beside transformers' layers, prompts alone and packed"
+    ),
     "llama-7b": Program(
         "benchmarks.device.llama_7b", 360, "QLoRA, merge, ranking and Figure 3 at the shape of Llama 2 7B"
     ),

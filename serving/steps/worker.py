@@ -2,7 +2,8 @@
 
 Every ``model_repository/<step>/1/model.py`` hands Triton's calls to a :class:`Worker`. Requests that Triton hands over
 together are answered one by one, so that an answer never depends on the other requests of a batch and one bad request
-does not spoil the others; only a :class:`serving.steps.step.JointStep` sees all of them.
+does not spoil the others. Only a :class:`serving.steps.step.JointStep` sees all of them: each is decoded and admitted,
+then all are answered, then each answer is encoded.
 """
 
 import json
@@ -69,7 +70,7 @@ class Worker:
         self._presence = presence
 
     @classmethod
-    def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step]) -> "Worker":
+    def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step | JointStep]) -> "Worker":
         """Load a step's exported files and connect it to the metrics, the ranker's queue and the log of answers.
 
         Args:
@@ -112,18 +113,22 @@ class Worker:
 
     def _respond_together(self, step: JointStep, requests: Sequence[Any]) -> list[Any]:
         started = time.perf_counter()
-        read = [_outcome(partial(read_tensors, request, STEP_SPECS[self._name].inputs)) for request in requests]
+        read = [_outcome(partial(self._read, request)) for request in requests]
         answers = iter(step.answer_all([found for found in read if not isinstance(found, Exception)]))
         works = [partial(_result, found, found if isinstance(found, Exception) else next(answers)) for found in read]
         return [self._respond(request, work, started) for request, work in zip(requests, works, strict=True)]
 
     def _work(self, step: Step, request: Any) -> tuple[Tensors, Answer]:
+        tensors = self._read(request)
+        return tensors, step.answer(tensors)
+
+    def _read(self, request: Any) -> Tensors:
         tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
         if self._presence:
             self._presence.check(request)
         if self._queue:
             self._queue.admit(request, tensors)
-        return tensors, step.answer(tensors)
+        return tensors
 
     def _respond(self, request: Any, work: Callable[[], tuple[Tensors, Answer]], started: float) -> Any:
         try:

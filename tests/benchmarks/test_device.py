@@ -11,7 +11,7 @@ from tiny import embedded_base, tiny_base
 from transformers import AutoModelForCausalLM
 
 from benchmarks.device import __main__ as device
-from benchmarks.device import correctness, ensemble, llama_7b, machine, small_models
+from benchmarks.device import correctness, ensemble, forward, llama_7b, machine, small_models
 from benchmarks.device.reference import Reference, adapted, losses_and_gradients, scores_of
 from benchmarks.device.section import Section
 from benchmarks.device.shapes import LLAMA_2_7B, TINY, write_model
@@ -80,6 +80,26 @@ def test_small_models_are_measured(section: Section):
     for micro_batch in (4, 16):
         step = rows[f"QLoRA, micro-batch {micro_batch}"]
         assert step["prompts_a_second"] == pytest.approx(4 / step["seconds_a_step"])
+
+
+def test_the_lean_forward_takes_few_operations_a_layer():
+    """The goal is 16; transformers takes twice as many at least. Fewer than 10 would be a counter that misses some."""
+    counts = forward.operations_a_layer()
+    assert 10 <= counts["lean, letters"] < counts["lean, independent lines"] <= forward.GOAL
+    assert counts["transformers"] > 2 * counts["lean, independent lines"]
+
+
+@pytest.mark.thorough
+def test_the_lean_forward_is_measured(section: Section):
+    """In fp32 its scores are those of transformers, and packed prompts have the bits that they have alone."""
+    forward.measure(section)
+    found = findings(section)
+    for name in ("letters, float32", "independent lines, float32"):
+        row = found["tiny"][name]
+        assert row["bit_equal"]
+        assert row["passes"] == {"rows": [512], "together": "prompts"}
+        assert row["deviation"] < 1e-4
+        assert row["prompts_a_second"] == pytest.approx(1 / row["seconds"]["packed, together"])
 
 
 @pytest.mark.thorough

@@ -33,9 +33,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_a_section_without_a_file_is_not_run(page: Path, monkeypatch: pytest.MonkeyPatch):
-    """The page never leaves a section out: ten of them, ten times "not run"."""
+    """The page never leaves a section out: eleven of them, eleven times "not run"."""
     run(monkeypatch)
-    assert page.read_text().count("| not run |") == len(gpu_page.SECTIONS) == 10
+    assert page.read_text().count("| not run |") == len(gpu_page.SECTIONS) == 11
 
 
 def test_the_figures_name_card_driver_date_and_commit(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,7 +53,26 @@ def test_the_figures_name_card_driver_date_and_commit(page: Path, tmp_path: Path
     assert "NVIDIA H100, driver 580.1, 2026-12-01, commit abc." in text
     assert "| scores, float32 letters | 2e-05 (at most 0.0001: met) |" in text
     assert "| scores, bfloat16 lines | 0.2 (at most 0.1: **not met**) |" in text
-    assert text.count("| not run |") == 9
+    assert text.count("| not run |") == 10
+
+
+def test_the_lean_forward_stands_beside_transformers(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """.002 s a prompt in transformers, .001 alone and .0005 packed, which is 2,000 prompts a second."""
+    row = {
+        "seconds": {"transformers": 0.002, "packed, alone": 0.001, "packed, together": 0.0005},
+        "prompts_a_second": 2000.0,
+        "share_of_matmul": 0.7,
+        "passes": {"rows": [512, 1024], "together": "prompts"},
+        "bit_equal": True,
+    }
+    found = {"operations_a_layer": {"transformers": 34}, "tiny": {"letters, float16": row}}
+    written(tmp_path / "new", "forward", found)
+    run(monkeypatch, "--from", str(tmp_path / "new"))
+    text = page.read_text()
+    assert "| operations a layer, transformers | 34 |" in text
+    assert "| tiny, letters, float16: transformers | 2.0 ms a prompt |" in text
+    assert "| tiny, letters, float16: lean, packed | 2000 prompts/s, 0.70 of the matrix product's rate |" in text
+    assert "| tiny, letters, float16: passes | 512, 1024 tokens; bits equal those alone |" in text
 
 
 def test_a_section_that_was_stopped_says_so(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

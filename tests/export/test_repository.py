@@ -194,7 +194,7 @@ def test_a_ranker_whose_weights_changed_is_not_served(repository, tmp_path):
         ExportedSteps.load(spoilt)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"threads": 0}])
+@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"threads": 0}, {"forward": "fast"}, {"batching": "loose"}])
 def test_options_that_no_runtime_has_are_refused(artifacts, tmp_path, options):
     """A precision or thread count that does not exist is detected before anything is written."""
     with pytest.raises(InputError):
@@ -210,6 +210,17 @@ def test_openvino_on_a_gpu_is_refused(artifacts, tmp_path, monkeypatch):
         export(Export(backend="openvino", device="gpu"), artifacts, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
     assert Export(backend="openvino").runtime().device == "cpu"
+
+
+def test_the_packed_forward_is_pytorchs(monkeypatch):
+    """Naming PyTorch's layers chooses PyTorch where OpenVINO is the default, and contradicts OpenVINO by name."""
+    monkeypatch.setattr(
+        "export.repository.choose_runtime", lambda device: Runtime(runtime="openvino", dtype="bfloat16")
+    )
+    expected = Runtime(runtime="torch", dtype="bfloat16", forward="packed", batching="tolerant")
+    assert Export(forward="packed", batching="tolerant").runtime() == expected
+    with pytest.raises(InputError, match="--forward packed is for PyTorch: use --runtime torch, or leave it out"):
+        Export(backend="openvino", forward="packed").runtime()
 
 
 @pytest.mark.thorough

@@ -14,8 +14,10 @@ from models.ranker.inference.openvino_graph import attention_shape, hidden_state
 from models.ranker.inference.openvino_lines import line_states
 from models.ranker.inference.openvino_support import UNSUPPORTED, openvino_runs
 from models.ranker.inference.prefixes import Prefix
-from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.scorer import Runtime, SlabScorer
+from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.inference.slabs import Slab, prefix_slab
+from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
 
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
@@ -31,7 +33,7 @@ def openvino_core() -> openvino.Core:
     return openvino.Core()
 
 
-class OpenVinoScorer(Scorer):
+class OpenVinoScorer(SlabScorer):
     """A scorer that runs in OpenVINO on the processor."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
@@ -65,8 +67,13 @@ class OpenVinoScorer(Scorer):
         states: NDArray[np.float32] = found[0]
         return states
 
+    def settle(self, prompts: Sequence[Prompt]) -> None:
+        """Choose the slabs of independent lines; see :class:`Scorer`."""
+        if prompts[0].prefix:
+            settle_slabs(self, prompts[0])
+
     def prefix(self, token_ids: Sequence[int]) -> Prefix:
-        """Return the keys and values of each layer; see :class:`Scorer`."""
+        """Return the keys and values of each layer; see :class:`SlabScorer`."""
         _, heads, width = attention_shape(self._config)
         layers = self._config["num_hidden_layers"]
         nothing = Prefix([(np.empty((heads, 0, width), np.float32),) * 2] * layers)
@@ -74,7 +81,7 @@ class OpenVinoScorer(Scorer):
         return Prefix([(found[number], found[number + 1]) for number in range(1, 2 * layers, 2)])
 
     def slab_states(self, prefix: Prefix, slab: Slab) -> NDArray[np.float32]:
-        """Return the normalised hidden states at the lines' ends [lines, hidden]; see :class:`Scorer`."""
+        """Return the normalised hidden states at the lines' ends [lines, hidden]; see :class:`SlabScorer`."""
         states: NDArray[np.float32] = self._infer(prefix, slab)[0]
         return states
 

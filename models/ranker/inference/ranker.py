@@ -1,8 +1,10 @@
 """Orders candidates with a merged model; serving and offline evaluation both rank through this module."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.ranker.fusion import fuse, log_softmax, order
 from models.ranker.inference.prefixes import PrefixCache
 from models.ranker.inference.runtimes import load_scorer
-from models.ranker.inference.scorer import Runtime, Scorer
-from models.ranker.inference.slab_check import settle_slabs
+from models.ranker.inference.scorer import Runtime, Scorer, SlabScorer
 from models.ranker.inference.verbalizer import VERBALIZER_FILE, Verbalizer, restore_verbalizer
 from models.ranker.prompt import Prompt
 from preprocessing.errors import InputError
@@ -42,6 +43,10 @@ def read_runtime(folder: Path) -> Runtime:
         InputError: the file is missing, or the runtime is not one of this version.
     """
     return Runtime(**_read(folder / RUNTIME_FILE))
+
+
+Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Indices of the candidates, best first [k], and their probabilities in that order [k]."""
 
 
 class Ranker:
@@ -88,12 +93,14 @@ class Ranker:
         runtime = runtime or read_runtime(folder)
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
         probes = read_probes(folder)
-        scorer = load_scorer(folder / MODEL_FOLDER, runtime)
-        if probes[0].prompt.prefix:
-            settle_slabs(scorer, probes[0].prompt)
+        # The packed forward keeps no prefixes.
+        given = replace(runtime, forward="transformers") if prefix_cache else runtime
+        scorer = load_scorer(folder / MODEL_FOLDER, given)
+        scorer.settle([probe.prompt for probe in probes])
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))
         if prefix_cache:
             check_prefix_cache(prefix_cache, ranker.prefix_bytes([probe.prompt for probe in probes]))
+            assert isinstance(scorer, SlabScorer)
             scorer.prefixes = PrefixCache(prefix_cache << 20)
         tolerance = PROBE_TOLERANCE[runtime.dtype]
         for place, (prompt, expected) in enumerate(probes):
@@ -113,11 +120,14 @@ class Ranker:
     def prefix_bytes(self, prompts: Sequence[Prompt]) -> int:
         """Return the memory in bytes that the longest prefix of these prompts takes; 0 if they have none."""
         longest = max((prompt.tokens[: prompt.prefix] for prompt in prompts), key=len)
-        return self._scorer.prefix(longest).nbytes if longest else 0
+        return self._scorer.prefix_bytes(longest) if longest else 0
 
-    def rank(
-        self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    @property
+    def packs(self) -> bool:
+        """Whether :meth:`rank_all` takes less time than ranking the prompts one by one."""
+        return self._scorer.packs
+
+    def rank(self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike) -> Ranking:
         """Return the order of a prompt's k candidates, and their probabilities.
 
         Args:
@@ -131,18 +141,58 @@ class Ranker:
         Raises:
             InputError: the line ends are not k positions in the prompt.
         """
-        k, tokens, ends = np.asarray(scores).size, len(prompt.tokens), prompt.line_ends
-        in_order = not prompt.prefix or all(np.diff([prompt.prefix - 1, *ends]) > 0)
-        if len(ends) != k or not all(0 <= end < tokens for end in ends) or not in_order:
-            raise InputError(
-                f"{len(ends)} line ends for {k} candidates in {tokens} tokens: give one position in the prompt for each"
-            )
-        if k == 0:
+        _check(prompt, np.asarray(scores).size)
+        if not prompt.line_ends:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        logprobs = fuse(self.logits(prompt), scores, self.weight)
+        return self._ordered(self.logits(prompt), scores, ranks)
+
+    def rank_all(self, given: Sequence[tuple[Prompt, ArrayLike, ArrayLike]]) -> list[Ranking | Exception]:
+        """Return what :meth:`rank` returns for each prompt, or the error that it raises; prompts share passes.
+
+        If a pass fails, its prompts are ranked one by one, so that the one which makes it fail spoils no other.
+
+        Args:
+            given: the arguments of :meth:`rank`.
+        """
+        asked = [row for row in given if row[0].line_ends and _fits(row[0], np.asarray(row[1]).size)]
+        try:
+            logits = self._verbalizer.logits_of(self._scorer, [prompt for prompt, _, _ in asked]) if asked else []
+        except Exception:
+            logging.getLogger(__name__).exception("%d prompts are ranked one by one: their passes failed", len(asked))
+            return [_outcome(partial(self.rank, *row)) for row in given]
+        found = {id(row): values for row, values in zip(asked, logits, strict=True)}
+        return [
+            self._ordered(found[id(row)], *row[1:]) if id(row) in found else _outcome(partial(self.rank, *row))
+            for row in given
+        ]
+
+    def _ordered(self, logits: NDArray[np.float32], scores: ArrayLike, ranks: ArrayLike) -> Ranking:
+        logprobs = fuse(logits, scores, self.weight)
         places = order(logprobs, ranks)
         probabilities = np.exp(log_softmax(logprobs / self._temperature))
         return places, probabilities[places].astype(np.float32)
+
+
+def _fits(prompt: Prompt, k: int) -> bool:
+    """Return whether a prompt's line ends are k positions in it, in order if the lines are independent."""
+    ends = prompt.line_ends
+    in_order = not prompt.prefix or all(np.diff([prompt.prefix - 1, *ends]) > 0)
+    return len(ends) == k and all(0 <= end < len(prompt.tokens) for end in ends) and bool(in_order)
+
+
+def _check(prompt: Prompt, k: int) -> None:
+    if not _fits(prompt, k):
+        raise InputError(
+            f"{len(prompt.line_ends)} line ends for {k} candidates in {len(prompt.tokens)} tokens: give one position in"
+            " the prompt for each"
+        )
+
+
+def _outcome(run: Callable[[], Ranking]) -> Ranking | Exception:
+    try:
+        return run()
+    except Exception as error:
+        return error
 
 
 class Probe(NamedTuple):

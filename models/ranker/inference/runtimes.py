@@ -70,9 +70,7 @@ def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
         InputError: the runtime is not installed, or cannot run this model.
     """
     if runtime.runtime == "torch":
-        from models.ranker.inference.torch_scorer import TorchScorer
-
-        return TorchScorer(folder, runtime)
+        return _torch_scorer(folder, runtime)
     try:
         from models.ranker.inference.openvino_scorer import OpenVinoScorer
     except ModuleNotFoundError as error:
@@ -81,3 +79,25 @@ def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
             " pip install 'llamarec[openvino]', or export with --runtime torch"
         ) from None
     return OpenVinoScorer(folder, runtime)
+
+
+def _torch_scorer(folder: Path, runtime: Runtime) -> Scorer:
+    """Return the scorer of the packed forward if the runtime asks for it or is on a GPU, else that of transformers.
+
+    Raises:
+        InputError: the runtime names the packed forward, which does not compute the model.
+    """
+    from models.ranker.forward.shape import UnsupportedBaseError
+    from models.ranker.inference.packed_scorer import PackedScorer
+    from models.ranker.inference.torch_scorer import TorchScorer
+
+    if runtime.forward == "packed" or (runtime.forward == "auto" and runtime.device != "cpu"):
+        try:
+            return PackedScorer(folder, runtime)
+        except UnsupportedBaseError as reason:
+            if runtime.forward == "packed":
+                raise
+            logging.getLogger(__name__).warning(
+                "the ranker runs one prompt at a time in transformers' layers: %s", reason
+            )
+    return TorchScorer(folder, runtime)

@@ -5,12 +5,12 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranker.inference.scorer import Scorer
+from models.ranker.inference.scorer import SlabScorer
 from models.ranker.inference.slabs import ROWS_FOR_A_LINE, SLAB_ROWS
 from models.ranker.prompt import Prompt
 
 
-def settle_slabs(scorer: Scorer, prompt: Prompt) -> None:
+def settle_slabs(scorer: SlabScorer, prompt: Prompt) -> None:
     """Choose numbers of rows of a slab at which this machine gives a line the same states, bit by bit, in any company.
 
     A library may compute the last rows of a product by another kernel, or all rows of a small product, and that may
@@ -43,7 +43,7 @@ def settle_slabs(scorer: Scorer, prompt: Prompt) -> None:
 
 
 def _states(
-    scorer: Scorer, prompt: Prompt, rows: int | None, *, count: int | None = None, reverse: bool = False
+    scorer: SlabScorer, prompt: Prompt, rows: int | None, *, count: int | None = None, reverse: bool = False
 ) -> NDArray[np.float32]:
     """Return the states of the prompt's first lines [n, hidden], as many as one slab holds.
 

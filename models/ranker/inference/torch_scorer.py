@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.ranker.inference.prefixes import Prefix
-from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.scorer import Runtime, SlabScorer
+from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.inference.slabs import Slab
 from models.ranker.inference.torch_lines import LinesDecoder, LinesPass, Part, PrefixPass
 from models.ranker.loading import load_causal_lm
 from models.ranker.memory import check_gpu_memory, serving_bytes
 from models.ranker.precision import DTYPES
+from models.ranker.prompt import Prompt
 
 
-class TorchScorer(Scorer):
+class TorchScorer(SlabScorer):
     """A scorer that runs in PyTorch; in fp32 it is the reference for every other runtime."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
@@ -57,16 +59,21 @@ class TorchScorer(Scorer):
         states: NDArray[np.float32] = hidden[list(places)].float().cpu().numpy()
         return states
 
+    def settle(self, prompts: Sequence[Prompt]) -> None:
+        """Choose the slabs of independent lines; see :class:`Scorer`."""
+        if prompts[0].prefix:
+            settle_slabs(self, prompts[0])
+
     @torch.inference_mode()
     def prefix(self, token_ids: Sequence[int]) -> Prefix:
-        """Return the keys and values of each layer; see :class:`Scorer`."""
+        """Return the keys and values of each layer; see :class:`SlabScorer`."""
         part = PrefixPass(torch.empty(0, dtype=torch.int64, device=self._device))
         self._run(torch.tensor(list(token_ids), device=self._device), None, part)
         return Prefix(part.layers)
 
     @torch.inference_mode()
     def slab_states(self, prefix: Prefix, slab: Slab) -> NDArray[np.float32]:
-        """Return the normalised hidden states at the lines' ends [lines, hidden]; see :class:`Scorer`."""
+        """Return the normalised hidden states at the lines' ends [lines, hidden]; see :class:`SlabScorer`."""
         arrays = (slab.tokens, slab.positions, slab.members, slab.slots, slab.ends)
         tokens, positions, members, slots, ends = (torch.from_numpy(array).to(self._device) for array in arrays)
         hidden = self._run(tokens, positions, LinesPass(ends, iter(prefix.layers), members, slots))

@@ -33,6 +33,12 @@ class LetterVerbalizer:
         logits: NDArray[np.float32] = scorer.score([prompt.tokens], self.letter_ids[: len(prompt.line_ends)])[0]
         return logits
 
+    def logits_of(self, scorer: Scorer, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
+        """Return the logits of the candidates of several prompts, one array [k] for each."""
+        most = max(len(prompt.line_ends) for prompt in prompts)
+        rows = scorer.score([prompt.tokens for prompt in prompts], self.letter_ids[:most])
+        return [row[: len(prompt.line_ends)] for row, prompt in zip(rows, prompts, strict=True)]
+
     def stored(self) -> Mapping[str, Any]:
         """Return the JSON content that :func:`restore_verbalizer` reads."""
         return {"letters": dict(zip(LETTERS, self.letter_ids, strict=False))}
@@ -50,6 +56,10 @@ class LineVerbalizer:
         if prompt.prefix:
             return scorer.score_independent(prompt, self.direction)
         return scorer.score_lines(prompt.tokens, prompt.line_ends, self.direction)
+
+    def logits_of(self, scorer: Scorer, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
+        """Return the logits of the candidates of several prompts, one array [k] for each."""
+        return scorer.score_prompts(prompts, self.direction)
 
     def stored(self) -> Mapping[str, Any]:
         """Return the JSON content that :func:`restore_verbalizer` reads."""

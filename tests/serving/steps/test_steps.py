@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,8 +41,9 @@ from serving.contract import (
 from serving.layout import KIND, instance_device, loaded_artifact
 from serving.steps.features import FeaturesStep
 from serving.steps.prompt_builder import PromptBuilderStep
-from serving.steps.ranker import RankerStep
+from serving.steps.ranker import JointRankerStep, RankerStep
 from serving.steps.retriever import RetrieverStep
+from serving.steps.step import JointStep
 from serving.steps.worker import Worker
 from stores.store import AddedItem, Listing
 
@@ -426,6 +428,38 @@ def test_a_remembered_prompt_is_ranked_once():
     assert asked == [[1], [2], [1]]
 
 
+def test_requests_are_ranked_together_and_refused_alone():
+    """One pass over what is new; the answers are those of one request by itself, and a refusal is not remembered."""
+    asked: list[list[list[int]]] = []
+
+    class TogetherRanker(BackwardsRanker):
+        def rank_all(self, given):
+            asked.append([prompt.tokens for prompt, _, _ in given])
+            return [
+                InputError("token 9") if prompt.tokens == [9] else self.rank(prompt, scores, ranks)
+                for prompt, scores, ranks in given
+            ]
+
+    def sent(token, limit=0):
+        return {
+            TOKEN: ints(token),
+            LINE_END: ints(0, 0),
+            CANDIDATE_ID: texts(b"x", b"y"),
+            CANDIDATE_SCORE: np.zeros(2, np.float32),
+            CANDIDATE_RANK: ints(1, 2),
+            LIMIT: ints(limit),
+        }
+
+    step = JointRankerStep(TogetherRanker(), cached=2)
+    first, refused, again, other = step.answer_all([sent(1), sent(9), sent(1, 1), sent(2)])
+    assert str(refused) == "token 9"
+    assert [answer[ITEM_ID].tolist() for answer in (first, again, other)] == [[b"y", b"x"], [b"y"], [b"y", b"x"]]
+    step.answer_all([sent(1), sent(9), sent(3)])
+    step.answer_all([sent(1), sent(2)])
+    assert asked == [[[1], [9], [2]], [[9], [3]], [[2]]]
+    assert JointRankerStep(TogetherRanker()).answer_all([sent(1)])[0][ITEM_ID].tolist() == [b"y", b"x"]
+
+
 class Encoder:
     def encode(self, history, exclude, candidates, top_k, history_titles, candidate_titles):
         self.asked = (history, exclude, candidates, top_k, history_titles, candidate_titles)
@@ -471,10 +505,27 @@ def test_an_instance_runs_on_the_gpu_that_triton_gave_it(given, device):
     assert instance_device(given) == device
 
 
+class Packing(NamedTuple):
+    """A ranker that packs prompts or does not."""
+
+    packs: bool
+
+
+@pytest.mark.parametrize(("packs", "kind"), [(True, JointRankerStep), (False, RankerStep)])
+def test_a_ranker_that_packs_answers_requests_together(tmp_path, monkeypatch, packs, kind):
+    monkeypatch.setattr(Ranker, "load", lambda *given: Packing(packs))
+    write_runtime(tmp_path, Runtime())
+    step = RankerStep.load(tmp_path)
+    assert type(step) is kind
+    assert isinstance(step, JointStep) == packs
+
+
 def test_the_rankers_device_replaces_that_of_the_export(tmp_path, monkeypatch):
     """The device of an instance, here ``cuda:1``, replaces the exported runtime's ``cuda``."""
     loaded = []
-    monkeypatch.setattr(Ranker, "load", lambda folder, runtime, prefix_cache: loaded.append(runtime.device))
+    monkeypatch.setattr(
+        Ranker, "load", lambda folder, runtime, prefix_cache: loaded.append(runtime.device) or Packing(False)
+    )
     write_runtime(tmp_path, Runtime(dtype="float16", device="cuda"))
     RankerStep.load(tmp_path, device="cuda:1")
     RankerStep.load(tmp_path)

@@ -185,6 +185,41 @@ def test_a_request_that_cannot_be_passed_on_takes_no_place_in_the_queue():
     assert (step.asked, queue.admitted) == ([], [])
 
 
+class Together:
+    """Answers all requests at once, the second of those that it is given with an error."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[bytes]] = []
+
+    def answer_all(self, requests: list[Mapping]) -> list[Mapping | Exception]:
+        self.asked.append([tensors[HISTORY][0] for tensors in requests])
+        return [InputError("no") if place == 1 else ANSWER for place in range(len(requests))]
+
+    def facts(self, tensors: Mapping, answer: Mapping, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+
+def test_a_joint_step_is_given_what_the_queue_admits():
+    """Of four requests, the second is late and the second of the others is refused: each gets its own answer."""
+    step = Together()
+
+    class Second(Queue):
+        def admit(self, request: Any, tensors: Mapping) -> None:
+            super().admit(request, tensors)
+            if len(self.admitted) == 2:
+                raise LateError("late")
+
+    requests = [request(HISTORY=[name]) for name in (b"a", b"b", b"c", b"d")]
+    responses = Worker("features", step, queue=Second()).execute(requests)
+    assert step.asked == [[b"a", b"c", b"d"]]
+    assert [response.error for response in responses] == [
+        None,
+        ("UNAVAILABLE", "features: late"),
+        ("INVALID_ARG", "features: no"),
+        None,
+    ]
+
+
 def test_a_failure_while_counting_is_an_answer_too():
     """Facts are computed inside the request: an error there is that request's, and the next one is answered."""
     step, told = Step(), []

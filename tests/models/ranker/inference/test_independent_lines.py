@@ -18,7 +18,7 @@ from models.ranker.fitting.qlora import hidden_states, load_base, pack_lines
 from models.ranker.inference.prefixes import Prefix, PrefixCache
 from models.ranker.inference.ranker import Ranker, check_prefix_cache, write_runtime
 from models.ranker.inference.runtimes import load_scorer
-from models.ranker.inference.scorer import Runtime, Scorer
+from models.ranker.inference.scorer import Runtime, SlabScorer
 from models.ranker.inference.slab_check import settle_slabs
 from models.ranker.inference.slabs import SLAB_ROWS, slabs_of
 from models.ranker.inference.verbalizer import LineVerbalizer
@@ -48,14 +48,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
-def settled(folder: Path, runtime: Runtime) -> Scorer:
+def settled(folder: Path, runtime: Runtime) -> SlabScorer:
     """Return a scorer as a ranker loads it."""
     scorer = load_scorer(folder, runtime)
-    settle_slabs(scorer, PROMPT)
+    scorer.settle([PROMPT])
     return scorer
 
 
-def score(scorer: Scorer, lines: list[list[int]]) -> list[bytes]:
+def score(scorer: SlabScorer, lines: list[list[int]]) -> list[bytes]:
     """Return the bits of each line's score."""
     hidden = scorer.rows([0]).shape[1]
     return [value.tobytes() for value in scorer.score_independent(Prompt.of_lines(PREFIX, lines), direction(hidden))]
@@ -68,7 +68,7 @@ def companies(draw: st.DrawFn) -> list[list[int]]:
     return draw(st.lists(line, min_size=1, max_size=60))
 
 
-def check_bits(scorer: Scorer, lines: list[list[int]], order: list[int]) -> None:
+def check_bits(scorer: SlabScorer, lines: list[list[int]], order: list[int]) -> None:
     """Check that each line's score has the same bits among all lines, in another order, and alone."""
     together = score(scorer, lines)
     assert score(scorer, [lines[number] for number in order]) == [together[number] for number in order]
@@ -169,7 +169,7 @@ def test_slabs_hold_each_line_once(lengths: list[int], sizes: tuple[int, ...]):
     assert sorted(held) == list(range(len(lines)))
 
 
-class FakeScorer(Scorer):
+class FakeScorer(SlabScorer):
     """A scorer of made-up states: each line's first token, plus an error where ``error`` says so."""
 
     def __init__(self, error) -> None:
@@ -180,6 +180,9 @@ class FakeScorer(Scorer):
         raise NotImplementedError
 
     def rows(self, label_ids):
+        raise NotImplementedError
+
+    def settle(self, prompts):
         raise NotImplementedError
 
     def prefix(self, token_ids):
