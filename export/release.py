@@ -101,11 +101,13 @@ def release_options(repository: Path, name: str) -> Export:
     recorded = read_manifest(folder, KIND, "llamarec release build").options
     passed = json.loads((folder / PASS_FILE).read_text(encoding="utf-8"))["seconds"]
     serving = read_serving(repository, suffix, passed)
-    runtime = recorded["runtime"]
+    runtime = {"forward": "auto", "batching": "exact", **recorded["runtime"]}  # earlier versions had neither
     return Export(
         backend=runtime["runtime"],
         dtype=runtime["dtype"],
         threads=runtime["threads"],
+        forward=None if runtime["forward"] == "auto" else runtime["forward"],
+        batching=runtime["batching"],
         device=serving.device,
         index=recorded["index"],
         retrieve=recorded.get("retrieve"),
