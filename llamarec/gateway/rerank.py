@@ -66,8 +66,8 @@ class RerankBody(BaseModel):
             raise Refusal(
                 400,
                 "invalid_request",
-                f"documents holds {len(self.documents):,}: a ranker orders at most {MOST_DOCUMENTS} of them, or 20 if"
-                " it reads letters: send the best of an earlier stage",
+                f"documents holds {len(self.documents):,}: a ranker orders at most 20 of them, or {MOST_DOCUMENTS} if"
+                " it reads independent lines: send the best of an earlier stage",
             )
         history = [line for line in (part.removesuffix("\r") for part in self.query.split("\n")) if line.strip()]
         texts = self.texts()

@@ -1,5 +1,7 @@
 """The HTTP gateway in front of the real tritonserver: the same answers as over gRPC, and the steps' own refusals."""
 
+import inspect
+
 import pytest
 from gateways import FAILURE, open_gateway
 
@@ -49,6 +51,22 @@ def test_ids_are_reranked_as_candidates(http, client):
     assert [(CANDIDATES[each["index"]], each["relevance_score"]) for each in results] == [
         (row.item_id, row.score) for row in direct
     ]
+
+
+@pytest.mark.skipif(
+    "history_titles" not in inspect.signature(RecommenderClient.recommend).parameters,
+    reason="this version of llamarec-client sends no titles",
+)
+def test_titles_are_reranked_without_a_catalogue(http, client):
+    """As the client's call with the same titles, whose items are the places of the candidates."""
+    history, documents = ["Star Wars (1977)", "Return of the Jedi (1983)"], ["Babe (1995)", "A film nobody knows", "Go"]
+    body = {"query": "\n".join(history), "documents": documents}
+    results = http.post("/v1/rerank", json=body).json()["results"]
+    direct = client.recommend(**{"history_titles": history, "candidate_titles": documents})
+    assert [(str(each["index"]), each["relevance_score"]) for each in results] == [
+        (row.item_id, row.score) for row in direct
+    ]
+    assert [each["document"]["text"] for each in results] == [documents[int(row.item_id)] for row in direct]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_an_empty_query_is_an_empty_history(http, client):
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        ({"documents": ["a"] * 1000}, 400, "documents holds 1,000: a ranker orders at most 200"),
+        ({"documents": ["a"] * 1000}, 400, "documents holds 1,000: a ranker orders at most 20 of them, or 200 if"),
         ({"model": "rerank-v3.5"}, 400, "there is no model 'rerank-v3.5': give 'llamarec' if"),
         ({"documents": []}, 422, "documents"),
         ({"documents": [{"title": "a"}]}, 422, "documents.0"),
