@@ -4,13 +4,12 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -33,6 +32,7 @@ from llamarec.gateway.rerank import RerankAnswer, RerankAnswer2, RerankBody, ans
 from llamarec_client import AsyncRecommenderClient, ClientError, Recommendations
 from llamarec_client.contract import RETRIEVAL_ENSEMBLE
 
+Body = TypeVar("Body", bound=BaseModel)
 READY_SECONDS = 1.0
 """How long an answer of ``/health/ready`` is valid, so that probes cannot load the servers; also its deadline."""
 DESCRIPTION = (
@@ -134,6 +134,25 @@ class Gateway:
         return self._failure
 
 
+def _takes(body: type[BaseModel]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body, which :func:`_read` reads."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # all of them are part of an answer too, which FastAPI describes
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _read(request: Request, body: type[Body]) -> Body:
+    """Return a request's body, whatever its Content-Type is; FastAPI's own way treats a body of another type as text.
+
+    Raises:
+        Refusal: it is not valid JSON, or has not the shape of the endpoint.
+    """
+    try:
+        return body.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid_body(error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+
 def _json(body: BaseModel) -> Response:
     """Return a response without FastAPI's validation of what was just built."""
     return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
@@ -191,19 +210,14 @@ def add_failures(app: FastAPI) -> None:
     async def refused(request: Request, error: Refusal) -> JSONResponse:
         return answer(error, request_id(request))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(invalid_body(error.errors()), request_id(request))
-
     @app.exception_handler(Exception)
     async def faulty(request: Request, error: Exception) -> JSONResponse:
         return answer(gateway_error(), request_id(request))  # Starlette raises it again, and the admission logs it
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
-        names = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
+        names = {404: "not_found", 405: "method_not_allowed"}
         details = {
-            400: "the body cannot be read: send a JSON object as UTF-8",
             404: "there is no such path: /openapi.json lists all of them",
             405: "this path takes another method: /openapi.json lists it",
         }
@@ -215,8 +229,15 @@ def add_failures(app: FastAPI) -> None:
 def add_recommender(app: FastAPI, gateway: Gateway) -> None:
     """Add the endpoints of the recommender's own API."""
 
-    @app.post("/v1/recommend", response_model=RecommendAnswer, **GUARDED, summary="Recommend items, or rank candidates")
-    async def recommend(request: Request, asked: RecommendBody) -> Response:
+    @app.post(
+        "/v1/recommend",
+        openapi_extra=_takes(RecommendBody),
+        response_model=RecommendAnswer,
+        **GUARDED,
+        summary="Recommend items, or rank candidates",
+    )
+    async def recommend(request: Request) -> Response:
+        asked = await _read(request, RecommendBody)
         arguments = {name: value for name, value in asked if value is not None}
         ranked = await gateway.recommend(_turn(request), arguments)
         items = [Item(item_id=row.item_id, score=row.score, retriever_rank=row.retriever_rank) for row in ranked]
@@ -224,9 +245,15 @@ def add_recommender(app: FastAPI, gateway: Gateway) -> None:
             RecommendAnswer(items=items, model=ranked.model, degraded=ranked.degraded, request_id=ranked.request_id)
         )
 
-    @app.post("/v1/events", response_model=EventsAnswer, **GUARDED, summary="Record what a user did")
-    async def events(request: Request, asked: EventsBody) -> Response:
-        turn = _turn(request)
+    @app.post(
+        "/v1/events",
+        openapi_extra=_takes(EventsBody),
+        response_model=EventsAnswer,
+        **GUARDED,
+        summary="Record what a user did",
+    )
+    async def events(request: Request) -> Response:
+        turn, asked = _turn(request), await _read(request, EventsBody)
         new = await gateway.client.record(
             asked.user_id,
             asked.item_ids,
@@ -237,9 +264,15 @@ def add_recommender(app: FastAPI, gateway: Gateway) -> None:
         )
         return _json(EventsAnswer(new=new, request_id=turn.request_id))
 
-    @app.post("/v1/similar", response_model=SimilarAnswer, **GUARDED, summary="Find the items that are nearest to one")
-    async def similar(request: Request, asked: SimilarBody) -> Response:
-        turn = _turn(request)
+    @app.post(
+        "/v1/similar",
+        openapi_extra=_takes(SimilarBody),
+        response_model=SimilarAnswer,
+        **GUARDED,
+        summary="Find the items that are nearest to one",
+    )
+    async def similar(request: Request) -> Response:
+        turn, asked = _turn(request), await _read(request, SimilarBody)
         return _json(SimilarAnswer(items=await gateway.similar(turn, asked), request_id=turn.request_id))
 
 
@@ -248,17 +281,24 @@ def add_rerankers(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post(
         "/v1/rerank",
+        openapi_extra=_takes(RerankBody),
         **GUARDED,
         response_model=RerankAnswer,
         summary="Rank documents, as Jina's API and version 1 of Cohere's",
     )
-    async def rerank(request: Request, asked: RerankBody) -> Response:
+    async def rerank(request: Request) -> Response:
+        asked = await _read(request, RerankBody)
         return _json(answer_1(asked, await gateway.recommend(_turn(request), asked.arguments())))
 
     @app.post(
-        "/v2/rerank", response_model=RerankAnswer2, **GUARDED, summary="Rank documents, as version 2 of Cohere's API"
+        "/v2/rerank",
+        openapi_extra=_takes(RerankBody),
+        response_model=RerankAnswer2,
+        **GUARDED,
+        summary="Rank documents, as version 2 of Cohere's API",
     )
-    async def rerank_2(request: Request, asked: RerankBody) -> Response:
+    async def rerank_2(request: Request) -> Response:
+        asked = await _read(request, RerankBody)
         return _json(answer_2(asked, await gateway.recommend(_turn(request), asked.arguments())))
 
 

@@ -83,10 +83,9 @@ def invalid_body(errors: Sequence[Any]) -> Refusal:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Refusal(400, "invalid_json", "the body is not valid JSON: send a JSON object as UTF-8")
-    if first["loc"] == ("body",):
-        sentence = "the body is not a JSON object: send one, with the header Content-Type: application/json"
-        return Refusal(422, "invalid_body", sentence)
-    place = ".".join(str(part) for part in first["loc"][1:])
+    if not first["loc"]:
+        return Refusal(422, "invalid_body", "the body is not a JSON object: send one")
+    place = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
     message = f"{place[:200]}: {first['msg']}{more}; /openapi.json describes the body"
     return Refusal(422, "invalid_body", message.encode(errors="replace").decode())

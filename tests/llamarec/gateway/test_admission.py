@@ -312,7 +312,7 @@ def test_the_id_of_a_request_reaches_the_server_and_the_metrics_its_end(scripted
         http.post("/v1/recommend", content=b"{")
         http.post("/v2/elsewhere", content=b"{}")
         counted = http.get("/metrics").text
-    for labels in ('"/v1/recommend",status="200"', '"/v1/recommend",status="422"', '"other",status="404"'):
+    for labels in ('"/v1/recommend",status="200"', '"/v1/recommend",status="400"', '"other",status="404"'):
         assert f"llamarec_gateway_requests_total{{endpoint={labels}}} 1.0" in counted
     assert "llamarec_gateway_in_flight 0.0" in counted
     assert 'llamarec_gateway_request_seconds_count{endpoint="/v1/recommend"} 2.0' in counted

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from gateways import FAILURE, FakeClient, open_gateway
@@ -109,8 +110,9 @@ def test_openapi_describes_every_endpoint_with_examples(http):
     described = http.get("/openapi.json").json()
     for path in ("/v1/recommend", "/v1/events", "/v1/similar", "/v1/rerank", "/v2/rerank"):
         endpoint = described["paths"][path]["post"]
-        name = endpoint["requestBody"]["content"]["application/json"]["schema"]["$ref"].split("/")[-1]
-        assert "examples" in json.dumps(described["components"]["schemas"][name])
+        body = json.dumps(endpoint["requestBody"]["content"]["application/json"]["schema"])
+        assert "examples" in body
+        assert set(re.findall(r"#/components/schemas/(\w+)", body)) <= set(described["components"]["schemas"])
         assert {"400", "401", "413", "422", "429", "502", "503", "504"} <= set(endpoint["responses"])
         assert endpoint["security"] == [{"HTTPBearer": []}]
 
@@ -173,7 +175,7 @@ def test_a_fault_of_the_gateway_is_told_without_its_text(http, client, caplog):
         (b'"\xff"', 400, "JSON"),
         (b"[" * 100_000, 400, "JSON"),
         (b"[]", 422, "JSON object"),
-        (b"", 422, "JSON object"),
+        (b"", 400, "JSON"),
         (b'{"historyy": []}', 422, "historyy"),
         (b'{"history": "50"}', 422, "history"),
         (b'{"history": [50]}', 422, "history.0"),
