@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--stage", choices=MODELS, default="ranking")
     parser.add_argument("--users", type=int, help="Number of users. Default: all.")
-    parser.add_argument("--in-flight", type=int, default=8, help="Concurrent requests of the second measurement.")
+    parser.add_argument("--in-flight", type=int, default=4, help="Concurrent requests of the second measurement.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of lines.")
     options = parser.parse_args()
     result = benchmark(options.artifacts, options.repository, options.stage, options.users, options.in_flight)

@@ -46,7 +46,7 @@ ECHO_STEPS = {
         limit = int(request[LIMIT][0]) or None
         return {
             CANDIDATE_ITEM: items, CANDIDATE_ID: ids, CANDIDATE_SCORE: scores, CANDIDATE_RANK: list(ranks),
-            CANDIDATE_TEXT: request[GIVEN_TEXT],
+            CANDIDATE_TEXT: request.get(GIVEN_TEXT, []),
             ITEM_ID: ids[:limit], SCORE: scores[:limit], RETRIEVER_RANK: list(ranks[:limit]),
         }
 """,

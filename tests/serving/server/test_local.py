@@ -77,7 +77,7 @@ def test_leaving_the_block_leaves_nothing_behind(echo_repository, tmp_path, inte
         pid = server.pid
         with RecommenderClient(server.url) as recommender:
             assert len(recommender.recommend(["a", "b"])) == 2
-        assert len(segments(server)) == 6, "one segment for each Python step, for events and for items"
+        assert len(segments(server)) == 7, "one segment for each Python step, for events and for items"
         if interruption:
             raise interruption
     assert group_is_gone(pid)
