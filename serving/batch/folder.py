@@ -91,8 +91,7 @@ class Folder:
         Raises:
             InputError: another process writes to it, or it holds something else.
         """
-        known = {RECOMMENDATIONS, WORK, MANIFEST}
-        if self.path.exists() and (not self.path.is_dir() or {file.name for file in self.path.iterdir()} - known):
+        if self.path.exists() and (not self.path.is_dir() or self._holds_something_else()):
             raise InputError(f"{self.path} holds something else than recommendations: name a new folder")
         self._work.mkdir(parents=True, exist_ok=True)
         with (self._work / "lock").open("w") as lock:
@@ -104,7 +103,7 @@ class Folder:
                 yield
             finally:
                 if self.is_finished() or not self._plan.is_file():
-                    shutil.rmtree(self._work)
+                    shutil.rmtree(self._work, ignore_errors=True)  # gone if a call that just ended removed it
 
     def is_finished(self) -> bool:
         """Return whether a batch has ended here."""
@@ -184,6 +183,10 @@ class Folder:
             facts=facts,
         )
         return self.finished(plan.identity)
+
+    def _holds_something_else(self) -> bool:
+        names = {file.name for file in self.path.iterdir() if not file.name.startswith(".")}  # what was written aside
+        return bool(names - {RECOMMENDATIONS, MANIFEST})
 
     def _check(self, found: Mapping[str, Any], identity: Identity) -> None:
         wanted = plain(asdict(identity))
