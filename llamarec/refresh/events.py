@@ -28,6 +28,8 @@ from stores.store import Listing, Store
 SNAPSHOT = "events.parquet"
 """File of the events that were taken from a store, within the folder of a candidate."""
 COLUMNS = ("user", "item", "timestamp", "title")
+KEYS = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64()})
+"""Columns of an event; times in milliseconds since 1970, or numbers that only order the events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +184,6 @@ def _write_snapshot(store: Store, source: Source, earlier: Path, path: Path) -> 
 
 def _kind(previous: Previous) -> str | None:
     return None if previous.times is None else str(previous.times["kind"])
-
-
-KEYS = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64()})
-"""Columns of an event; times in milliseconds since 1970, or numbers that only order the events."""
 
 
 def _parts(artifacts: Path) -> Iterator[pa.Table]:
