@@ -1,6 +1,5 @@
 """The gateway's endpoints: each turns a body into one call of the asyncio client, and its answer into JSON."""
 
-import inspect
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -67,15 +66,14 @@ class Gateway:
     def __init__(self, connect: Callable[[], AsyncRecommenderClient], metrics: Metrics) -> None:
         self._connect, self._metrics = connect, metrics
         self._client: AsyncRecommenderClient | None = None
-        self._offered: frozenset[str] = frozenset()
         self._checked, self._failure = -READY_SECONDS, "no server has been asked yet"
 
     @property
     def client(self) -> AsyncRecommenderClient:
         """The client, opened at the first use."""
         if self._client is None:
-            self._client = self._connect()
-            self._offered = frozenset(inspect.signature(self._client.recommend).parameters)
+            client = self._client = self._connect()
+            self._metrics.mixed_releases.set_function(lambda: client.mixed_releases)
         return self._client
 
     async def close(self) -> None:
@@ -87,15 +85,9 @@ class Gateway:
         """Return the servers' answer.
 
         Raises:
-            Refusal: the client has no such argument.
             ClientError: there is no answer.
         """
-        client = self.client
-        absent = sorted(arguments.keys() - self._offered)
-        if absent:
-            sentence = f"this version of llamarec-client has no `{absent[0]}`: install a newer one"
-            raise Refusal(501, "not_implemented", sentence)
-        ranked = await client.recommend(**arguments, timeout=turn.seconds(), request_id=turn.request_id)
+        ranked = await self.client.recommend(**arguments, timeout=turn.seconds(), request_id=turn.request_id)
         if ranked.degraded:
             self._metrics.degraded.inc()
         return ranked
@@ -104,15 +96,11 @@ class Gateway:
         """Return the neighbours of an item.
 
         Raises:
-            Refusal: the client cannot ask for them.
             ClientError: there is no answer.
         """
-        similar = getattr(self.client, "similar", None)
-        if similar is None:
-            raise Refusal(
-                501, "not_implemented", "this version of llamarec-client has no `similar`: install a newer one"
-            )
-        found = await similar(asked.item_id, top_k=asked.top_k, timeout=turn.seconds(), request_id=turn.request_id)
+        found = await self.client.similar(
+            asked.item_id, top_k=asked.top_k, timeout=turn.seconds(), request_id=turn.request_id
+        )
         return [
             Neighbour(item_id=each.item_id, score=each.score, transitions=each.transitions, titles=each.titles)
             for each in found

@@ -31,6 +31,12 @@ class Metrics:
             "llamarec_gateway_degraded_answers", "Answers of the fallback.", registry=self._registry
         )
 
+        self.mixed_releases = Gauge(
+            "llamarec_gateway_mixed_releases",
+            "How often the servers were found to serve different releases.",
+            registry=self._registry,
+        )
+
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

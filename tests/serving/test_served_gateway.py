@@ -1,6 +1,6 @@
 """The HTTP gateway in front of the real tritonserver: the same answers as over gRPC, and the steps' own refusals."""
 
-import inspect
+from dataclasses import asdict
 
 import pytest
 from gateways import FAILURE, open_gateway
@@ -53,20 +53,23 @@ def test_ids_are_reranked_as_candidates(http, client):
     ]
 
 
-@pytest.mark.skipif(
-    "history_titles" not in inspect.signature(RecommenderClient.recommend).parameters,
-    reason="this version of llamarec-client sends no titles",
-)
 def test_titles_are_reranked_without_a_catalogue(http, client):
     """As the client's call with the same titles, whose items are the places of the candidates."""
     history, documents = ["Star Wars (1977)", "Return of the Jedi (1983)"], ["Babe (1995)", "A film nobody knows", "Go"]
     body = {"query": "\n".join(history), "documents": documents}
     results = http.post("/v1/rerank", json=body).json()["results"]
-    direct = client.recommend(**{"history_titles": history, "candidate_titles": documents})
+    direct = client.recommend(history_titles=history, candidate_titles=documents)
     assert [(str(each["index"]), each["relevance_score"]) for each in results] == [
         (row.item_id, row.score) for row in direct
     ]
     assert [each["document"]["text"] for each in results] == [documents[int(row.item_id)] for row in direct]
+
+
+def test_similar_items_are_those_of_the_client(http, client):
+    found = http.post("/v1/similar", json={"item_id": "50", "top_k": 5}).json()["items"]
+    direct = client.similar("50", top_k=5)
+    assert len(direct) == 5
+    assert found == [asdict(row) for row in direct]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class FakeClient:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.error: Exception | None = None
         self.closed = False
+        self.mixed_releases = 0
 
     async def _called(self, method: str, arguments: dict[str, Any]) -> None:
         self.calls.append((method, arguments))
