@@ -79,11 +79,12 @@ def recommend_all(
         plan = folder.begun(identity) or folder.begin(identity, users, listing)
         work = Work(folder.path, repository.resolve(), suffix, identity.export, options.stage, options.top_k)
         missing = [number for number in range(plan.partitions) if not folder.partition(number).is_file()]
+        work_on_all = _worker(options, folder, plan, work, missing)  # loads the models, which is no part of the rate
         started = time.monotonic()
         done = 0
         with progress_bar(transient=True) as bar:
             task = bar.add_task("recommending", total=len(missing), note="")
-            for count in _work(options, folder, plan, work, missing):
+            for count in work_on_all:
                 done += count
                 bar.advance(task)
         return folder.finish(plan, _facts(plan, repository, suffix, done, time.monotonic() - started))
@@ -127,14 +128,14 @@ def _unchanged(folder: Folder, identity: Identity, users: Users) -> Manifest:
     return manifest
 
 
-def _work(options: RecommendAll, folder: Folder, plan: Plan, work: Work, missing: Sequence[int]) -> Iterator[int]:
-    """Work on the missing partitions, and yield the number of users of each as it is written."""
+def _worker(options: RecommendAll, folder: Folder, plan: Plan, work: Work, missing: Sequence[int]) -> Iterator[int]:
+    """Return what works on the missing partitions, and yields the number of users of each as it is written."""
     if options.scheduler_address is not None:
-        yield from _on_cluster(options.scheduler_address, work, missing)
-    elif missing:
-        answer = load_answer(work, plan.listing())
-        for number in missing:
-            yield write_partition(folder, number, answer)
+        return _on_cluster(options.scheduler_address, work, missing)
+    if not missing:
+        return iter(())
+    answer = load_answer(work, plan.listing())
+    return (write_partition(folder, number, answer) for number in missing)
 
 
 def _on_cluster(address: str, work: Work, missing: Iterable[int]) -> Iterator[int]:
