@@ -114,7 +114,7 @@ results-serving: setup
 	$(BIN)/python -m benchmarks.serving_overhead --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
 	$(BIN)/python -m benchmarks.many_servers --repository $(REPOSITORY) --json
 	$(BIN)/python -m benchmarks.gateway --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --json
-	$(BIN)/python -m benchmarks.recommend_all --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --stage retrieval --json
+	$(BIN)/python -m benchmarks.recommend_all --artifacts $(ARTIFACTS) --repository $(REPOSITORY) --stage retrieval --in-flight 8 --json
 	$(BIN)/python -m experiments.served_equals_offline --artifacts $(ARTIFACTS) --repository $(REPOSITORY)
 
 # What the GPU checks need on a machine without a network; docs/gpu.md. ARTIFACTS: one or more data sets' folders.
