@@ -98,6 +98,7 @@ class EncryptedServer(LocalServer):
         return "Started GRPCInferenceService" in self.log()
 
 
+@pytest.mark.thorough
 def test_mutual_tls(echo_repository, certificates):
     """The server answers a client whose certificate its authority signed; no certificate and plain text are refused."""
     files = {"cert": "server.pem", "key": "server.key"}

@@ -57,6 +57,7 @@ def answers(server: LocalServer) -> int:
         return int(client.get_inference_statistics(ENSEMBLE).model_stats[0].inference_count)
 
 
+@pytest.mark.thorough
 def test_the_load_is_spread_evenly(three):
     """60 requests, six at a time, from either client: each server answers its third, give or take a fifth of it.
 

@@ -87,6 +87,7 @@ def test_similar_items_are_printed_with_what_each_signal_says(run, repository, a
     assert [row["item_id"] for row in json.loads(out)][:2] == [row.item.decode() for row in expected[1:]]
 
 
+@pytest.mark.thorough
 def test_an_added_item_is_found_by_its_title(run, titled_repository, tmp_path):
     url = f"sqlite:///{tmp_path}/store"
     with closing(open_store(url)) as store:

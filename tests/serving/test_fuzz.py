@@ -257,6 +257,7 @@ def changes(draw):
     return (model, "", tensors, None)
 
 
+@pytest.mark.thorough
 def test_every_generated_change_gets_a_proper_code(storing):
     """The same for requests that record events, and that add and hide items; the server still answers afterwards.
 

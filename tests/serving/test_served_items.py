@@ -113,6 +113,7 @@ def test_the_log_holds_neither_key_nor_titles(client, server):
     assert "Title of the log" not in log
 
 
+@pytest.mark.thorough
 def test_without_key_or_store_changes_are_refused(echo_server, echo_repository, monkeypatch):
     """The first server has neither, the second one only a key; both name the variable that is missing."""
     with (

@@ -28,7 +28,9 @@ def grown(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("titles", ["none", "words"])
-@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.thorough) if name != "lrurec" else name for name in ARCHITECTURES]
+)
 def test_known_items_keep_their_scores(model: str, titles: str, tmp_path: Path, monkeypatch):
     """Before its first step, the training scores the known items as the earlier retriever does."""
     options = replace(BRIEF, model=model, titles=titles)

@@ -96,6 +96,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("history", HISTORIES)
 def test_added_items_are_retrieved_like_exported_untrained_ones(both, history):
     """Adding titles to the smaller catalogue gives the scores, candidates and ranks of the larger one's export."""
@@ -131,6 +132,7 @@ def test_added_items_compete_with_what_an_index_finds(tmp_path, with_signals):
     assert every.max() > EXPORTED, "otherwise the added items played no part here"
 
 
+@pytest.mark.thorough
 def test_an_added_item_in_a_history_is_read_as_the_most_similar_one_and_not_returned(both):
     """An added item with the title of an untrained item has its vector, so the history is read alike."""
     added = both.smaller.with_added(["", TITLES[34]])
@@ -141,12 +143,14 @@ def test_an_added_item_in_a_history_is_read_as_the_most_similar_one_and_not_retu
     assert 42 not in added.candidates(np.array([3, 42], np.int32), NOTHING, WHOLE).items
 
 
+@pytest.mark.thorough
 def test_a_place_without_a_title_is_never_retrieved(both):
     """It belongs to an item that the catalogue knows by an earlier number; the places after it keep their numbers."""
     added = both.smaller.with_added([None, TITLES[41]])
     assert set(added.candidates(NOTHING, NOTHING, 2 * WHOLE).items.tolist()) == {*range(1, 41), 42}
 
 
+@pytest.mark.thorough
 def test_a_history_of_exported_items_has_the_same_bits_with_added_items(both):
     """What was added changes no score of another item."""
     for history in HISTORIES:
