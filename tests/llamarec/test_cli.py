@@ -194,7 +194,7 @@ def test_the_page_beside_something_on_its_port(run, artifacts, repository):
         options = ("--ui-port", port, "--artifacts", artifacts, "--repository", repository)
         code, _, err = run("demo", "--ui", *options)
     assert code == 2
-    assert f"port {port} is in use" in err
+    assert f"port {port} of 127.0.0.1 is in use" in err
     assert "--ui-port" in err
 
 
