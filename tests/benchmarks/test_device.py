@@ -130,7 +130,7 @@ def test_all_prompts_are_trained_and_scored(section: Section, tmp_path: Path, re
     assert run.options().max_prompts is None
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_ensemble_answers_as_offline_and_heals(section: Section):
     """All 8 users' answers are bit-identical at both concurrencies; the language model has half of the weight."""
     ensemble.measure(section, "embedded")

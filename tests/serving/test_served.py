@@ -221,7 +221,7 @@ def other_architectures(artifacts, tmp_path_factory):
     return repository
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_architecture_is_served(other_architectures):
     """SASRec, BERT4Rec, NARM and LRURec with its index, all on one server, each answer as their exported files do."""
     with LocalServer(other_architectures) as server, RecommenderClient(server.url) as recommender:
@@ -293,13 +293,12 @@ def test_what_a_ranker_of_independent_lines_cannot_do_is_refused_at_the_export(a
         export(Export(threads=1, serving=Serving(prefix_cache=1)), artifacts, tmp_path)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("read", "depth"),
     [
-        pytest.param("lines", 12, id="lines of the default depth"),
-        pytest.param("independent-lines", 6, id="independent lines"),
-        pytest.param("letters", None, id="letters of all layers"),
+        pytest.param("lines", 12, id="lines of the default depth", marks=pytest.mark.thorough),
+        pytest.param("independent-lines", 6, id="independent lines", marks=pytest.mark.thorough),
+        pytest.param("letters", None, id="letters of all layers", marks=pytest.mark.slow),
     ],
 )
 def test_real_users_on_the_pretrained_base(tmp_path, artifacts, read, depth):
