@@ -33,7 +33,7 @@ RELEASES = ".releases"
 """Folder of the repository that holds the manifest of each release and the state; Triton ignores it."""
 STATE_FILE = "state.json"
 ENSEMBLES = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
-"""Of every release; those of this version have the ensemble ``similar`` too."""
+"""Names the ensembles that every release has; one of this version has ``similar`` too."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,39}")
 SCORE_TOLERANCE = 0.01
 """Maximum deviation of a probability that a different processor can cause; the same machine gives the same bits."""
