@@ -167,14 +167,15 @@ def _measured(
     reference.settle(prompts)
     few = prompts[:8]
     expected = [before(reference, prompt) for prompt in few]
-    seconds = {"transformers": median_seconds(partial(before, reference, few[0]), section.device, ROUNDS)}
+    rounds = 1 if section.dry_run else ROUNDS
+    seconds = {"transformers": median_seconds(partial(before, reference, few[0]), section.device, rounds)}
     del reference
     scorer = PackedScorer(folder, runtime, BUCKET_ROWS[:1] if section.dry_run else None)
     scorer.settle(prompts)
     alone = [packed(scorer, [prompt])[0] for prompt in few]
     together = packed(scorer, prompts)
-    seconds["packed, alone"] = median_seconds(partial(packed, scorer, few[:1]), section.device, ROUNDS)
-    every = median_seconds(partial(packed, scorer, prompts), section.device, ROUNDS) / len(prompts)
+    seconds["packed, alone"] = median_seconds(partial(packed, scorer, few[:1]), section.device, rounds)
+    every = median_seconds(partial(packed, scorer, prompts), section.device, rounds) / len(prompts)
     seconds["packed, together"] = every
     rate = matmul_rate(section.device, DTYPES[dtype], 256 if section.dry_run else 8192)
     tokens = statistics.mean(len(prompt.tokens) for prompt in prompts)

@@ -11,6 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from environments import fresh_environment
 
 import llamarec_client
 from llamarec_client import RecommenderClient
@@ -91,12 +92,7 @@ def metadata(wheel) -> Message:
 @pytest.fixture(scope="module")
 def interpreter(wheel, tmp_path_factory) -> Path:
     """Return the interpreter of a fresh environment that contains only the wheel and its requirements."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", str(wheel)]
-    run = subprocess.run(install, capture_output=True, text=True, check=False, cwd="/")
-    assert run.returncode == 0, run.stdout + run.stderr
-    return folder / "bin" / "python"
+    return fresh_environment(tmp_path_factory.mktemp("environment"), [str(wheel)])
 
 
 @pytest.mark.thorough

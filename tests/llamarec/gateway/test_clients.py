@@ -6,10 +6,10 @@ LangChain's JinaRerank is not among them: it posts to a constant of its module (
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from environments import fresh_environment
 from gateways import FakeClient, listening_gateway
 
 from llamarec.gateway.keys import ApiKeys
@@ -72,13 +72,7 @@ reranker = CohereRerank(base_url=url, api_key=key, model="llamarec", top_n=2)
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory) -> Path:
     """Return the interpreter of a fresh environment with these packages, which could not share the project's."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    program = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(program), "install", "--quiet", *PACKAGES]
-    run = subprocess.run(pip, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return program
+    return fresh_environment(tmp_path_factory.mktemp("environment"), PACKAGES)
 
 
 @pytest.fixture(scope="module")
