@@ -55,8 +55,8 @@ class Export:
     """Runtime of the ranker, ``torch`` or ``openvino``. Default: OpenVINO if it is installed, bf16 is native and its
     graph computes the model."""
     dtype: str | None = None
-    """Precision of the ranker's layers: ``float32``, ``bfloat16``, or on a GPU ``float16``. Default: ``float16`` on a
-    GPU, ``bfloat16`` on a processor that supports it."""
+    """Precision of the ranker's layers: ``float32``, ``bfloat16``, or on a GPU ``float16`` or ``float8``. Default:
+    ``float16`` on a GPU, ``bfloat16`` on a processor that supports it."""
     threads: int | None = None
     """Number of threads of a ranking pass. Default: all that the machine has. It is part of the export because it
     determines the order of sums, and so the last bits of a score."""

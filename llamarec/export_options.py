@@ -18,7 +18,8 @@ Runtime = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Ranker precision: `float32`, `bfloat16`, or on a GPU `float16`. Default: chosen for this machine."
+        help="Ranker precision: `float32`, `bfloat16`, or on a GPU `float16` or `float8`."
+        " Default: chosen for this machine."
     ),
 ]
 Forward = Annotated[

@@ -31,17 +31,24 @@ def empty_model(folder: Path) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def serving_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return the bytes that :class:`models.ranker.inference.torch_scorer.TorchScorer` needs on a GPU.
+def serving_bytes(folder: Path, dtype: torch.dtype, matrix_bytes: int | None = None) -> int:
+    """Return the bytes that a scorer of :mod:`models.ranker.inference` needs on a GPU.
 
     These are the layers' parameters in ``dtype`` and the activations of one prompt of :data:`PROMPT_TOKENS` tokens. The
     head is not among them: it stays in the processor's memory.
+
+    Args:
+        folder: the merged model's Hugging Face folder.
+        dtype: precision of the layers.
+        matrix_bytes: bytes of an element of the layers' matrices, if not those of ``dtype``.
     """
     layers = empty_model(folder).get_decoder()
     embeddings = layers.get_input_embeddings().weight
     widest = max(max(parameter.shape) for parameter in layers.parameters() if parameter is not embeddings)
-    weights: int = sum(parameter.numel() for parameter in layers.parameters())
-    return (weights + WIDE_TENSORS * PROMPT_TOKENS * int(widest)) * dtype.itemsize
+    matrices = sum(each.weight.numel() for each in layers.modules() if isinstance(each, torch.nn.Linear))
+    others: int = sum(parameter.numel() for parameter in layers.parameters()) - matrices
+    activations = WIDE_TENSORS * PROMPT_TOKENS * int(widest)
+    return matrices * (matrix_bytes or dtype.itemsize) + (others + activations) * dtype.itemsize
 
 
 def training_bytes(model: Any, dtype: torch.dtype, *, nf4: bool) -> int:

@@ -4,7 +4,13 @@ import torch
 
 from models.device import processor_has_bf16
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": torch.bfloat16,
+}
+"""PyTorch's type of each precision; of ``float8``, that of all but the products with the layers' matrices."""
 
 
 def has_native_bf16(device: str) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.ranker.forward.attention import Attention, Sequences
+from models.ranker.forward.float8 import Float8, product
 from models.ranker.forward.rope import rotary_table, rotate
 from models.ranker.forward.shape import ForwardShape
 from models.ranker.forward.weights import Layer, Linear, Weights
@@ -42,7 +43,7 @@ class Forward:
     Args:
         config: transformers' configuration of the model.
         shape: the model's shape.
-        weights: its weights, all in one precision and on one device.
+        weights: its weights, all in one precision, or the matrices of its layers in fp8, and on one device.
         attention: the attention of that device.
     """
 
@@ -84,11 +85,16 @@ class Forward:
 
 def linear(x: Tensor, by: Linear) -> Tensor:
     """Return the product of x [rows, in] with a linear map [rows, out]."""
+    if isinstance(by.weight, Float8):
+        return product(x, by.weight, by.bias)
     return F.linear(x, by.weight, by.bias)
 
 
 def add_product(x: Tensor, inner: Tensor, by: Linear) -> None:
     """Add the product of ``inner`` [rows, in] with a linear map to x [rows, out], in place."""
+    if isinstance(by.weight, Float8):
+        x.add_(product(inner, by.weight, by.bias))
+        return
     x.addmm_(inner, by.weight.t())
     if by.bias is not None:
         x.add_(by.bias)

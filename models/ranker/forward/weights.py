@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.ranker.forward.float8 import Float8, to_float8
 from models.ranker.forward.shape import ForwardShape
 
 
@@ -13,7 +14,7 @@ from models.ranker.forward.shape import ForwardShape
 class Linear:
     """A linear map."""
 
-    weight: Tensor
+    weight: Tensor | Float8
     """Weight [out, in]."""
     bias: Tensor | None
     """Bias [out]."""
@@ -49,7 +50,14 @@ class Weights:
     """Scale of the last norm [hidden]."""
 
 
-def fuse(state: Mapping[str, Tensor], shape: ForwardShape, dtype: torch.dtype, device: torch.device | str) -> Weights:
+def fuse(
+    state: Mapping[str, Tensor],
+    shape: ForwardShape,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    float8: bool = False,
+) -> Weights:
     """Return a model's weights in a precision and on a device; one layer at a time is there twice.
 
     Args:
@@ -57,6 +65,7 @@ def fuse(state: Mapping[str, Tensor], shape: ForwardShape, dtype: torch.dtype, d
         shape: the model's shape.
         dtype: precision of the weights.
         device: device of the weights.
+        float8: whether the layers' matrices are rounded to fp8.
     """
 
     def weight(name: str) -> Tensor:
@@ -66,7 +75,8 @@ def fuse(state: Mapping[str, Tensor], shape: ForwardShape, dtype: torch.dtype, d
         parts = [weight(f"{layer}.{name}.weight") for name in names]
         with_bias = f"{layer}.{names[0]}.bias" in state
         biases = [weight(f"{layer}.{name}.bias") for name in names] if with_bias else []
-        return Linear(torch.cat(parts), torch.cat(biases) if biases else None)
+        joined = torch.cat(parts)
+        return Linear(to_float8(joined) if float8 else joined, torch.cat(biases) if biases else None)
 
     def layer(name: str) -> Layer:
         return Layer(

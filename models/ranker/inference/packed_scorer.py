@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from models.ranker.forward.attention import attention_for
 from models.ranker.forward.batch import BUCKET_ROWS, Bucket, Item, bucket_for, cut, grouped, pack
+from models.ranker.forward.float8 import check_float8
 from models.ranker.forward.graphs import COLUMNS, Passes
 from models.ranker.forward.model import Forward, without_split_k
 from models.ranker.forward.shape import ForwardShape, shape_of
@@ -44,7 +45,8 @@ class PackedScorer(Scorer):
 
     Raises:
         UnsupportedBaseError: the forward does not compute the model; nothing is loaded then.
-        InputError: the folder's weights are not those of its architecture, or the GPU has too little free memory.
+        InputError: the folder's weights are not those of its architecture, the GPU has too little free memory, or it
+            does not multiply fp8 and the runtime asks for that.
     """
 
     packs = True
@@ -53,14 +55,17 @@ class PackedScorer(Scorer):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         self.shape = shape_of(config)
         self._dtype, device = DTYPES[runtime.dtype], torch.device(runtime.device)
+        float8 = runtime.dtype == "float8"
+        if float8:
+            check_float8(device, self.shape)
         if device.type == "cuda":
-            needed = serving_bytes(folder, self._dtype)
+            needed = serving_bytes(folder, self._dtype, matrix_bytes=1 if float8 else None)
             check_gpu_memory(folder, needed, runtime.device, "export with --device cpu, or train a smaller base")
         torch.set_num_threads(runtime.threads)
         without_split_k()
         state = load_causal_lm(folder, "run `llamarec train-ranker` again", dtype="auto").state_dict()
         self._head = head_of(state, self.shape)  # [vocabulary, hidden], as stored
-        weights = fuse(state, self.shape, self._dtype, device)
+        weights = fuse(state, self.shape, self._dtype, device, float8=float8)
         forward = Forward(config, self.shape, weights, attention_for(device, self._dtype, self.shape.width))
         self._passes = Passes(forward, device)
         self._runtime = runtime

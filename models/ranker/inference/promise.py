@@ -24,7 +24,7 @@ PROBED = 4
 """Number of prompts that are checked."""
 SHORT = 24
 """Number of tokens of the sequences that the same prompts are cut to. They fit every shape beside others."""
-COMPANY_TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}
+COMPANY_TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2, "float8": 0.5}
 """Largest deviation, relative to the largest value, that company may cause if the runtime is tolerant."""
 
 TINY = float(np.finfo(np.float32).tiny)

@@ -85,17 +85,19 @@ def _torch_scorer(folder: Path, runtime: Runtime) -> Scorer:
     """Return the scorer of the packed forward if the runtime asks for it or is on a GPU, else that of transformers.
 
     Raises:
-        InputError: the runtime names the packed forward, which does not compute the model.
+        InputError: the runtime names the packed forward, or fp8, which only that computes, and it does not compute the
+            model.
     """
     from models.ranker.forward.shape import UnsupportedBaseError
     from models.ranker.inference.packed_scorer import PackedScorer
     from models.ranker.inference.torch_scorer import TorchScorer
 
-    if runtime.forward == "packed" or (runtime.forward == "auto" and runtime.device != "cpu"):
+    packed = runtime.forward == "packed" or runtime.dtype == "float8"
+    if packed or (runtime.forward == "auto" and runtime.device != "cpu"):
         try:
             return PackedScorer(folder, runtime)
         except UnsupportedBaseError as reason:
-            if runtime.forward == "packed":
+            if packed:
                 raise
             logging.getLogger(__name__).warning(
                 "the ranker runs one prompt at a time in transformers' layers: %s", reason

@@ -22,7 +22,7 @@ from preprocessing.errors import InputError
 RuntimeName = Literal["torch", "openvino"]
 ForwardName = Literal["auto", "packed", "transformers"]
 Batching = Literal["exact", "tolerant"]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16", "float8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Runtime:
     runtime: RuntimeName = "torch"
     """PyTorch on any device, or OpenVINO on the processor (`pip install llamarec[openvino]`)."""
     dtype: Dtype = "float32"
-    """Precision of the layers; float16 on a GPU only. The letters' rows are always fp32."""
+    """Precision of the layers; ``float16`` on a GPU only. ``float8`` multiplies the layers' matrices in fp8, computes
+    all else in bf16, and is for the packed forward only. The letters' rows are always fp32."""
     threads: int = 1
     """Number of processor threads in one forward pass."""
     device: str = "cpu"
@@ -49,6 +50,11 @@ class Runtime:
         known = self.runtime in get_args(RuntimeName) and self.dtype in get_args(Dtype) and self.threads >= 1
         known &= self.forward in get_args(ForwardName) and self.batching in get_args(Batching)
         known &= self.runtime == "torch" or self.forward != "packed"
+        if self.dtype == "float8" and (self.runtime != "torch" or self.forward == "transformers"):
+            raise InputError(
+                "fp8 is computed in the packed forward of PyTorch only, which keeps no prefixes: use --runtime torch"
+                " without --prefix-cache and --forward transformers, or another --dtype"
+            )
         if not known or (on_cpu and self.dtype == "float16") or (not on_cpu and self.runtime == "openvino"):
             raise InputError(f"{self} is not a runtime of this version: run `llamarec export` again")
 

@@ -64,6 +64,9 @@ def test_the_bytes_of_serving_are_those_of_the_layers_and_one_prompt(base: Path,
     loaded = sum(parameter.numel() * parameter.element_size() for parameter in layers.parameters())
     activations = 4 * PROMPT_TOKENS * WIDEST * DTYPES[dtype].itemsize
     assert serving_bytes(base, DTYPES[dtype]) == loaded + activations
+    matrices = sum(module.weight.numel() for module in layers.modules() if isinstance(module, torch.nn.Linear))
+    in_fp8 = loaded + activations - (DTYPES[dtype].itemsize - 1) * matrices
+    assert serving_bytes(base, DTYPES[dtype], matrix_bytes=1) == in_fp8
 
 
 class LoadingError(Exception):

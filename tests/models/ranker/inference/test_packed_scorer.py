@@ -19,7 +19,7 @@ from tiny import tiny_base
 from models.ranker.forward.batch import BUCKET_ROWS, Bucket, Item
 from models.ranker.forward.model import Forward, Rows
 from models.ranker.forward.shape import UnsupportedBaseError
-from models.ranker.inference import packed_scorer
+from models.ranker.inference import packed_scorer, ranker
 from models.ranker.inference.packed_scorer import PackedScorer, pass_bytes, sizes_in
 from models.ranker.inference.promise import Settled, probe_items, settle_buckets
 from models.ranker.inference.ranker import Ranker, write_runtime
@@ -272,6 +272,22 @@ def test_a_ranker_is_loaded_in_the_packed_forward(exported: Any, read: str):
     assert packed.prefix_bytes(GIVEN[read]) == transformers.prefix_bytes(GIVEN[read])
 
 
+def test_a_ranker_is_loaded_in_fp8(exported: Any):
+    """Scores are near those of the probes in fp32, but not equal. Prefixes need transformers' layers."""
+    folder, prompt, runtime = exported("letters"), GIVEN["letters"][0], Runtime(dtype="float8")
+    exact, rounded = (Ranker.load(folder, each).logits(prompt) for each in (Runtime(), runtime))
+    assert 0 < np.abs(rounded - exact).max() < 1
+    with pytest.raises(InputError, match="packed forward of PyTorch only, which keeps no prefix"):
+        Ranker.load(folder, runtime, prefix_cache=1)
+
+
+def test_fp8_that_disagrees_with_the_probes_is_not_served(exported: Any, monkeypatch: pytest.MonkeyPatch):
+    """No rounding to fp8 is as small as this share of the scores' spread."""
+    monkeypatch.setattr(ranker, "FLOAT8_SHARE", 1e-6)
+    with pytest.raises(InputError, match=r"prompt 0 moved by .* in float8: run `llamarec export` with --dtype float16"):
+        Ranker.load(exported("letters"), Runtime(dtype="float8"))
+
+
 @pytest.mark.parametrize("read", GIVEN)
 def test_prompts_ranked_together_have_the_bits_of_each_alone(exported: Any, read: str):
     """Also beside prompts that are refused, without candidates, or unlike the others; each gets its own result."""
@@ -307,6 +323,7 @@ def test_a_ranker_that_keeps_prefixes_runs_in_transformers(exported: Any):
     [
         (Runtime(), TorchScorer),
         (Runtime(forward="packed"), PackedScorer),
+        (Runtime(dtype="float8"), PackedScorer),
         (Runtime(device="cuda", dtype="float16"), PackedScorer),
         (Runtime(device="cuda", dtype="float16", forward="transformers"), TorchScorer),
     ],
@@ -326,8 +343,9 @@ def test_other_architectures_fall_back_to_transformers(
     monkeypatch.setattr(TorchScorer, "__init__", lambda self, *args: None)
     assert isinstance(load_scorer(folder, Runtime(device="cuda", dtype="float16")), TorchScorer)
     assert "the ranker runs one prompt at a time in transformers' layers: the lean forward does not" in caplog.text
-    with pytest.raises(UnsupportedBaseError, match="does not compute gpt2: its layers are not those of llama"):
-        load_scorer(folder, PACKED)
+    for runtime in (PACKED, Runtime(dtype="float8")):
+        with pytest.raises(UnsupportedBaseError, match="does not compute gpt2: its layers are not those of llama"):
+            load_scorer(folder, runtime)
 
 
 def test_prompts_that_the_tables_do_not_hold_are_refused(tmp_path: Path):
