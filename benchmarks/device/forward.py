@@ -3,9 +3,9 @@
 python -m benchmarks.device forward
 """
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def measure(section: Section) -> None:
     """Record the operations a layer, and for every shape and precision the time of a prompt alone and packed."""
     section.record("operations_a_layer", operations_a_layer())
     data, base = section.data(), section.embedded_base()
-    precisions: Sequence[Dtype] = ("float32",) if section.dry_run else ("float16", "bfloat16")
+    precisions: Sequence[Dtype] = ("float32", "float8") if section.dry_run else ("float16", "bfloat16", "float8")
     for shape in (TINY,) if section.dry_run else SHAPES:
         folder = write_model(shape, base, section.work / shape.name.replace(" ", "-"), section.device)
         count = 4 if section.dry_run else PROMPTS
@@ -159,11 +159,11 @@ def _measured(
 ) -> dict[str, Any]:
     """Return the passes that keep scores independent, and seconds a prompt: in transformers, packed alone and together.
 
-    Also how far scores are from those of transformers in the same precision, and whether packed prompts have the bits
-    that they have alone.
+    Also how far scores are from those of transformers in the same precision (in bf16 beside fp8), and whether packed
+    prompts have the bits that they have alone.
     """
     runtime = Runtime(dtype=dtype, threads=torch.get_num_threads(), device=section.device)
-    reference = TorchScorer(folder, runtime)
+    reference = TorchScorer(folder, replace(runtime, dtype="bfloat16") if dtype == "float8" else runtime)
     reference.settle(prompts)
     few = prompts[:8]
     expected = [before(reference, prompt) for prompt in few]
@@ -181,7 +181,7 @@ def _measured(
     tokens = statistics.mean(len(prompt.tokens) for prompt in prompts)
     return {
         "tokens": tokens,
-        "passes": dataclasses.asdict(scorer.settled),
+        "passes": asdict(scorer.settled),
         "kernel": attention_for(torch.device(section.device), DTYPES[dtype], scorer.shape.width).captures,
         "seconds": seconds,
         "prompts_a_second": 1 / every,

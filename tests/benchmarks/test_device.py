@@ -91,11 +91,13 @@ def test_the_lean_forward_takes_few_operations_a_layer():
 
 @pytest.mark.thorough
 def test_the_lean_forward_is_measured(section: Section):
-    """In fp32 its scores are those of transformers, and packed prompts have the bits that they have alone."""
+    """In fp32 its scores are those of transformers; in fp8 they are near them. Packed prompts have their bits."""
     forward.measure(section)
     found = findings(section)
-    for name in ("letters, float32", "independent lines, float32"):
-        row = found["tiny"][name]
+    for name in ("letters", "independent lines"):
+        assert found["tiny"][f"{name}, float8"]["bit_equal"]
+        assert 1e-4 < found["tiny"][f"{name}, float8"]["deviation"] < 0.5
+        row = found["tiny"][f"{name}, float32"]
         assert row["bit_equal"]
         assert row["passes"] == {"rows": [512], "together": "prompts"}
         assert row["deviation"] < 1e-4
