@@ -238,6 +238,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         warmup_steps=0,
         validate_every=2,
         checkpoint_every=3,
+        checkpoint_minutes=0,
         threads=1,
     )
     whole = tuned(base, tmp_path / "whole", options, examples)
