@@ -37,9 +37,10 @@ ENOUGH_USERS = 50
 def reuse_ranker(earlier: Path, artifacts: Path, runtime: Runtime, *, candidates: int, users: int) -> dict[str, Any]:
     """Write ``artifacts/ranker`` from the ranker of earlier artifacts, and return what was fitted.
 
-    The merged model, the adapter and the probes are copied, their weights by hard links where that is possible. The retriever's weight and the temperature are fitted
-    again, on validation users of ``artifacts`` whose true item is among the new retriever's candidates, unless there
-    are too few. A folder made from the same artifacts is left as it is.
+    The merged model, the adapter and the probes are copied, weights by hard links where that is possible. The
+    retriever's weight and the temperature are fitted again, on validation users of ``artifacts`` whose true item is
+    among the new retriever's candidates, unless there are too few. A folder made from the same artifacts is left as it
+    is.
 
     Args:
         earlier: artifacts whose ``ranker`` is taken over.

@@ -47,8 +47,10 @@ class Segment:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Mask [tokens, tokens above and own], True where a token attends; None, which means causal, without segments
-        above."""
+        """Mask [tokens, tokens above and own], True where a token attends.
+
+        It is None, which means causal, without segments above.
+        """
         if not self.above:
             return None
         own, depth = self.end - self.start, sum(end - start for start, end in self.above)
