@@ -39,6 +39,8 @@ FLOORS = {1: 2.5, 8: 3.2}
 DEPTH = PRESETS["smollm2-135m"]["depth"]
 LOWER = f"lines of the lower {DEPTH}"
 """Name of the implementation of a different ranker; no floor applies to it."""
+SETTLED_ON = 4
+"""Number of prompts on which a scorer chooses its passes, as many as a ranker has probes."""
 SHARE = 0.70
 """Minimum share of the best rate of matrix products."""
 Way = Callable[[list[Prompt]], Any]
@@ -71,6 +73,7 @@ def ways(threads: int, device: str) -> dict[str, Way]:
     for runtime in runtimes:
         for dtype in dtypes:
             scorer = load_scorer(embedded_base(), Runtime(runtime=runtime, dtype=dtype, threads=threads, device=device))
+            scorer.settle(movie_prompts(SETTLED_ON))
             found[f"{runtime} {dtype}"] = partial(by_letters, scorer)
     return found
 
@@ -80,6 +83,7 @@ def lower_lines(threads: int, folder: Path, device: str) -> Way:
     base = load_base(embedded_base(), quantisation="none", dtype=torch.float32, device="cpu", depth=DEPTH)
     base.save_pretrained(folder)
     scorer = load_scorer(folder, replace(choose_runtime(device), threads=threads))
+    scorer.settle(movie_prompts(SETTLED_ON))
     direction = np.ones(base.config.hidden_size, np.float32)
     return lambda prompts: [scorer.score_lines(prompt.tokens, prompt.line_ends, direction) for prompt in prompts]
 

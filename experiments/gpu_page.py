@@ -87,6 +87,20 @@ def forward(found: Findings) -> Figures:
             yield f"{title}: passes", f"{passes} tokens; {equal}"
 
 
+def trainer(found: Findings) -> Figures:
+    """Yield the operations a layer, and the times of the trainer before and now."""
+    for name, count in found["operations_a_layer"].items():
+        yield f"operations a layer, 16 prompts, {name}", f"{count}"
+    for title, rows in found.items():
+        for name, row in rows.items() if title != "operations_a_layer" else ():
+            if isinstance(row, dict):
+                memory = f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else ""
+                speed = rows["prompts"] / row["seconds"]
+                yield f"{title}: {name}", f"{1e3 * row['seconds']:.0f} ms, {speed:.1f} prompts/s{memory}"
+            elif isinstance(row, float):
+                yield f"{title}: {name}", f"{1e3 * row:.1f} ms"
+
+
 def llama_7b(found: Findings) -> Figures:
     """Yield QLoRA, merge, load, ranking and the paper's Figure 3."""
     yield from training("QLoRA step, rank 8", found["qlora"])
@@ -128,6 +142,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Findings], Figures]]] = {
     "correctness": ("Deviation from the processor in fp32", correctness),
     "small-models": ("Small models", small_models),
     "forward": ("The lean forward", forward),
+    "training": ("The trainer", trainer),
     "llama-7b": ("The shape of Llama 2 7B, random weights", llama_7b),
     "ensemble": ("The Triton ensemble, embedded base", ensemble),
     "ensemble-7b": ("The Triton ensemble, shape of Llama 2 7B", ensemble),

@@ -45,6 +45,8 @@ VALIDATION_USERS = 600
 ORDERS = 4
 """Orders of the candidates that the way ``orders`` averages."""
 SAVE_EVERY = 50
+SETTLED_ON = 4
+"""Number of prompts on which a scorer chooses its passes, as many as a ranker has probes."""
 Score = Callable[[Items, Items], NDArray[np.float64]]
 """Maps a history and candidates to the model's log-probabilities [k], in the order of the candidates."""
 
@@ -191,6 +193,8 @@ def make_score(way: str, run: Run, folder: Path, data: Data) -> Score:
     else:
         verbalizer = restore_verbalizer(json.loads((folder / "ranker" / VERBALIZER_FILE).read_text(encoding="utf-8")))
     scorer = load_scorer(model, choose_runtime(run.device))
+    shown = [data.catalogue.trained - number for number in range(options.candidates)]
+    scorer.settle([prompts.build(history, shown) for history in data.training[:SETTLED_ON]])
     count = ORDERS if way == "orders" else 1
 
     def score(history: Items, items: Items) -> NDArray[np.float64]:

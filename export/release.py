@@ -13,7 +13,7 @@ import numpy as np
 from export.config import read_serving
 from export.repository import PASS_FILE, Export, check_artifacts, export, write_store_models
 from llamarec_client.contract import ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR
-from preprocessing.artifacts import read_manifest, sha256, write_whole
+from preprocessing.artifacts import MANIFEST, read_manifest, sha256, write_whole
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from serving.layout import KIND, step_artifact
@@ -65,8 +65,11 @@ def build_release(options: Export, artifacts: Path, repository: Path, name: str 
             "probes": _probes(ExportedSteps.load(staging, suffix), artifacts),
         }
         _seal(staging)
+        digests = _recorded_digests(staging)
         manifest["files"] = {
-            str(path.relative_to(staging)): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()
+            str(path.relative_to(staging)): digests.get(path) or sha256(path)
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
         }
         for folder in sorted(staging.iterdir()):
             target = repository / folder.name
@@ -113,6 +116,15 @@ def release_options(repository: Path, name: str) -> Export:
         retrieve=recorded.get("retrieve"),
         serving=serving,
     )
+
+
+def _recorded_digests(staging: Path) -> dict[Path, str]:
+    """Return the hashes of the steps' files, which the export has just computed: weights take long to read again."""
+    return {
+        path.parent / name: entry["sha256"]
+        for path in staging.glob(f"*/1/*/{MANIFEST}")
+        for name, entry in json.loads(path.read_text(encoding="utf-8"))["files"].items()
+    }
 
 
 def _probes(steps: ExportedSteps, artifacts: Path) -> list[dict[str, Any]]:

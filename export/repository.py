@@ -32,7 +32,14 @@ from models.ranker.prompt import MOST_CANDIDATES, SETTINGS_FILE, TOKENIZER_FILE,
 from models.retriever.inference.index import import_faiss
 from models.retriever.inference.onnx_retriever import MODEL
 from models.retriever.trained import TrainedRetriever
-from preprocessing.artifacts import Manifest, is_finished, new_artifact, read_manifest, write_whole
+from preprocessing.artifacts import (
+    Manifest,
+    is_finished,
+    link_weights,
+    new_artifact,
+    read_manifest,
+    write_whole,
+)
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.errors import InputError
 from preprocessing.features import save_vocabulary
@@ -209,7 +216,7 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: Candidates)
         PromptBuilder.load(folder).save_titles(folder)
 
     def rank(folder: Path) -> None:
-        shutil.copytree(ranker / MODEL_FOLDER, folder / MODEL_FOLDER)
+        shutil.copytree(ranker / MODEL_FOLDER, folder / MODEL_FOLDER, copy_function=link_weights)
         for name in EXPORTED_FILES:
             if not (ranker / name).is_file():
                 raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 from preprocessing.artifacts import plain, replacing
 from preprocessing.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Checkpoint:

@@ -1,7 +1,7 @@
 """The device that a model is trained on or served from, as the command line names it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,29 @@ def random_state(device: Any) -> dict[str, Any]:
     return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def restore_random_state(state: Mapping[str, Any], device: Any) -> None:
-    """Restore what :func:`random_state` returned; other GPUs are not touched."""
+def restore_random_state(states: Sequence[Mapping[str, Any]], device: Any, process: int) -> None:
+    """Restore what :func:`random_state` returned in a process; other GPUs are not touched.
+
+    A process that the training did not have when its checkpoint was written goes on with its own state.
+
+    Args:
+        states: the state of each process.
+        device: ``torch.device`` of this process.
+        process: number of this process.
+    """
     import torch
 
+    if process >= len(states):
+        return
+    state = states[process]
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def sent(tensor: Any, device: Any) -> Any:
+    """Return a processor's tensor on a ``torch.device``; the program does not wait for what the device is computing.
+
+    A copy from ordinary memory would wait.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -21,6 +21,8 @@ from preprocessing.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+WEIGHTS = ".safetensors"
+"""End of the names of weights."""
 RECORDED_VERSIONS = ("llamarec", "numpy", "nvtabular", "onnxruntime", "peft", "bitsandbytes", "torch", "transformers")
 
 
@@ -96,6 +98,31 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file through :func:`replacing`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a new path another name of the same file, or of a copy where the file system cannot do that.
+
+    The file is made read-only: writing into it would change it under all of its names. To change it under one of them,
+    write another file and rename that, as :func:`replacing` does.
+    """
+    file = source.resolve()
+    try:
+        file.chmod(file.stat().st_mode & ~0o222)
+        os.link(file, target)
+    except OSError:  # on another file system, or a file of another user
+        shutil.copy2(file, target)
+
+
+def link_weights(source: str, target: str) -> None:
+    """Copy a file, but only link weights: safetensors files, which may have gigabytes; see :func:`link_or_copy`.
+
+    It is a ``copy_function`` of ``shutil.copytree``.
+    """
+    if source.endswith(WEIGHTS):
+        link_or_copy(Path(source), Path(target))
+    else:
+        shutil.copy2(source, target)
 
 
 @contextmanager

@@ -54,6 +54,9 @@ SECTIONS = {
     "forward": Program(
         "benchmarks.device.forward", 420, "the lean forward beside transformers' layers, prompts alone and packed"
     ),
+    "training": Program(
+        "benchmarks.device.trainer", 240, "the trainer beside what it did before: ranker's and retriever's steps"
+    ),
     "llama-7b": Program(
         "benchmarks.device.llama_7b", 360, "QLoRA, merge, ranking and Figure 3 at the shape of Llama 2 7B"
     ),

@@ -149,6 +149,7 @@ def resumed(section: Section, base: Path) -> dict[str, Any]:
         max_prompts=2 * STEPS,
         validation_users=2,
         validate_every=STEPS,
+        checkpoint_minutes=0,
         checkpoint_every=1,
         max_history=5,
         device=section.device,

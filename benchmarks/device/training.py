@@ -46,7 +46,7 @@ def train_steps(section: Section, base: Path, options: RankerTraining) -> tuple[
     """
     steps = DRY_STEPS if section.dry_run else STEPS
     prompts = steps * options.batch_size
-    options = replace(options, max_prompts=prompts, validate_every=steps, checkpoint_every=1)
+    options = replace(options, max_prompts=prompts, validate_every=steps, checkpoint_every=1, checkpoint_minutes=0)
     data, tokenizer = section.data(), Tokenizer.from_file(str(base / TOKENIZER_FILE))
     builder = PromptBuilder(data.catalogue, tokenizer, PromptSettings())
     examples = training_examples(options, section.artifacts, data)

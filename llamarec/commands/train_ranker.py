@@ -1,5 +1,6 @@
 """`llamarec train-ranker`."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -51,6 +52,17 @@ def train_ranker(
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of a prompt in tokens; the oldest history is dropped first.")
     ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Number of prompts in a step. Overrides the preset.")] = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of prompts computed at once; fewer need less memory, and more suit a large GPU. Default: 4."
+        ),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes between two checkpoints; there is one after each validation too. Default: 10."),
+    ] = None,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
@@ -63,6 +75,8 @@ def train_ranker(
 
     base = base or PRESET_BASES.get(preset, EMBEDDED)
     metrics = run(from_preset(RankerTraining, PRESETS, preset, given), artifacts, base)
+    if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` only the first process prints
+        return
     if as_json:
         print_json(metrics)
         return

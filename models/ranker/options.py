@@ -103,8 +103,11 @@ class RankerTraining:
     """Number of steps between two validations; there is one before the first step and one after the last."""
     patience: int = 20
     """Number of validations without a better NDCG@10 after which training stops."""
+    checkpoint_minutes: float = 10.0
+    """Minimum time in minutes between two checkpoints, from which an interrupted training resumes. There is one after
+    each validation too."""
     checkpoint_every: int = 20
-    """Number of steps between two checkpoints, from which an interrupted training resumes."""
+    """Number of steps after which losses are read from the device, and the clock is looked at for a checkpoint."""
     max_history: int = 20
     """Maximum number of history items in a prompt."""
     title_tokens: int = 32
@@ -153,6 +156,8 @@ class RankerTraining:
             raise InputError(
                 f"folds must be at least 2, not {self.folds}: a retriever must not rank users that it was trained on"
             )
+        if not self.checkpoint_minutes >= 0:
+            raise InputError(f"checkpoint_minutes must be at least 0, not {self.checkpoint_minutes}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not self.learning_rate > 0 or not self.clip > 0 or self.warmup_steps < 0:

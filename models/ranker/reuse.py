@@ -23,7 +23,7 @@ from models.ranker.inference.ranker import FUSION_FILE, MODEL_FOLDER, Ranker
 from models.ranker.inference.scorer import Runtime
 from models.ranker.prompt import SETTINGS_FILE, TOKENIZER_FILE, PromptBuilder
 from models.ranker.training import KIND, METRICS_FILE
-from preprocessing.artifacts import MANIFEST, is_finished, new_artifact, read_manifest
+from preprocessing.artifacts import MANIFEST, is_finished, link_weights, new_artifact, read_manifest
 from preprocessing.catalogue import ITEMS_FILE
 from preprocessing.data import load_data
 from preprocessing.progress import track
@@ -37,9 +37,10 @@ ENOUGH_USERS = 50
 def reuse_ranker(earlier: Path, artifacts: Path, runtime: Runtime, *, candidates: int, users: int) -> dict[str, Any]:
     """Write ``artifacts/ranker`` from the ranker of earlier artifacts, and return what was fitted.
 
-    The merged model, the adapter and the probes are copied. The retriever's weight and the temperature are fitted
-    again, on validation users of ``artifacts`` whose true item is among the new retriever's candidates, unless there
-    are too few. A folder made from the same artifacts is left as it is.
+    The merged model, the adapter and the probes are copied, weights by hard links where that is possible. The
+    retriever's weight and the temperature are fitted again, on validation users of ``artifacts`` whose true item is
+    among the new retriever's candidates, unless there are too few. A folder made from the same artifacts is left as it
+    is.
 
     Args:
         earlier: artifacts whose ``ranker`` is taken over.
@@ -68,7 +69,7 @@ def reuse_ranker(earlier: Path, artifacts: Path, runtime: Runtime, *, candidates
         return metrics
     with new_artifact(folder, KIND, options=manifest.options, inputs=inputs, facts=dict(manifest.facts)) as new:
         left = shutil.ignore_patterns(MANIFEST, FUSION_FILE, METRICS_FILE, CURVES_FILE)
-        shutil.copytree(earlier / "ranker", new, ignore=left, dirs_exist_ok=True)
+        shutil.copytree(earlier / "ranker", new, ignore=left, dirs_exist_ok=True, copy_function=link_weights)
         fusion = json.loads((earlier / "ranker" / FUSION_FILE).read_text(encoding="utf-8"))
         examples = _examples(artifacts, candidates, users)
         metrics = {"weight_before": fusion["weight"], **_fit(earlier, artifacts, runtime, examples, fusion)}

@@ -33,7 +33,9 @@ from preprocessing.data import Data, load_data
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:  # torch, peft and bitsandbytes take seconds to import: not for a stage that is finished
-    from models.ranker.fitting.loop import FittedRanker, Logprobs
+    from models.ranker.fitting.loop import FittedRanker
+    from models.ranker.fitting.validation import Logprobs
+    from models.ranker.inference.torch_scorer import TorchScorer
 
 KIND = "ranker"
 TRAINING_FOLDER = "ranker-training"
@@ -53,7 +55,8 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
 
     The folder holds ``adapter/``, ``merged/`` (a Hugging Face folder in fp16), ``prompt.json``, ``verbalizer.json``,
     ``fusion.json``, ``probes.json``, ``metrics.json`` and ``curves.png``. A folder made from the same options and
-    inputs is left as it is; an interrupted training resumes from its last checkpoint.
+    inputs is left as it is; an interrupted training resumes from its last checkpoint. Under ``accelerate launch`` all
+    processes train together, each on a GPU of its own if they have any, and the first one writes.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -68,25 +71,33 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         InputError: data, retriever or base are missing or do not belong together, or an interrupted training in the
             same folder has other options or inputs.
     """
+    from models.ranker.fitting.processes import device_of, processes_on
+
     options = replace(options, device=torch_device(options.device))
-    base_folder, inputs = _check_inputs(artifacts, base)
+    processes = processes_on(options.device)
+    with processes.main_process_first():  # which may have to convert the base
+        base_folder, inputs = _check_inputs(artifacts, base)
     folder, made_with = artifacts / "ranker", {**asdict(options), "base": base}
+    del made_with["checkpoint_minutes"]  # it changes nothing of the ranker
     if is_finished(folder, KIND, options=made_with, inputs=inputs):
         metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         return metrics
+    options = replace(options, device=device_of(options.device, processes))
     given = _read_inputs(options, artifacts, base_folder)
     model = _load_base(options, base_folder, given)
     examples = training_examples(options, artifacts, given.data)
     training = artifacts / TRAINING_FOLDER
     checkpoint = Checkpoint(training / CHECKPOINT_FILE, made_with, inputs)
-    facts: dict[str, Any] = {"dataset": given.data.name, "prompts": len(examples)}
-    with new_artifact(folder, KIND, options=made_with, inputs=inputs, facts=facts) as new:
-        fitted = _fit(options, model, given, examples, checkpoint, training)
-        metrics = _measure(options, given, fitted)
+    fitted = _fit(options, model, given, examples, checkpoint, training)
+    metrics = _measure(options, given, fitted)
+    if processes.is_main_process:
+        facts = {"dataset": given.data.name, "prompts": len(examples)}
         facts["prompts_per_second"] = round(fitted.prompts_per_second, 3)
-        _write(new, base, base_folder, given, fitted, metrics)
-        shutil.copyfile(training / CURVES_FILE, new / CURVES_FILE)
-    checkpoint.remove()
+        with new_artifact(folder, KIND, options=made_with, inputs=inputs, facts=facts) as new:
+            _write(new, base, base_folder, given, fitted, metrics)
+            shutil.copyfile(training / CURVES_FILE, new / CURVES_FILE)
+        checkpoint.remove()
+    processes.wait_for_everyone()
     return metrics
 
 
@@ -159,7 +170,7 @@ def _fit(
 
 def _measure(options: RankerTraining, given: _Inputs, fitted: "FittedRanker") -> dict[str, Any]:
     """Return the content of ``metrics.json``; the weight is fitted on all validation examples, or on the sample."""
-    from models.ranker.fitting.loop import ranks_alone, score_examples
+    from models.ranker.fitting.validation import ranks_alone, score_examples
 
     validated = given.everyone if options.full_validation else given.sample
     rest = validated[len(given.sample) :]
@@ -198,7 +209,8 @@ def _write(
     save_merged(fitted.model, base_folder, new / MODEL_FOLDER)
     given.prompts.save_settings(new)
     verbalizer = fitted.objective.verbalizer()
-    replayed = probes(new / MODEL_FOLDER, given.prompts, verbalizer, given.sample[:PROBES])
+    device = str(fitted.model.device)
+    replayed = probes(new / MODEL_FOLDER, given.prompts, verbalizer, given.sample[:PROBES], device)
     _check_merged([probe["logprobs"] for probe in replayed], fitted.logprobs, str(fitted.model.dtype))
     stored = {
         VERBALIZER_FILE: verbalizer.stored(),
@@ -230,20 +242,34 @@ def _check_merged(merged: Sequence[Sequence[float]], tuned: "Logprobs", dtype: s
 
 
 def probes(
-    model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example]
+    model: Path, prompts: PromptBuilder, verbalizer: Verbalizer, examples: Sequence[Example], device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Return the examples' prompts with the merged model's fp32 log-probabilities, to be replayed by every runtime."""
-    from models.ranker.inference.runtimes import choose_runtime
-    from models.ranker.inference.scorer import Runtime
-    from models.ranker.inference.torch_scorer import TorchScorer
+    """Return the examples' prompts with the merged model's fp32 log-probabilities, to be replayed by every runtime.
 
-    scorer = TorchScorer(model, Runtime(dtype="float32", threads=choose_runtime("cpu").threads))
+    They are computed on PyTorch's ``device``, or on the processor if that GPU does not hold the model in fp32.
+    """
+    scorer = _fp32_scorer(model, device)
     stored = []
     for example in examples:
         prompt = prompts.build(example.history, example.candidates)
         logprobs = log_softmax(verbalizer.logits(scorer, prompt))
         stored.append({**prompt._asdict(), "logprobs": np.round(logprobs, 6).tolist()})
     return stored
+
+
+def _fp32_scorer(model: Path, device: str) -> "TorchScorer":
+    from models.ranker.inference.runtimes import choose_runtime
+    from models.ranker.inference.scorer import Runtime
+    from models.ranker.inference.torch_scorer import TorchScorer
+
+    runtime = Runtime(dtype="float32", threads=choose_runtime("cpu").threads, device=device)
+    try:
+        return TorchScorer(model, runtime)
+    except InputError as error:
+        if device == "cpu":
+            raise
+        logging.getLogger(__name__).warning("the probes are computed on the processor: %s", error)
+        return TorchScorer(model, replace(runtime, device="cpu"))
 
 
 def _save_adapter(model: Any, base: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from tiny import embedded_base, tiny_base
 from transformers import AutoModelForCausalLM
 
 from benchmarks.device import __main__ as device
-from benchmarks.device import correctness, ensemble, forward, llama_7b, machine, small_models
+from benchmarks.device import correctness, ensemble, forward, llama_7b, machine, small_models, trainer
 from benchmarks.device.reference import Reference, adapted, losses_and_gradients, scores_of
 from benchmarks.device.section import Section
 from benchmarks.device.shapes import LLAMA_2_7B, TINY, write_model
@@ -87,6 +87,30 @@ def test_the_lean_forward_takes_few_operations_a_layer():
     counts = forward.operations_a_layer()
     assert 10 <= counts["lean, letters"] < counts["lean, independent lines"] <= forward.GOAL
     assert counts["transformers"] > 2 * counts["lean, independent lines"]
+
+
+@pytest.mark.thorough
+def test_the_trainer_takes_fewer_operations():
+    """The goal is a tenth, which independent lines reach; letters have few segments, and four micro-batches become one.
+
+    Fewer than 20 a layer would be a counter that misses some.
+    """
+    counts = trainer.operations_a_layer()
+    for read, less in {"letters": 5, "independent-lines": 10}.items():
+        assert 20 < counts[f"{read}, now"] <= counts[f"{read}, before"] / less
+
+
+@pytest.mark.thorough
+def test_the_trainer_is_measured(section: Section):
+    """Both ways of each part have a time; on a processor no GPU memory is taken."""
+    trainer.measure(section)
+    found = findings(section)
+    assert found["tiny, letters"]["prompts"] == 4
+    for read in trainer.READS:
+        for name in ("step, before", "step, now", "validation, before", "validation, now"):
+            assert found[f"tiny, {read}"][name]["seconds"] > 0
+            assert found[f"tiny, {read}"][name]["peak_bytes"] == 0
+    assert found["LRURec, beauty"].keys() == {"gradient, before", "gradient, now"}
 
 
 @pytest.mark.thorough

@@ -33,9 +33,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_a_section_without_a_file_is_not_run(page: Path, monkeypatch: pytest.MonkeyPatch):
-    """The page never leaves a section out: eleven of them, eleven times "not run"."""
+    """The page never leaves a section out: twelve of them, twelve times "not run"."""
     run(monkeypatch)
-    assert page.read_text().count("| not run |") == len(gpu_page.SECTIONS) == 11
+    assert page.read_text().count("| not run |") == len(gpu_page.SECTIONS) == 12
 
 
 def test_the_figures_name_card_driver_date_and_commit(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,7 +53,7 @@ def test_the_figures_name_card_driver_date_and_commit(page: Path, tmp_path: Path
     assert "NVIDIA H100, driver 580.1, 2026-12-01, commit abc." in text
     assert "| scores, float32 letters | 2e-05 (at most 0.0001: met) |" in text
     assert "| scores, bfloat16 lines | 0.2 (at most 0.1: **not met**) |" in text
-    assert text.count("| not run |") == 10
+    assert text.count("| not run |") == 11
 
 
 def test_the_lean_forward_stands_beside_transformers(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -73,6 +73,22 @@ def test_the_lean_forward_stands_beside_transformers(page: Path, tmp_path: Path,
     assert "| tiny, letters, float16: transformers | 2.0 ms a prompt |" in text
     assert "| tiny, letters, float16: lean, packed | 2000 prompts/s, 0.70 of the matrix product's rate |" in text
     assert "| tiny, letters, float16: passes | 512, 1024 tokens; bits equal those alone |" in text
+
+
+def test_the_trainer_stands_beside_what_it_was(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """16 prompts in .4 s are 40 a second."""
+    now = {"seconds": 0.4, "peak_bytes": 3 << 30}
+    found = {
+        "operations_a_layer": {"letters, now": 90},
+        "tiny, letters": {"tokens": 900, "prompts": 16, "step, now": now},
+        "LRURec, beauty": {"gradient, before": 0.0123},
+    }
+    written(tmp_path / "new", "training", found)
+    run(monkeypatch, "--from", str(tmp_path / "new"))
+    text = page.read_text()
+    assert "| operations a layer, 16 prompts, letters, now | 90 |" in text
+    assert "| tiny, letters: step, now | 400 ms, 40.0 prompts/s, 3.0 GiB |" in text
+    assert "| LRURec, beauty: gradient, before | 12.3 ms |" in text
 
 
 def test_a_section_that_was_stopped_says_so(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import pytest
 from export.config import Serving
 from export.release import build_release, release_options
 from export.repository import Export
+from preprocessing.artifacts import sha256
 
 
 @pytest.mark.thorough
@@ -23,7 +24,11 @@ def test_the_next_release_can_be_built_as_the_last_one(artifacts: Path, tmp_path
         batching="tolerant",
         serving=Serving(rank_cache=3, queue_seconds=4.0),
     )
-    build_release(given, artifacts, tmp_path / "releases")
+    manifest = build_release(given, artifacts, tmp_path / "releases")
+    weights = next(file for file in manifest["files"] if file.endswith("model.safetensors"))
+    trained = artifacts / "ranker" / "merged" / "model.safetensors"
+    assert (tmp_path / "releases" / weights).samefile(trained)  # one file on the disk, not three
+    assert all(sha256(tmp_path / "releases" / file) == digest for file, digest in manifest["files"].items())
     found = asdict(release_options(tmp_path / "releases", "r1"))
     serving = found.pop("serving")
     assert found == {name: value for name, value in asdict(given).items() if name != "serving"}

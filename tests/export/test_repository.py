@@ -37,6 +37,15 @@ def test_every_step_carries_the_same_release(artifacts, repository):
     assert exported_release(repository) == export(OPTIONS, artifacts, repository)
 
 
+def test_weights_are_linked_and_nothing_else(artifacts, repository):
+    """The exported weights are the trained file itself, read-only; configuration and tokenizer are copies."""
+    trained, exported = artifacts / "ranker" / "merged", step_artifact(repository, "ranker") / "merged"
+    same = {path.name for path in trained.iterdir() if path.samefile(exported / path.name)}
+    assert same == {"model.safetensors"}
+    assert not (trained / "model.safetensors").stat().st_mode & 0o222
+    assert (exported / "config.json").read_bytes() == (trained / "config.json").read_bytes()
+
+
 def test_another_export_of_the_same_artifacts_touches_nothing(artifacts, repository):
     """Finished steps are recognised by their manifests and not rewritten: the files keep their inodes."""
     before = [(step_artifact(repository, step) / MANIFEST).stat().st_ino for step in STEPS]

@@ -72,7 +72,7 @@ def test_a_training_goes_on_with_its_own_random_numbers(monkeypatch):
     """On the CPU the same numbers are drawn again; on a GPU, only the state of that GPU is saved and restored."""
     state = random_state(torch.device("cpu"))
     drawn = torch.rand(3)
-    restore_random_state(state, torch.device("cpu"))
+    restore_random_state([{"cpu": torch.get_rng_state()}, state], torch.device("cpu"), 1)
     assert torch.equal(torch.rand(3), drawn)
     assert set(state) == {"cpu"}
 
@@ -82,5 +82,7 @@ def test_a_training_goes_on_with_its_own_random_numbers(monkeypatch):
     saved = random_state(torch.device("cuda:1"))
     assert saved["cuda"] == "second"
     states[torch.device("cuda:1")] = "drawn from"
-    restore_random_state(saved, torch.device("cuda:1"))
+    restore_random_state([saved], torch.device("cuda:1"), 1)  # a process that the training did not have then
+    assert states[torch.device("cuda:1")] == "drawn from"
+    restore_random_state([saved], torch.device("cuda:1"), 0)
     assert states == {torch.device("cuda:0"): "first", torch.device("cuda:1"): "second"}

@@ -1,13 +1,17 @@
 """Artifact folders: complete or absent, whatever happens while they are written, and recognised by what made them."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
-from preprocessing.artifacts import MANIFEST, is_finished, new_artifact, read_manifest
+from preprocessing.artifacts import MANIFEST, is_finished, link_or_copy, link_weights, new_artifact, read_manifest
 from preprocessing.errors import InputError
 
 MADE = {"options": {"seed": 1}, "inputs": {"data": "abc"}}
@@ -105,3 +109,36 @@ def test_what_is_no_artifact_is_refused_with_the_command(tmp_path):
         (folder / MANIFEST).write_text(text)
         with pytest.raises(InputError, match="cannot be read as a manifest"):
             read_manifest(folder, "data", "llamarec preprocess")
+
+
+def test_weights_take_their_place_on_the_disk_once(tmp_path):
+    """Three folders have one file of weights, and three of everything else; replaced in one, it stays in the others."""
+    folders = [tmp_path / name for name in "abc"]
+    folders[0].mkdir()
+    (folders[0] / "model.safetensors").write_bytes(b"weights")
+    (folders[0] / "config.json").write_text("{}")
+    for source, target in pairwise(folders):
+        shutil.copytree(source, target, copy_function=link_weights)
+    assert len({path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}) == 1 + 3
+    assert not any((folder / "model.safetensors").stat().st_mode & 0o222 for folder in folders)
+    (tmp_path / "new").write_bytes(b"others")
+    os.replace(tmp_path / "new", folders[0] / "model.safetensors")
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == [b"others", b"weights", b"weights"]
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch, number):
+    """The link may be refused because it would cross file systems, or because they have none, or too many of a file."""
+
+    def refused(*given):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    link_or_copy(tmp_path / "link", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    assert not (tmp_path / "b").is_symlink()
+    monkeypatch.setattr(os, "link", refused)
+    link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"weights"
+    assert not (tmp_path / "c").samefile(tmp_path / "a")

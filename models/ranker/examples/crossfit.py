@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from accelerate import PartialState
 from numpy.typing import NDArray
 
 from models.ranker.examples.sampling import Position
@@ -78,9 +79,10 @@ def cross_fit(artifacts: Path, data: Data, *, folds: int, candidates: int) -> Cr
 
 def _train(options: RetrieverTraining, data: Path, users: list[str], folder: Path) -> TrainedRetriever:
     """Return the retriever in ``folder``, trained on these users only."""
-    _write_users(data, users, folder / "data")
-    if options.titles == "model" and not (folder / TITLES).exists():
-        (folder / TITLES).symlink_to((data.parent / TITLES).resolve())
+    with PartialState().main_process_first():  # under `accelerate launch` the others find it finished
+        _write_users(data, users, folder / "data")
+        if options.titles == "model" and not (folder / TITLES).exists():
+            (folder / TITLES).symlink_to((data.parent / TITLES).resolve())
     train_retriever(options, folder)
     return TrainedRetriever.load(folder / "retriever")
 

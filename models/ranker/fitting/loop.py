@@ -1,35 +1,50 @@
-"""The ranker's training loop: tunes the adapters and keeps those of the best validation (paper, section 4.0.4)."""
+"""The ranker's training loop: tunes the adapters and keeps those of the best validation (paper, section 4.0.4).
+
+Nothing in a step waits for the device: prompts are built ahead in a thread, and losses are read from the device at
+validations and where the clock is looked at for a checkpoint.
+"""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.device import random_state, restore_random_state
 from models.metrics import ndcg
 from models.ranker.examples.sampling import Example
+from models.ranker.fitting.ahead import prepared_ahead
 from models.ranker.fitting.curves import CURVES_FILE, plot_curves
 from models.ranker.fitting.fusion_fit import fit_fusion
 from models.ranker.fitting.objective import Objective, new_objective
-from models.ranker.fitting.qlora import add_adapters, evaluating
-from models.ranker.fusion import fused_ranks, log_softmax
+from models.ranker.fitting.processes import (
+    decided_by_first,
+    gathered,
+    processes_on,
+    share_of,
+    sum_gradients,
+    summed,
+)
+from models.ranker.fitting.qlora import add_adapters
+from models.ranker.fitting.validation import Logprobs, ranks_alone, score_examples
+from models.ranker.fusion import fused_ranks
 from models.ranker.options import RankerTraining
-from models.ranker.prompt import PromptBuilder
+from models.ranker.prompt import Prompt, PromptBuilder
 from preprocessing.errors import InputError
 from preprocessing.progress import progress_bar
 
-Logprobs = list[NDArray[np.float64]]
-"""Log-probabilities of the candidates of each example [k]."""
 EVENTS_FOLDER = "tensorboard"
+AHEAD = 4
+"""Number of steps whose prompts are built ahead."""
+Built = list[tuple[Prompt, Example]]
+"""The prompts of a batch."""
 
 
 @dataclass
@@ -48,7 +63,7 @@ class TrainingProgress:
     seconds: float = 0.0
     """Time spent in training steps, without validations."""
     losses: list[float] = field(default_factory=list)
-    """Losses of the steps since the latest validation."""
+    """Losses of the steps since the latest validation, as far as they were read from the device."""
     log: list[dict[str, float]] = field(default_factory=list)
     """For each validation: step, mean loss since the previous one, NDCG@10 of the language model alone and fused."""
     untuned: list[Tensor] = field(default_factory=list)
@@ -89,6 +104,10 @@ def fit(
 ) -> FittedRanker:
     """Train adapters on ``examples`` and return the model at its best NDCG@10 on ``validation``.
 
+    Under ``accelerate launch`` each process computes its share of every batch and of every validation. Gradients are
+    summed over the processes, so a step is the same for any number of them, up to rounding and the masks of dropout.
+    The first process writes.
+
     Args:
         options: see :class:`RankerTraining`.
         base: a model of :func:`models.ranker.fitting.base_checks.load_checked`; the adapters are added to it.
@@ -103,33 +122,41 @@ def fit(
         InputError: the loss is not finite, or the checkpoint belongs to another training.
     """
     training = _Training(options, base, prompts, letter_ids, examples, validation, checkpoint)
-    progress = training.progress
-    if progress.step == 0:
+    progress, writes = training.progress, training.processes.is_main_process
+    if progress.step == 0 and writes:
         shutil.rmtree(folder / EVENTS_FOLDER, ignore_errors=True)  # left by another training
-    with _events(folder / EVENTS_FOLDER, progress.step) as record, progress_bar() as bar:
+    events = _events(folder / EVENTS_FOLDER, progress.step) if writes else nullcontext(lambda *given: None)
+    with events as record, progress_bar() as bar, training:
         total, completed = training.work()
-        task = bar.add_task("tuning", total=total, completed=completed, note="")
+        task = bar.add_task("tuning" if writes else "", total=total, completed=completed, note="", visible=writes)
         while True:
-            if due := training.validation_is_due():
-                reached = training.validate(lambda: bar.advance(task))
+            due, pause = training.validation_is_due(), progress.step % options.checkpoint_every == 0
+            if due or pause:
+                for step, loss, rate in training.read_losses():
+                    record("training/loss", loss, step)
+                    record("training/learning_rate", rate, step)
+            if due:
+                reached = training.validate(lambda count: bar.advance(task, count))
                 for name, metric in reached.items():
                     record(f"validation/{name.replace('@', '_').replace(' ', '_')}", metric, progress.step)
-                plot_curves(progress.log, folder / CURVES_FILE)
+                if writes:
+                    plot_curves(progress.log, folder / CURVES_FILE)
                 measure = training.chosen_by
                 bar.update(task, note=f"validation {measure} {reached[measure]:.4f}, best {progress.best:.4f}")
-            if due or progress.step % options.checkpoint_every == 0:
+            if due or (pause and training.checkpoint_is_due()):
                 training.save()
             if training.is_over():
                 break
-            loss, rate = training.take_step()
-            record("training/loss", loss, progress.step)
-            record("training/learning_rate", rate, progress.step)
+            training.take_step()
             bar.advance(task, len(training.batches[progress.step - 1]))
     return training.result()
 
 
 class _Training:
-    """Model, optimiser and progress of one training; each phase of the loop is a method."""
+    """Model, optimiser and progress of one training, in one of its processes; each phase of the loop is a method.
+
+    It must be closed, as a context manager does, since a thread builds its prompts.
+    """
 
     def __init__(
         self,
@@ -142,6 +169,7 @@ class _Training:
         checkpoint: Checkpoint,
     ) -> None:
         self.options, self.prompts, self.validation, self.checkpoint = options, prompts, validation, checkpoint
+        self.processes = processes_on(base.device)
         torch.manual_seed(options.seed)
         self.model = _with_adapters(options, base)
         self.objective = new_objective(options, self.model, letter_ids)
@@ -150,6 +178,8 @@ class _Training:
             *self.objective.trained,
         ]
         self.optimizer = torch.optim.AdamW(self.trained, lr=options.learning_rate, weight_decay=0.0)
+        if self.processes.num_processes > 1:  # all have the same adapters, and each draws its own masks of dropout
+            torch.manual_seed(options.seed + 1 + self.processes.process_index)
         self.batches = [
             examples[start : start + options.batch_size]
             for _ in range(options.epochs)
@@ -157,6 +187,17 @@ class _Training:
         ]
         self.chosen_by = "fused NDCG@10" if options.validate_by == "fused" else "NDCG@10"
         self.progress = self._resume()
+        own = (share_of(batch, self.processes) for batch in self.batches[self.progress.step :])
+        self._built = prepared_ahead(self._build, own, AHEAD)
+        self._unread: list[tuple[Tensor, float]] = []
+        self._unread_since = 0.0
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> "_Training":
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self._built.close()
 
     def work(self) -> tuple[int, int]:
         """Return the total number of prompts to train on and to validate, and the number already done."""
@@ -174,11 +215,11 @@ class _Training:
         due = step % self.options.validate_every == 0 or step == len(self.batches)
         return due and step > self.progress.validated
 
-    def validate(self, advance: Callable[[], None]) -> dict[str, float]:
+    def validate(self, advance: Callable[[int], None]) -> dict[str, float]:
         """Return NDCG@10 of the language model alone and fused, and keep the adapters if they are the best so far.
 
         Args:
-            advance: function that is called after each validation example.
+            advance: see :func:`score_examples`.
         """
         truths, scores = [row.truth for row in self.validation], [row.scores for row in self.validation]
         logprobs = score_examples(self.model, self.objective, self.prompts, self.validation, advance)
@@ -205,38 +246,67 @@ class _Training:
             progress.logprobs = rows
             progress.best_adapters = [parameter.detach().clone() for parameter in self.trained]
 
-    def take_step(self) -> tuple[float, float]:
-        """Take an optimiser step on the next batch, and return its loss and learning rate.
+    def _build(self, batch: Sequence[Example]) -> Built:
+        """Return the prompts of a batch, sorted, so that neighbours share common prefixes."""
+        built = [(self.prompts.build(example.history, example.candidates), example) for example in batch]
+        return sorted(built, key=lambda one: one[0].tokens)
 
-        Raises:
-            InputError: the loss is not finite.
-        """
+    def take_step(self) -> None:
+        """Take an optimiser step on the next batch; its loss stays on the device until it is read."""
         progress, options = self.progress, self.options
-        started = time.perf_counter()
+        if not self._unread:
+            self._unread_since = time.perf_counter()
         rate = options.learning_rate * learning_rate_share(progress.step, options.warmup_steps, len(self.batches))
         self.optimizer.param_groups[0]["lr"] = rate
-        batch = self.batches[progress.step]
-        loss = _accumulate(self.model, self.objective, self.prompts, batch, options.micro_batch_size)
-        if not np.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {progress.step + 1}, learning rate {rate:.2g}: lower it")
+        built, count = next(self._built), len(self.batches[progress.step])
+        loss = _accumulate(self.model, self.objective, built, options.micro_batch_size, count)
+        sum_gradients(self.trained, self.processes)
         torch.nn.utils.clip_grad_norm_(self.trained, options.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        progress.losses.append(loss)
-        progress.seconds += time.perf_counter() - started
+        self._unread.append((loss, rate))
         progress.step += 1
-        return loss, rate
+
+    def read_losses(self) -> list[tuple[int, float, float]]:
+        """Return step, loss and learning rate of each step since the last call, after waiting for the device.
+
+        Raises:
+            InputError: a loss is not finite.
+        """
+        if not self._unread:
+            return []
+        progress, (losses, rates) = self.progress, zip(*self._unread, strict=True)
+        values = summed(torch.stack(losses), self.processes).tolist()
+        progress.seconds += time.perf_counter() - self._unread_since
+        progress.losses += values
+        self._unread.clear()
+        read = list(zip(range(progress.step - len(values) + 1, progress.step + 1), values, rates, strict=True))
+        for step, loss, rate in read:
+            if not np.isfinite(loss):
+                raise InputError(f"the loss is {loss} at step {step}, learning rate {rate:.2g}: lower it")
+        return read
+
+    def checkpoint_is_due(self) -> bool:
+        """Return whether the time between two checkpoints has passed, by the clock of the first process."""
+        passed = time.monotonic() - self._saved >= 60 * self.options.checkpoint_minutes
+        return decided_by_first(passed, self.processes)
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the next step depends on; the learning rate follows from the step."""
-        self.checkpoint.save(
-            {
-                "progress": {entry.name: getattr(self.progress, entry.name) for entry in fields(self.progress)},
-                "adapters": [adapter.detach() for adapter in self.trained],
-                "optimizer": self.optimizer.state_dict(),
-                "random": random_state(self.model.device),
-            }
-        )
+        """Write a checkpoint of everything that the next step depends on; the learning rate follows from the step.
+
+        The losses must have been read.
+        """
+        random = gathered([random_state(self.model.device)], self.processes)
+        if self.processes.is_main_process:
+            self.checkpoint.save(
+                {
+                    "progress": {entry.name: getattr(self.progress, entry.name) for entry in fields(self.progress)},
+                    "adapters": [adapter.detach() for adapter in self.trained],
+                    "optimizer": self.optimizer.state_dict(),
+                    "random": random,
+                }
+            )
+        self._saved = time.monotonic()
 
     def _resume(self) -> TrainingProgress:
         """Restore adapters, optimiser and random state from the checkpoint, if there is one; return the progress."""
@@ -247,7 +317,7 @@ class _Training:
             for adapter, value in zip(self.trained, state["adapters"], strict=True):
                 adapter.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"], self.model.device)
+        restore_random_state(state["random"], self.model.device, self.processes.process_index)
         return TrainingProgress(**state["progress"])
 
     def result(self) -> FittedRanker:
@@ -294,29 +364,6 @@ def learning_rate_share(step: int, warmup_steps: int, steps: int) -> float:
     return (steps - step) / (steps - warmup)
 
 
-def ranks_alone(logprobs: Logprobs, examples: Sequence[Example]) -> NDArray[np.int64]:
-    """Return the rank (from 1) of each true item by the language model alone; ties keep the candidates' order."""
-    no_scores = [np.zeros(len(row)) for row in logprobs]
-    return fused_ranks(logprobs, no_scores, [example.truth for example in examples], weight=0.0)
-
-
-def score_examples(
-    model: Any,
-    objective: Objective,
-    prompts: PromptBuilder,
-    examples: Sequence[Example],
-    advance: Callable[[], None] = lambda: None,
-) -> Logprobs:
-    """Return the language model's log-probabilities of each example's candidates; call ``advance`` after each one."""
-    logprobs = []
-    with evaluating(model):
-        for example in examples:
-            logits = objective.logits(model, prompts.build(example.history, example.candidates))
-            logprobs.append(log_softmax(logits.cpu().numpy()))
-            advance()
-    return logprobs
-
-
 @contextmanager
 def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], None]]:
     """Yield a function that writes a scalar for TensorBoard; events of an interrupted run after ``step`` are purged."""
@@ -326,16 +373,20 @@ def _events(folder: Path, step: int) -> Iterator[Callable[[str, float, int], Non
         yield writer.add_scalar
 
 
-def _accumulate(
-    model: Any, objective: Objective, prompts: PromptBuilder, batch: Sequence[Example], micro_batch_size: int
-) -> float:
-    """Add the gradient of a batch's mean loss, and return the loss; prompts are sorted to share common prefixes."""
-    read = [(prompts.build(example.history, example.candidates), example) for example in batch]
-    read.sort(key=lambda one: one[0].tokens)
-    total = 0.0
-    for start in range(0, len(read), micro_batch_size):
-        given, examples = zip(*read[start : start + micro_batch_size], strict=True)
-        loss = objective.loss(model, given, examples) / len(batch)
+def _accumulate(model: Any, objective: Objective, built: Built, micro_batch_size: int, count: int) -> Tensor:
+    """Add this process's part of the gradient of a batch's mean loss; return its part of the loss, on the device.
+
+    Args:
+        model: a model of :func:`models.ranker.fitting.qlora.add_adapters`.
+        objective: the loss.
+        built: this process's prompts of the batch.
+        micro_batch_size: number of prompts that are computed at once.
+        count: number of prompts of the whole batch.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    for start in range(0, len(built), micro_batch_size):
+        given, examples = zip(*built[start : start + micro_batch_size], strict=True)
+        loss = objective.loss(model, given, examples) / count
         torch.autograd.backward(loss)
-        total += float(loss.detach())
+        total += loss.detach()
     return total

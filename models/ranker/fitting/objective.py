@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from models.ranker.examples.sampling import Example
-from models.ranker.fitting.qlora import answer_loss, decoder_and_head, letter_logits, line_logits, line_loss
+from models.ranker.fitting.qlora import (
+    answer_loss,
+    decoder_and_head,
+    letter_logits,
+    line_logits,
+    line_loss,
+    packed_letter_logits,
+    packed_line_logits,
+)
 from models.ranker.inference.verbalizer import LetterVerbalizer, LineVerbalizer, Verbalizer
 from models.ranker.options import RankerTraining
 from models.ranker.prompt import Prompt
@@ -32,8 +40,8 @@ class Objective(Protocol):
             examples: the example from which each prompt was built.
         """
 
-    def logits(self, model: Any, prompt: Prompt) -> Tensor:
-        """Return the logits of a prompt's candidates [k].
+    def logits(self, model: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Return the logits of each prompt's candidates [k]; several prompts are packed into one pass.
 
         Call it within :func:`models.ranker.fitting.qlora.evaluating`.
         """
@@ -61,9 +69,12 @@ class LetterObjective:
         answers = [[self._letter_ids[example.truth], self._end_token] for example in examples]
         return answer_loss(model, [prompt.tokens for prompt in prompts], answers) / 2
 
-    def logits(self, model: Any, prompt: Prompt) -> Tensor:
-        """Return the letters' logits [k]; see :class:`Objective`."""
-        return letter_logits(model, prompt.tokens, self._letter_ids[: len(prompt.line_ends)])
+    def logits(self, model: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Return the letters' logits [k] of each prompt; see :class:`Objective`."""
+        if len(prompts) == 1:
+            return [letter_logits(model, prompts[0].tokens, self._letter_ids[: len(prompts[0].line_ends)])]
+        found = packed_letter_logits(model, [prompt.tokens for prompt in prompts], self._letter_ids)
+        return [row[: len(prompt.line_ends)] for row, prompt in zip(found, prompts, strict=True)]
 
     def verbalizer(self) -> Verbalizer:
         """Return the verbalizer that reads the letters' logits."""
@@ -84,9 +95,11 @@ class LineObjective:
         scores = [torch.from_numpy(example.scores) for example in examples]
         return line_loss(model, self._direction, prompts, [example.truth for example in examples], scores)
 
-    def logits(self, model: Any, prompt: Prompt) -> Tensor:
-        """Return the lines' logits [k]; see :class:`Objective`."""
-        return line_logits(model, self._direction, prompt)
+    def logits(self, model: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Return the lines' logits [k] of each prompt; see :class:`Objective`."""
+        if len(prompts) == 1:
+            return [line_logits(model, self._direction, prompts[0])]
+        return packed_line_logits(model, self._direction, prompts)
 
     def verbalizer(self) -> Verbalizer:
         """Return the verbalizer that reads the lines, with a copy of the direction."""

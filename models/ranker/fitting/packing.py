@@ -10,6 +10,7 @@ Source: tree attention as in Miao et al. 2024 (SpecInfer, section 5.1), used for
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from models.device import sent
+from models.ranker.forward.attention import Attend, Sequences, attention_for
 from preprocessing.errors import InputError
 
 TREE_ATTENTION = "prompt_tree"
@@ -40,9 +43,27 @@ class Segment:
     end: int
     above: tuple[tuple[int, int], ...]
     """Start and end of each segment above, from the root."""
-    mask: Tensor | None
-    """Mask [tokens, tokens above and own], True where a token attends; None, which means causal, without segments
-    above."""
+    device: torch.device
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Mask [tokens, tokens above and own], True where a token attends.
+
+        It is None, which means causal, without segments above.
+        """
+        if not self.above:
+            return None
+        own, depth = self.end - self.start, sum(end - start for start, end in self.above)
+        return torch.ones(own, depth + own, dtype=torch.bool, device=self.device).tril(depth)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The segments as sequences of queries, and of keys that are gathered: those above and their own."""
+
+    sequences: Sequences
+    keys: Tensor
+    """Place in the packed sequence of each key [keys]."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,20 @@ class PackedPrompts:
     places: tuple[NDArray[np.int64], ...]
     """For each prompt, in the given order, the index of each of its tokens in the packed sequence."""
 
+    @cached_property
+    def gathered(self) -> Gathered:
+        """The keys of all segments, for an attention that computes them at once."""
+        parts = [
+            np.concatenate([np.arange(*part) for part in (*segment.above, (segment.start, segment.end))])
+            for segment in self.segments
+        ]
+        ends = np.zeros((2, len(parts) + 1), np.int32)
+        ends[0, 1:] = [segment.end for segment in self.segments]
+        ends[1, 1:] = np.cumsum([len(part) for part in parts])
+        queries, keys = sent(torch.from_numpy(ends), self.tokens.device)
+        rows = sent(torch.from_numpy(np.concatenate(parts)), self.tokens.device)
+        return Gathered(Sequences(queries, keys, max(map(len, parts))), rows)
+
 
 def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *, share: bool = True) -> PackedPrompts:
     """Return token sequences packed into one.
@@ -66,6 +101,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *
         device: device of the tensors.
         share: whether common prefixes are computed only once.
     """
+    device = torch.device(device)
     order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
     tokens: list[int] = []
     positions: list[int] = []
@@ -79,10 +115,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *
             start, end = len(tokens), len(tokens) + common - depth
             tokens.extend(first[depth:common])
             positions.extend(range(depth, common))
-            mask = None
-            if above:
-                mask = torch.ones(end - start, common, dtype=torch.bool, device=device).tril(depth)
-            segments.append(Segment(start, end, above, mask))
+            segments.append(Segment(start, end, above, device))
             for row in group:
                 places[row].append(np.arange(start, end))
             if longer := [row for row in group if len(prompts[row]) > common]:
@@ -90,8 +123,8 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", *
 
     grow(order, 0, ())
     return PackedPrompts(
-        torch.tensor([tokens], device=device),
-        torch.tensor([positions], device=device),
+        sent(torch.tensor([tokens]), device),
+        sent(torch.tensor([positions]), device),
         tuple(segments),
         tuple(np.concatenate(parts) for parts in places),
     )
@@ -118,11 +151,11 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: Sequence[Segment] | None = None,
+    packed: PackedPrompts | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention over packed prompts; without ``segments``, transformers' own attention over one prompt.
+    """Return the attention over packed prompts; without ``packed``, transformers' own attention over one prompt.
 
     Args:
         module: the attention layer.
@@ -130,7 +163,7 @@ def tree_attention(
         key: keys [1, key heads, total, width].
         value: values [1, key heads, total, width].
         attention_mask: None.
-        segments: segments of the packed prompts.
+        packed: the packed prompts.
         scaling: factor of the dot products.
         kwargs: other arguments that transformers passes to every attention function.
 
@@ -142,10 +175,13 @@ def tree_attention(
     """
     if kwargs.get("softcap") is not None:
         raise InputError(f"{type(module).__name__} caps its attention scores: choose a base such as Llama 2")
-    if segments is None:
+    if packed is None:
         whole: tuple[Tensor, None]
         whole = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return whole
+    if attend := attends_at_once(query, scaling):
+        return _attend_at_once(attend, query, key, value, packed.gathered), None
+    segments = packed.segments
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     # Split, not sliced: the gradient of each slice would be a tensor of the whole packed length, and adding them up
@@ -159,6 +195,25 @@ def tree_attention(
         seen_keys, seen_values = (torch.cat([x[row] for row in seen], dim=2) for x in (keys, values))
         attended.append(_attend(queries[number], seen_keys, seen_values, segment.mask, scaling))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+
+
+def attends_at_once(query: Tensor, scaling: float | None) -> Attend | None:
+    """Return the variable-length kernel, if it computes such queries [1, heads, total, width] here with this factor."""
+    width = query.shape[3]
+    attention = attention_for(query.device, query.dtype, width)
+    return attention.attend if attention.captures and scaling in (None, width**-0.5) else None
+
+
+def _attend_at_once(attend: Attend, query: Tensor, key: Tensor, value: Tensor, given: Gathered) -> Tensor:
+    """Return the attended values [1, total, heads, width] of all segments.
+
+    A key of a shared prefix is gathered for each segment below. An embedding's gradient sums up in fp32 and in a fixed
+    order; that of a selection of rows would sum up in the precision of the layers and in any order.
+    """
+    queries = query[0].transpose(0, 1)  # [total, heads, width]
+    rows = torch.stack((key[0], value[0])).permute(2, 0, 1, 3)  # [total, 2, key heads, width]
+    seen = embedding(given.keys, rows.flatten(1)).unflatten(1, rows.shape[1:])  # [keys, 2, key heads, width]
+    return attend(queries, seen[:, 0], seen[:, 1], given.sequences)[None]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

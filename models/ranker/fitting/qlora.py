@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from models.device import sent
 from models.ranker.fitting.packing import TREE_ATTENTION, PackedPrompts, pack
 from models.ranker.loading import load_causal_lm
 from models.ranker.memory import check_gpu_memory, empty_model, training_bytes
@@ -220,14 +221,14 @@ def answer_loss(
     """
     decoder, head = decoder_and_head(model)
     device = head.weight.device
-    labels = torch.tensor(answers, device=device)  # [batch, answer]
+    labels = sent(torch.tensor(answers), device)  # [batch, answer]
     width = labels.shape[1]
     # The last token of an answer is predicted but predicts nothing, so it is not part of the input.
     packed = pack(
         [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)], device, share=share
     )
     # The token at a position is predicted from the position before it.
-    places = torch.from_numpy(np.stack([row[-width:] for row in packed.places])).to(device)  # [batch, answer]
+    places = sent(torch.from_numpy(np.stack([row[-width:] for row in packed.places])), device)  # [batch, answer]
     with _mixed_precision(model):
         logits = head(hidden_states(decoder, packed)[places]).float()  # [batch, answer, vocabulary]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
@@ -258,7 +259,7 @@ def line_loss(
         hidden = hidden_states(decoder, packed)
     loss = direction.new_zeros(())
     for places, truth, prior in zip(ends, truths, scores, strict=True):
-        logits = hidden[places].float() @ direction + prior.to(direction.device)  # [k]
+        logits = hidden[places].float() @ direction + sent(prior, direction.device)  # [k]
         loss = loss - logits.log_softmax(0)[truth]
     return loss
 
@@ -281,14 +282,14 @@ def pack_lines(
             read.append([(len(sequences), end) for end in prompt.line_ends])
             sequences.append(prompt.tokens)
     packed = pack(sequences, device, share=share)
-    ends = [torch.tensor([packed.places[row][place] for row, place in pairs], device=device) for pairs in read]
+    ends = [sent(torch.tensor([packed.places[row][place] for row, place in pairs]), device) for pairs in read]
     return packed, ends
 
 
 def hidden_states(decoder: Any, packed: PackedPrompts) -> Tensor:
     """Return the normalised hidden states after the last layer [total, hidden]."""
     hidden: Tensor = decoder(
-        input_ids=packed.tokens, position_ids=packed.positions, segments=packed.segments, use_cache=False
+        input_ids=packed.tokens, position_ids=packed.positions, packed=packed, use_cache=False
     ).last_hidden_state[0]
     return hidden
 
@@ -343,6 +344,24 @@ def line_logits(model: Any, direction: Tensor, prompt: Prompt) -> Tensor:
         states = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, prompt.line_ends]
     logits: Tensor = states.float() @ direction  # [k]
     return logits
+
+
+def packed_letter_logits(model: Any, prompts: Sequence[Sequence[int]], letter_ids: Sequence[int]) -> Tensor:
+    """Return the logits of the letters after each prompt [prompts, letters]; see :func:`letter_logits`."""
+    decoder, head = decoder_and_head(model)
+    rows = head.weight[list(letter_ids)].float()  # [letters, hidden]
+    packed = pack(prompts, rows.device)
+    last = sent(torch.tensor([places[-1] for places in packed.places]), rows.device)
+    logits: Tensor = hidden_states(decoder, packed)[last].float() @ rows.T
+    return logits
+
+
+def packed_line_logits(model: Any, direction: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Return the logits of each prompt's candidates by their lines [k]; see :func:`line_logits`."""
+    decoder, _ = decoder_and_head(model)
+    packed, ends = pack_lines(prompts, direction.device)
+    hidden = hidden_states(decoder, packed)
+    return [hidden[places].float() @ direction for places in ends]
 
 
 def decoder_and_head(model: Any) -> tuple[Any, Any]:

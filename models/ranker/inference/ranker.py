@@ -96,8 +96,15 @@ class Ranker:
         runtime = runtime or read_runtime(folder)
         verbalizer, fusion = restore_verbalizer(_read(folder / VERBALIZER_FILE)), _read(folder / FUSION_FILE)
         probes = read_probes(folder)
-        # The packed forward keeps no prefixes.
-        given = replace(runtime, forward="transformers") if prefix_cache else runtime
+        given = runtime
+        if prefix_cache and runtime.runtime == "torch" and runtime.forward != "transformers":
+            # The packed forward keeps no prefixes.
+            given = replace(runtime, forward="transformers")
+            if runtime.forward == "packed" or runtime.device != "cpu":
+                logging.getLogger(__name__).warning(
+                    "the ranker runs one prompt at a time in transformers' layers: --prefix-cache keeps histories,"
+                    " which the packed forward does not"
+                )
         scorer = load_scorer(folder / MODEL_FOLDER, given)
         scorer.settle([probe.prompt for probe in probes])
         ranker = cls(scorer, verbalizer, fusion["weight"], runtime, fusion.get("temperature", 1.0))

@@ -10,21 +10,22 @@ doubling, which needs no loops. Both compute the same function of the same param
 """
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import accumulate, count, pairwise, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.device import sent
 from models.retriever.architectures.dropout import Dropout
 from models.retriever.architectures.item_embedding import ItemEmbedding
 from models.retriever.architectures.packing import Packing
 
 
 class _Scan(torch.autograd.Function):
-    """The scan h_t = decay * h_(t-1) + drive_t over packed sequences.
+    """The scan h_t = decay * h_(t-1) + drive_t over packed sequences, step by step.
 
     Forward and backward each take one pass over memory, and only h is saved between them.
     """
@@ -51,6 +52,77 @@ class _Scan(torch.autograd.Function):
             of_decay[: len(now)].addcmul_(now, state[: len(now)])
             earlier[: len(now)].addcmul_(back, now)
         return grad, of_decay.sum(dim=0), None
+
+
+class _DoublingScan(torch.autograd.Function):
+    """The same scan in as many rounds as the number of steps has binary digits, each over all positions.
+
+    It reads and writes more than :class:`_Scan`, but on a GPU, where each step would wait for the launch of its own
+    small operations, it is the number of operations that counts. After the round with reach s, a state contains its
+    last 2 s drives.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, decay: Tensor, sizes: list[int]) -> Tensor:
+        """Map complex drive [positions, state] and decay [state] to h [positions, state]; see :class:`Packing`."""
+        states, places, power = drive.clone(), _Places(sizes, drive.device), decay
+        for reach in _reaches(len(sizes)):
+            before = states[places.before(reach)]
+            states[places.start(reach) :].addcmul_(power, before)
+            power = power * power
+        ctx.save_for_backward(states, decay)
+        ctx.places, ctx.sizes = places, sizes
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # torch declares the arguments open
+        """Run the same rounds from later to earlier positions, with the conjugate decay."""
+        states, decay = ctx.saved_tensors
+        grad, power, places = grad.clone(), decay.conj().resolve_conj(), ctx.places
+        for reach in _reaches(len(ctx.sizes)):
+            later = grad[places.start(reach) :] * power
+            grad[places.before(reach)] += later  # every position has at most one that follows it by `reach`
+            power = power * power
+        if len(ctx.sizes) == 1:
+            return grad, torch.zeros_like(decay), None
+        of_decay = (grad[places.start(1) :] * states[places.before(1)].conj()).sum(dim=0)
+        return grad, of_decay, None
+
+
+def _reaches(steps: int) -> Iterator[int]:
+    """Yield the powers of two below a number of steps."""
+    return takewhile(lambda reach: reach < steps, (1 << digit for digit in count()))
+
+
+class _Places:
+    """Where packed positions and those before them are; see :class:`Packing`."""
+
+    def __init__(self, sizes: list[int], device: torch.device) -> None:
+        self._starts = list(accumulate(sizes, initial=0))
+        starts = torch.tensor(self._starts)
+        step = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        # Copied without waiting for the device: see models.device.sent.
+        self._place, self._step, self._start = (
+            sent(tensor, device) for tensor in (torch.arange(len(step)) - starts[step], step, starts)
+        )
+        self._before: dict[int, Tensor] = {}
+
+    def start(self, reach: int) -> int:
+        """Return the first position that has one ``reach`` steps before it; all that follow have one too."""
+        return self._starts[reach]
+
+    def before(self, reach: int) -> Tensor:
+        """Return the position ``reach`` steps before each position from :meth:`start` on."""
+        if reach not in self._before:
+            first = self.start(reach)
+            self._before[reach] = self._start[self._step[first:] - reach] + self._place[first:]
+        return self._before[reach]
+
+
+def scan_of(device: torch.device) -> Callable[..., Tensor]:
+    """Return the scan that suits a device: a function of drive, decay and sizes, see :class:`_Scan`."""
+    chosen: Callable[..., Tensor] = (_DoublingScan if device.type == "cuda" else _Scan).apply  # torch does not type it
+    return chosen
 
 
 class LinearRecurrence(nn.Module):
@@ -141,8 +213,7 @@ class LinearRecurrence(nn.Module):
         into, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in (into, bias))
         drive = F.linear(x, into, bias) * is_item  # [positions, 2 * state]
         decay = torch.polar(torch.exp(-torch.exp(self.decay_log)), torch.exp(self.phase_log))
-        scan: Callable[..., Tensor] = _Scan.apply  # torch does not type apply
-        states = scan(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
+        states = scan_of(x.device)(torch.view_as_complex(drive.unflatten(-1, (-1, 2))), decay, sizes)
         out = self.project_out.weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
         return F.linear(torch.view_as_real(states).flatten(-2), out, self.project_out.bias)
 

@@ -8,7 +8,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 20
-"""Number of logits computed at once: 4 MiB, which fits a processor's cache."""
+"""Number of logits computed at once on a processor: 4 MiB, which fits its cache."""
+GPU_CHUNK = 1 << 28
+"""Maximum number of logits computed at once on a GPU, which small products leave idle: 1 GiB."""
+GPU_SHARE = 16
+"""Part of a GPU's memory that the logits may take: a sixteenth."""
+
+
+def chunk_of(device: torch.device) -> int:
+    """Return the number of logits that are computed at once on a device."""
+    if device.type != "cuda":
+        return CHUNK
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK, min(GPU_CHUNK, memory // GPU_SHARE // torch.float32.itemsize))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -20,7 +32,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        rows = max(1, CHUNK // len(weight))
+        rows = max(1, chunk_of(states.device) // len(weight))
         buffer = states.new_empty((min(rows, len(states)), len(weight)))
         losses = []
         for x, grad, target in zip(states.split(rows), grad_states.split(rows), targets.split(rows), strict=True):

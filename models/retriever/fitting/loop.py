@@ -182,7 +182,7 @@ class _Training:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_state, self.progress = state["best"], TrainingProgress(**json.loads(state["progress"]))
-            restore_random_state(state["random"][self.processes.process_index], self.device)
+            restore_random_state(state["random"], self.device, self.processes.process_index)
         self._began = time.perf_counter() - self.progress.seconds
         self._losses: list[float] = []
         self._epoch, self._order = -1, np.empty(0, np.int64)

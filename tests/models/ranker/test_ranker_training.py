@@ -1,6 +1,7 @@
 """The ranker's stage on a tiny base and made-up data: what it writes, when it refuses, and that it learns."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,7 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         warmup_steps=0,
         validate_every=2,
         checkpoint_every=3,
+        checkpoint_minutes=0,
         threads=1,
     )
     whole = tuned(base, tmp_path / "whole", options, examples)
@@ -261,6 +263,69 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
     assert (resumed.logprobs[0] == whole.logprobs[0]).all()
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0.0, [0, 2, 4, 5, 6, 8]), (10.0, [0, 5, 8]), (3.0, [0, 4, 5, 8])])
+def test_checkpoints_follow_the_clock(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, saved: list[int]
+):
+    """A step takes a minute of this clock, which is looked at every second step; each validation has a checkpoint.
+
+    Three minutes have passed at step 3, which the look after step 4 notices; the next ones begin at step 5.
+    """
+    clock, steps = [0.0], []
+    taken, save = loop._accumulate, Checkpoint.save
+
+    def timed(*given: Any) -> Any:
+        clock[0] += 60
+        return taken(*given)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop, "_accumulate", timed)
+    monkeypatch.setattr(Checkpoint, "save", lambda *given: steps.append(given[1]["progress"]["step"]) or save(*given))
+    options = RankerTraining(
+        batch_size=2, validate_every=5, checkpoint_every=2, checkpoint_minutes=minutes, threads=1, quantisation="none"
+    )
+    tuned(base, tmp_path, options, [example(2)] * 16)
+    assert steps == saved
+
+
+def test_a_prompt_that_cannot_be_built_stops_the_training_with_its_reason(base: str, tmp_path: Path):
+    """A thread builds the prompts; the error is that of the builder, and the thread ends."""
+    examples = [*[example(2)] * 4, example(0, np.arange(1, 26))]
+    options = RankerTraining(batch_size=2, threads=1, quantisation="none")
+    with pytest.raises(InputError, match="a prompt takes 1 to 20 candidates, not 25"):
+        tuned(base, tmp_path, options, examples)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepared-ahead")]
+
+
+def test_what_changes_nothing_of_the_ranker_is_not_recorded(artifacts: Path, base: str, monkeypatch):
+    """A ranker of other checkpoints is recognised; so is one of a version that had no such option."""
+    train_ranker(replace(BRIEF, max_prompts=4), artifacts, base)
+    assert "checkpoint_minutes" not in read_manifest(artifacts / "ranker", "ranker", "").options
+    monkeypatch.setattr(loop, "fit", lambda *given: pytest.fail("it is trained again"))
+    train_ranker(replace(BRIEF, max_prompts=4, checkpoint_minutes=1.0), artifacts, base)
+
+
+def test_probes_are_computed_on_the_gpu_unless_it_is_too_small(
+    artifacts: Path, base: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The scorer is asked for the GPU first; refused, it is that of the processor, and a warning says why."""
+    asked: list[str] = []
+    small = iter((False, True))  # the GPUs
+
+    def scorer(folder: Path, runtime: Runtime) -> str:
+        asked.append(f"{runtime.device} {runtime.dtype}")
+        if runtime.device != "cpu" and next(small):
+            raise InputError("needs at least 27,000 MiB of GPU memory")
+        return runtime.device
+
+    monkeypatch.setattr("models.ranker.inference.torch_scorer.TorchScorer", scorer)
+    found = [training._fp32_scorer(Path(), device) for device in ("cuda:0", "cuda:0", "cpu")]
+    assert found == ["cuda:0", "cpu", "cpu"]
+    assert asked == ["cuda:0 float32", "cuda:0 float32", "cpu float32", "cpu float32"]
+    (warned,) = caplog.messages
+    assert warned == "the probes are computed on the processor: needs at least 27,000 MiB of GPU memory"
 
 
 def test_a_training_with_other_options_refuses_the_checkpoint(artifacts: Path, base: str, monkeypatch):
@@ -340,6 +405,8 @@ def test_presets_are_valid_options():
         ({"folds": 1}, "folds must be at least 2"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be at least 0, not -1"),
+        ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes must be at least 0, not nan"),
         ({"learning_rate": float("nan")}, "learning_rate and clip must be above 0"),
     ],
 )

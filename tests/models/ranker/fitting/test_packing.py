@@ -1,6 +1,7 @@
 """Packed prompts: what is computed once, what each token attends to, and that loss and gradients are unchanged."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora.layer import LoraLayer
 from tiny import tiny_base
+from torch import Tensor
 
 from models.ranker.fitting import packing
 from models.ranker.fitting.packing import SHORTEST_SHARED, PackedPrompts, pack
-from models.ranker.fitting.qlora import add_adapters, answer_loss, load_base
+from models.ranker.fitting.qlora import add_adapters, answer_loss, line_loss, load_base
+from models.ranker.forward.attention import KERNEL, attend_by_sequence
+from models.ranker.prompt import Prompt
 
 STEM = list(range(100, 100 + 2 * SHORTEST_SHARED))
 POOLS = [[*STEM, 7, 8, 9], [*STEM, 8, 8], [*STEM, *range(200, 240), 5], [*STEM, *range(200, 240), 6, 6], [11, 12]]
 ANSWERS = [[49, 2], [50, 2], [51, 2], [49, 2], [52, 2]]
+INDEPENDENT = [Prompt.of_lines([*STEM, *range(3)], [[7, 8], [9], [7, 5, 6]]), Prompt.of_lines(STEM, [[9, 9], [4]])]
 
 
 def seen(packed: PackedPrompts) -> dict[int, set[int]]:
@@ -142,3 +147,78 @@ def test_bf16_learns_what_fp32_does(folder: Path, share: bool, block: int, monke
         gradients.append(torch.cat([gradient.flatten() for gradient in found]))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
+def losses_and_gradients(model: Any, share: bool) -> dict[str, tuple[float, Tensor]]:
+    """Return the loss of letters, lines and independent lines, and its gradient over all adapters and the direction."""
+    direction = torch.linspace(-1, 1, model.config.hidden_size, device=model.device, requires_grad=True)
+    trained = [direction, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    ordered = [Prompt(tokens, [len(tokens) - 2, len(tokens) - 1]) for tokens in POOLS]
+    scores = [torch.zeros(len(prompt.line_ends)) for prompt in (*ordered, *INDEPENDENT)]
+    found = {}
+    for name, loss in {
+        "letters": lambda: answer_loss(model, POOLS, ANSWERS, share=share),
+        "lines": lambda: line_loss(model, direction, ordered, [0] * 5, scores[:5], share=share),
+        "independent": lambda: line_loss(model, direction, INDEPENDENT, [2, 0], scores[5:], share=share),
+    }.items():
+        value = loss()
+        gradients = torch.autograd.grad(value, trained, allow_unused=True)
+        given = [torch.zeros_like(t) if g is None else g for t, g in zip(trained, gradients, strict=True)]
+        found[name] = float(value.detach()), torch.cat([gradient.flatten().float() for gradient in given])
+    return found
+
+
+def adapted(folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """Return a base with adapters that are not zero."""
+    model = load_base(folder, quantisation="none", dtype=dtype, device=device)
+    model = add_adapters(model, rank=4, alpha=16, dropout=0.0, targets=("q_proj", "k_proj", "v_proj", "down_proj"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_attention_of_all_segments_at_once_learns_the_same(folder: Path, share: bool, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU one operation computes the attention of all segments over gathered keys; here its twin does, in fp32.
+
+    The reference is the attention segment by segment, which the tests above compare with transformers'.
+    """
+    model = adapted(folder, torch.float32, "cpu")
+    expected = losses_and_gradients(model, share)
+    calls: list[int] = []
+
+    def twin(query: Tensor, *rest: Any) -> Tensor:
+        calls.append(len(query))
+        return attend_by_sequence(query, *rest)
+
+    monkeypatch.setattr(packing, "attends_at_once", lambda query, scaling: twin)
+    found = losses_and_gradients(model, share)
+    assert len(calls) == 3 * 2  # one in each of two layers
+    for name, (loss, gradient) in expected.items():
+        assert found[name][0] == pytest.approx(loss, rel=1e-6), name
+        assert float(gradient.abs().max()) > 1e-3
+        torch.testing.assert_close(found[name][1], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_only_the_kernel_attends_at_once():
+    """A processor, fp32 and a factor other than Llama's are computed segment by segment."""
+    query = torch.zeros(1, 4, 8, 16)
+    assert packing.attends_at_once(query, None) is None
+    assert packing.attends_at_once(query, 0.25) is None
+    assert packing.attends_at_once(query.bfloat16(), 0.25) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not KERNEL, reason="this PyTorch has no variable-length attention")
+@pytest.mark.parametrize("share", [True, False])
+def test_the_kernel_learns_what_the_processor_does(folder: Path, share: bool):
+    """The reference is fp32 on the processor; bf16 has 8 bits."""
+    expected = losses_and_gradients(adapted(folder, torch.float32, "cpu"), share)
+    model = adapted(folder, torch.bfloat16, "cuda:0")
+    assert packing.attends_at_once(torch.zeros(1, 4, 8, 16, dtype=torch.bfloat16, device="cuda:0"), None) is not None
+    for name, (loss, gradient) in losses_and_gradients(model, share).items():
+        assert loss == pytest.approx(expected[name][0], rel=0.02)
+        assert float(torch.cosine_similarity(gradient.cpu(), expected[name][1], dim=0)) > 0.99

@@ -311,11 +311,16 @@ def test_prompts_ranked_together_have_the_bits_of_each_alone(exported: Any, read
     assert "token ids must be 0 to 49151" in str(unknown)
 
 
-def test_a_ranker_that_keeps_prefixes_runs_in_transformers(exported: Any):
-    """The packed forward keeps none; the second request takes the history from the cache."""
-    loaded = Ranker.load(exported("independent lines"), prefix_cache=1)
+def test_a_ranker_that_keeps_prefixes_runs_in_transformers(exported: Any, caplog: pytest.LogCaptureFixture):
+    """The packed forward keeps none, and the log says so; the second request takes the history from the cache."""
+    folder = exported("independent lines")
+    loaded = Ranker.load(folder, prefix_cache=1)
     assert isinstance(loaded._scorer, TorchScorer)
     assert loaded._scorer.prefixes._limit == 1 << 20
+    assert "in transformers' layers: --prefix-cache keeps histories, which the packed forward does not" in caplog.text
+    caplog.clear()
+    Ranker.load(folder, Runtime(forward="transformers"), prefix_cache=1)
+    assert "prefix-cache" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.authors_lrurec import authors_logits, authors_loss
 from benchmarks.retriever_step import mean_loss
-from models.retriever.architectures.lrurec import LinearRecurrence, LRURec, _Scan
+from models.retriever.architectures.lrurec import LinearRecurrence, LRURec, _DoublingScan, _Scan, scan_of
 from models.retriever.architectures.packing import Packing
 from models.retriever.batches import inputs_and_targets
 
@@ -83,12 +83,36 @@ def test_loss_and_gradients_equal_the_authors(model):
         torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("scan", [_Scan, _DoublingScan])
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
-def test_the_packed_scan_has_the_gradient_of_its_recurrence(lengths, seed):
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_the_packed_scan_has_the_gradient_of_its_recurrence(scan, lengths, seed):
     """The reference is torch's numerical differentiation of both drive and decay, in double precision."""
     torch.manual_seed(seed)
     kept = torch.arange(9) >= 9 - torch.tensor(lengths).unsqueeze(1)
     drive = torch.randn(sum(lengths), 2, dtype=torch.complex128, requires_grad=True)
     decay = torch.polar(torch.tensor([0.9, 0.5], dtype=torch.float64), torch.tensor([0.3, 2.0], dtype=torch.float64))
-    assert torch.autograd.gradcheck(_Scan.apply, (drive, decay.requires_grad_(), Packing.of(kept).sizes))
+    assert torch.autograd.gradcheck(scan.apply, (drive, decay.requires_grad_(), Packing.of(kept).sizes))
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=9), seed=st.integers(0, 99))
+def test_the_scan_of_a_gpu_is_that_of_a_processor(lengths, seed):
+    """States and both gradients of the rounds are those of the steps, in fp32; the first step has all sequences."""
+    torch.manual_seed(seed)
+    kept = torch.arange(70) >= 70 - torch.tensor(lengths).unsqueeze(1)
+    sizes = Packing.of(kept).sizes
+    drive = torch.randn(sum(lengths), 8, dtype=torch.complex64)
+    decay = torch.polar(torch.rand(8) * 0.19 + 0.8, torch.rand(8) * 6)
+    weight, found = torch.randn_like(drive), []
+    for scan in (_Scan, _DoublingScan):
+        inputs = drive.clone().requires_grad_(), decay.clone().requires_grad_()
+        states = scan.apply(*inputs, sizes)
+        found.append((states.detach(), *torch.autograd.grad((states * weight).real.sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_each_device_has_its_scan():
+    assert scan_of(torch.device("cpu")) == _Scan.apply
+    assert scan_of(torch.device("cuda")) == _DoublingScan.apply

@@ -1,6 +1,7 @@
 """The chunked cross-entropy, compared with torch's."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,6 +42,14 @@ def test_loss_and_gradients_equal_torchs(predictions, items, scale, with_bias, c
         torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("memory", "chunk"), [(80 << 30, 1 << 28), (8 << 30, 1 << 27), (1 << 20, 1 << 20)])
+def test_a_gpu_computes_more_logits_at_once(monkeypatch: pytest.MonkeyPatch, memory: int, chunk: int):
+    """A sixteenth of 8 GiB are 2^27 logits of four bytes; more than 1 GiB they never take, nor less than 4 MiB."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    assert module.chunk_of(torch.device("cuda:0")) == chunk
+    assert module.chunk_of(torch.device("cpu")) == 1 << 20
 
 
 def test_a_sample_is_weighed_by_hand():
