@@ -18,9 +18,26 @@ GENRES = "genres"
 """The one group column of MovieLens data sets, whatever its name and format in the files."""
 NO_GENRES = ("(no genres listed)", "unknown")
 FLAGS = (
-    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical"
-    "|Mystery|Romance|Sci-Fi|Thriller|War|Western"
-).split("|")
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
 """Genres of the last columns of MovieLens-100K's ``u.item`` in order (its file ``u.genre``)."""
 
 

@@ -15,7 +15,7 @@ class Groups:
     names: tuple[str, ...]
     """Names of all groups, in alphabetical order; empty if the items have none."""
     codes: NDArray[np.int32]
-    """For each item number the place of its group in ``names``, -1 for none [items + 1]; empty if there are no names."""
+    """For each item number the place of its group in ``names``, -1 for none [items + 1]; empty without names."""
 
     @classmethod
     def of(cls, values: Sequence[str | None]) -> "Groups":
