@@ -57,7 +57,21 @@ class Policy:
 
     def given(self) -> dict[str, Any]:
         """Return the fields that say something, as JSON has them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], source: str = "the policy") -> "Policy":
+        """Return the policy with these fields, as JSON has them; its groups are not checked (:func:`check_groups`).
+
+        Args:
+            fields: some of those of this class.
+            source: where they come from, for messages.
+
+        Raises:
+            InputError: a field is unknown, or a value is not what it has to be.
+        """
+        return cls(**read_policy(json.dumps(fields).encode(), source))
 
 
 NO_POLICY = Policy()
