@@ -54,7 +54,9 @@ class RetrievalSteps:
             self.policy,
         )
 
-    def recommend(self, history: Sequence[str], top_k: int | None = None) -> list[Row]:
+    def recommend(
+        self, history: Sequence[str], top_k: int | None = None, policy: Mapping[str, Any] | None = None
+    ) -> list[Row]:
         """Return the answer of the ensemble ``llamarec_retrieval``, best first.
 
         One history runs at a time, as in the server. Runs of several histories give scores with other last bits.
@@ -64,7 +66,7 @@ class RetrievalSteps:
         """
         raw_history = [raw.encode() for raw in history]
         request = self.features.encode(raw_history, top_k=top_k)
-        rules = rules_of(None, self.policy, self.features, raw_history, request)
+        rules = rules_of(_encoded_policy(policy), self.policy, self.features, raw_history, request)
         found = retrieved(self.retriever, self.catalogue, rules, request.history, request.excluded)
         answer = zip(found.items, found.probabilities(), found.ranks, strict=True)
         rows = [(self.catalogue.raw(int(item)).decode(), float(score), int(rank)) for item, score, rank in answer]
@@ -122,8 +124,7 @@ class ExportedSteps:
         Raises:
             InputError: the server refuses the policy too.
         """
-        given = None if policy is None else json.dumps(policy).encode()
-        return rules_of(given, self.policy, self.features, history, request)
+        return rules_of(_encoded_policy(policy), self.policy, self.features, history, request)
 
     def candidates(self, request: EncodedRequest, rules: Rules | None = None) -> Candidates:
         """Return the candidates that the first two steps pass to the last two."""
@@ -189,6 +190,10 @@ class ExportedSteps:
             return self.catalogue.raw(item)
         place: int = request.given.tolist().index(item)
         return request.given_ids[place]
+
+
+def _encoded_policy(policy: Mapping[str, Any] | None) -> bytes | None:
+    return None if policy is None else json.dumps(policy).encode()
 
 
 def _encoded(texts: Sequence[str] | None) -> list[bytes] | None:

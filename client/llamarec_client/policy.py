@@ -89,7 +89,7 @@ def _factors(name: str, value: Any) -> dict[str, float]:
     for item, factor in value.items():
         if not isinstance(item, str) or not is_unicode(item):
             raise InvalidRequest(f"{name} holds {short(item)}: item ids are strings of valid Unicode")
-        if not isinstance(factor, Real) or isinstance(factor, bool) or not 0 < factor < math.inf:
+        if not isinstance(factor, Real) or isinstance(factor, bool) or not 0 < float(factor) < math.inf:
             raise InvalidRequest(f"{name}[{short(item)}] is {short(factor)}: give a factor above 0")
         found[item] = float(factor)
     return found

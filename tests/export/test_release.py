@@ -8,6 +8,7 @@ import pytest
 from export.config import Serving
 from export.release import build_release, release_options
 from export.repository import Export
+from serving.policy import Policy
 
 
 @pytest.mark.thorough
@@ -21,6 +22,7 @@ def test_the_next_release_can_be_built_as_the_last_one(artifacts: Path, tmp_path
         retrieve=10,
         forward="packed",
         batching="tolerant",
+        policy=Policy(boosts={"50": 2.0}, repeats=3),
         serving=Serving(rank_cache=3, queue_seconds=4.0),
     )
     build_release(given, artifacts, tmp_path / "releases")
