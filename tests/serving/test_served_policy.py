@@ -33,13 +33,19 @@ def answers(client: RecommenderClient, history: list[str], policy: dict | None) 
     return {model: client.recommend(history, policy=given, model=model) for model in (ENSEMBLE, RETRIEVAL_ENSEMBLE)}
 
 
-def offline(repository: Path, history: list[str], policy: dict | None) -> dict[str, list[Recommendation]]:
-    """Return the answers of the exported functions, called one after another in this process."""
-    rows = {
-        ENSEMBLE: ExportedSteps.load(repository).recommend(history, policy=policy),
-        RETRIEVAL_ENSEMBLE: RetrievalSteps.load(repository).recommend(history, policy=policy),
-    }
-    return {model: [Recommendation(*row) for row in found] for model, found in rows.items()}
+class Offline:
+    """The exported functions of a repository, called one after another in this process."""
+
+    def __init__(self, repository: Path) -> None:
+        self.steps, self.retrieval = ExportedSteps.load(repository), RetrievalSteps.load(repository)
+
+    def answers(self, history: list[str], policy: dict | None) -> dict[str, list[Recommendation]]:
+        """Return the answers of both ensembles."""
+        rows = {
+            ENSEMBLE: self.steps.recommend(history, policy=policy),
+            RETRIEVAL_ENSEMBLE: self.retrieval.recommend(history, policy=policy),
+        }
+        return {model: [Recommendation(*row) for row in found] for model, found in rows.items()}
 
 
 def ids(answer: list[Recommendation]) -> list[str]:
@@ -48,6 +54,7 @@ def ids(answer: list[Recommendation]) -> list[str]:
 
 def test_boosts_and_repeats_are_served(repository, server):
     """Items have no groups here. An empty policy changes no bit; the others are those of the offline functions."""
+    offline = Offline(repository)
     with RecommenderClient(server.url) as client:
         plain = answers(client, HISTORY, None)
         assert answers(client, HISTORY, {}) == plain
@@ -55,7 +62,7 @@ def test_boosts_and_repeats_are_served(repository, server):
         last = ids(plain[RETRIEVAL_ENSEMBLE])[-1]
         policies = (None, {"boosts": {last: 1e9}}, {"repeats": "all"}, {"repeats": 2, "boosts": {"172": 1e9}})
         for policy in policies:
-            assert answers(client, HISTORY, policy) == offline(repository, HISTORY, policy)
+            assert answers(client, HISTORY, policy) == offline.answers(HISTORY, policy)
         boosted = answers(client, HISTORY, {"boosts": {last: 1e9}})
         assert [answer[0].item_id for answer in boosted.values()] == [last, last]
         # The last two entries are 172 and 174: a boost does not bring back what they mask.
@@ -88,6 +95,11 @@ def grouped_repository(grouped, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def grouped_offline(grouped_repository) -> Offline:
+    return Offline(grouped_repository)
+
+
+@pytest.fixture(scope="module")
 def client(grouped_repository) -> Iterator[RecommenderClient]:
     with LocalServer(grouped_repository) as server, RecommenderClient(server.url) as client:
         yield client
@@ -105,24 +117,24 @@ def client(grouped_repository) -> Iterator[RecommenderClient]:
     ],
     ids=str,
 )
-def test_groups_are_served(grouped_repository, client, policy):
+def test_groups_are_served(grouped_offline, client, policy):
     """Served and offline answers are equal; the groups are those of the catalogue, and only a rare one shortens."""
-    groups = RetrievalSteps.load(grouped_repository).catalogue
+    catalogue = grouped_offline.retrieval.catalogue
+    group_of = [None, *catalogue.groups.values()]
     for history in (HISTORY, []):
         found = answers(client, history, policy)
-        assert found == offline(grouped_repository, history, policy)
+        assert found == grouped_offline.answers(history, policy)
         for answer in found.values():
-            numbers = [groups.number(row.item_id.encode()) for row in answer]
-            names = Counter(groups.groups.values()[number - 1] for number in numbers if number)
+            names = Counter(group_of[catalogue.number(row.item_id.encode()) or 0] for row in answer)
             rules = policy or {}
             assert not set(rules.get("never_groups", ())) & set(names)
-            assert set(names) <= set(rules.get("only_groups", groups.groups.names))
-            assert max(names.values()) <= rules.get("max_per_group", 20)
+            assert set(names) <= set(rules.get("only_groups", {*group_of}))
+            assert max(count for name, count in names.items() if name) <= rules.get("max_per_group", 20)
             assert len(answer) == 20
 
 
 @pytest.mark.thorough
-def test_a_release_has_a_policy_of_its_own(grouped, grouped_repository, tmp_path):
+def test_a_release_has_a_policy_of_its_own(grouped, grouped_repository, grouped_offline, tmp_path):
     """It applies to requests without one, to evaluation and to `recommend-all`; its export id is another.
 
     A request's field takes the place of the release's, and null ends it.
@@ -130,18 +142,18 @@ def test_a_release_has_a_policy_of_its_own(grouped, grouped_repository, tmp_path
     policy = ReleasePolicy(max_per_group=2, never_groups=("Drama",), boosts={"1": 2.0}, repeats=3)
     export(Export(threads=1, policy=policy), grouped, tmp_path / "own")
     assert exported_release(tmp_path / "own") != exported_release(grouped_repository)
+    own = Offline(tmp_path / "own")
     with LocalServer(tmp_path / "own") as server, RecommenderClient(server.url) as client:
         fields = policy.given()
-        plain = offline(grouped_repository, HISTORY, fields)
-        assert answers(client, HISTORY, None) == plain == offline(tmp_path / "own", HISTORY, None)
+        plain = grouped_offline.answers(HISTORY, fields)
+        assert answers(client, HISTORY, None) == plain == own.answers(HISTORY, None)
         off = dict.fromkeys(fields)
-        assert answers(client, HISTORY, off) == offline(grouped_repository, HISTORY, None)
+        assert answers(client, HISTORY, off) == grouped_offline.answers(HISTORY, None)
         changed = {"max_per_group": 1}
-        assert answers(client, HISTORY, changed) == offline(grouped_repository, HISTORY, {**fields, **changed})
-        assert client.recommend(HISTORY, candidates=["50", "100"]) == [
-            Recommendation(*row)
-            for row in ExportedSteps.load(tmp_path / "own").recommend(HISTORY, candidates=["50", "100"])
-        ]
+        assert answers(client, HISTORY, changed) == grouped_offline.answers(HISTORY, {**fields, **changed})
+        chosen = own.steps.recommend(HISTORY, candidates=["50", "1"])
+        assert client.recommend(HISTORY, candidates=["50", "1"]) == [Recommendation(*row) for row in chosen]
+        assert chosen != (grouped_offline.steps.recommend(HISTORY, candidates=["50", "1"])), "item 1 is boosted"
         result = evaluate(grouped, tmp_path / "own", ask_server(server.url), oracle_users=5)
         assert result["served"]["identical"] == result["served"]["users"] == 943
         users = list(ArtifactUsers(grouped))[:20]

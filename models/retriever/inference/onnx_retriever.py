@@ -149,8 +149,10 @@ class OnnxRetriever:
         The approximate index cannot follow rules about groups and boosts, so all items are scored for them.
         """
         masked = np.concatenate((rules.masked_of(history), excluded))
-        if self.index is not None and rules.only_mask and (found := self._search(history, masked, self.count)):
-            return found
+        if self.index is not None and rules.only_mask:
+            found = self._search(history, masked, self.count)
+            if found is not None:
+                return found
         return select(self.stage, self.scores(history), history, masked, self.count, rules, groups)
 
     def given_by(self, rules: Rules, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:
