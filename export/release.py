@@ -18,6 +18,7 @@ from preprocessing.data import load_data
 from preprocessing.errors import InputError
 from serving.layout import KIND, step_artifact
 from serving.offline import ExportedSteps
+from serving.policy import Policy
 from serving.server.releases import NAME, RELEASES, list_releases, manifest_path
 
 PROBES = 3
@@ -114,6 +115,7 @@ def release_options(repository: Path, name: str) -> Export:
         device=serving.device,
         index=recorded["index"],
         retrieve=recorded.get("retrieve"),
+        policy=Policy.of(recorded.get("policy", {})),
         serving=serving,
     )
 

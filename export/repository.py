@@ -40,11 +40,12 @@ from preprocessing.artifacts import (
     read_manifest,
     write_whole,
 )
-from preprocessing.catalogue import ITEMS_FILE
+from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 from preprocessing.features import save_vocabulary
 from serving.contract import RELEASE_STEPS, RETRIEVER_SCORES, STORE_MODELS
 from serving.layout import KIND, step_artifact
+from serving.policy import NO_POLICY, Policy, check_groups, save_policy
 
 PASS_FILE = "pass.json"
 """File in the ranker's exported folder with the duration of one pass on the exporting machine."""
@@ -80,6 +81,8 @@ class Export:
     retrieve: int | None = None
     """Number of candidates that the retriever hands to the ranker. Default: 20, or the ranker's maximum if it is lower.
     A ranking pass takes time in proportion to it."""
+    policy: Policy = NO_POLICY
+    """What requests without a policy of their own get: limits of groups, boosts, repeats."""
     serving: Serving = DEFAULTS
     """How Triton schedules the steps; the export fills in the ranker's device and the duration of its pass."""
 
@@ -128,9 +131,10 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
     Raises:
         InputError: an artifact is missing, the artifacts do not belong together, faiss is needed but not installed,
             OpenVINO is asked for and cannot run the model, the ranker orders fewer candidates than are to be retrieved,
-            or the cache of prefixes would not hold one.
+            the items do not have the groups of the policy, or the cache of prefixes would not hold one.
     """
     manifests = check_artifacts(artifacts)
+    check_groups(options.policy.given(), Catalogue.load(artifacts / "data" / ITEMS_FILE).groups, "the policy")
     limits = candidates_of(options, artifacts)
     if options.index:
         import_faiss()
@@ -139,9 +143,11 @@ def export(options: Export, artifacts: Path, repository: Path = COMMITTED_REPOSI
     recorded: dict[str, Any] = {"runtime": asdict(runtime), "index": options.index}
     if limits.retrieved != MAX_CANDIDATES:  # recorded only then: exports of earlier versions keep their ids
         recorded["retrieve"] = limits.retrieved
+    if policy := options.policy.given():
+        recorded["policy"] = policy
     release = hashlib.sha256(json.dumps([inputs, recorded], sort_keys=True).encode()).hexdigest()[:16]
     facts: dict[str, Any] = {"release": release, "dataset": manifests["data"].facts["dataset"]}
-    for step, fill in _fillers(artifacts, runtime, options.index, limits).items():
+    for step, fill in _fillers(artifacts, runtime, options, limits).items():
         folder = step_artifact(repository, step, suffix)
         if not is_finished(folder, KIND, options=recorded, inputs=inputs):
             with new_artifact(folder, KIND, options=recorded, inputs=inputs, facts=facts) as partial:
@@ -194,7 +200,9 @@ def check_artifacts(artifacts: Path) -> dict[str, Manifest]:
     return manifests
 
 
-def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: Candidates) -> dict[str, Callable[[Path], None]]:
+def _fillers(
+    artifacts: Path, runtime: Runtime, options: Export, limits: Candidates
+) -> dict[str, Callable[[Path], None]]:
     data, ranker = artifacts / "data", artifacts / "ranker"
 
     def features(folder: Path) -> None:
@@ -202,11 +210,13 @@ def _fillers(artifacts: Path, runtime: Runtime, index: bool, limits: Candidates)
         trained = TrainedRetriever.load(artifacts / "retriever")
         titles = reads_titles(artifacts / "retriever", trained)
         save_vocabulary(folder, trained.models[0].items, limits.ranked, titles=titles)
+        if options.policy.given():
+            save_policy(folder, options.policy)
 
     def retriever(folder: Path) -> None:
         shutil.copy(data / ITEMS_FILE, folder)
         trained = TrainedRetriever.load(artifacts / "retriever")
-        export_retriever(trained, folder, index=index, candidates=limits.retrieved)
+        export_retriever(trained, folder, index=options.index, candidates=limits.retrieved)
         export_text_arms(artifacts / "retriever", trained, folder)
 
     def prompt_builder(folder: Path) -> None:

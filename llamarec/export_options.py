@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +64,14 @@ PrefixCache = Annotated[
     typer.Option(help="Megabytes in which the ranker keeps the histories it computed last; for independent lines."),
 ]
 RankCache = Annotated[int, typer.Option(help="Number of prompts whose answers the ranker caches.")]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        help="JSON file with the policy of requests that bring none: max_per_group, only_groups, never_groups, boosts,"
+        " repeats.",
+    ),
+]
 Store = Annotated[
     str | None,
     typer.Option(help="Address of the store of histories. `llamarec serve --store` or LLAMAREC_STORE override it."),
@@ -78,6 +87,7 @@ def export_options(
     device: Device = "auto",
     index: Index = False,
     retrieve: Retrieve = None,
+    policy: PolicyFile = None,
     instances: Instances = 1,
     max_batch_size: BatchSize = 64,
     queue_delay_us: QueueDelay = 0,
@@ -91,7 +101,9 @@ def export_options(
     given = {**locals(), "backend": runtime}
     from export.config import Serving
     from export.repository import Export
+    from serving.policy import NO_POLICY, read_policy_file
 
+    given["policy"] = NO_POLICY if policy is None else read_policy_file(policy)
     given.pop("device")  # the ranker's place in the serving options follows from the runtime
     serving = from_given(Serving, given)
     return from_given(Export, {**given, "device": device, "serving": serving})

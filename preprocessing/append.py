@@ -42,6 +42,13 @@ class Previous:
         titles = dict(zip(self.catalogue["raw"].to_pylist(), self.catalogue["title"].to_pylist(), strict=True))
         return {item: title for item, title in titles.items() if item not in self.added}
 
+    def groups(self) -> dict[str, str]:
+        """Return the group of each item that has one by its raw id."""
+        if "group" not in self.catalogue.column_names:
+            return {}
+        groups = zip(self.catalogue["raw"].to_pylist(), self.catalogue["group"].to_pylist(), strict=True)
+        return {item: group for item, group in groups if group is not None}
+
     def batches(self, log: ReadingLog) -> Iterator[Batch]:
         """Yield all interactions, with the kind of their times where that was recorded."""
         columns = {name: name for name in ("user", "item", "timestamp")}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.groups import Groups
+
 ITEMS_FILE = "items.parquet"
 
 
@@ -20,14 +22,18 @@ class Catalogue:
         titles: titles in the same order.
         counts: number of occurrences in the training sequences of each item in the retriever's vocabulary, in the same
             order.
+        groups: group of each item in the same order, None for an item without one; empty if no item has one.
     """
 
-    def __init__(self, ids: Sequence[bytes], titles: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(
+        self, ids: Sequence[bytes], titles: Sequence[str], counts: Sequence[int], groups: Sequence[str | None] = ()
+    ) -> None:
         self._ids = list(ids)
         self._titles = list(titles)
         self._numbers = {raw: number for number, raw in enumerate(self._ids, start=1)}
         self.counts = list(counts)
         self.trained = len(self.counts)
+        self.groups = Groups.of(groups)
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
@@ -35,10 +41,14 @@ class Catalogue:
         table = pq.read_table(path)
         ids = [raw.encode() for raw in table["raw"].to_pylist()]
         counts = [count for count in table["training_count"].to_pylist() if count is not None]
-        return cls(ids, table["title"].to_pylist(), counts)
+        groups = table["group"].to_pylist() if "group" in table.column_names else ()
+        return cls(ids, table["title"].to_pylist(), counts, groups)
 
     def write(self, path: Path) -> None:
-        """Write Parquet with the columns ``item, raw, title, training_count``; items without a count have null."""
+        """Write Parquet with the columns ``item, raw, title, training_count``; items without a count have null.
+
+        If items have groups, there is a column ``group`` too, with null for an item without one.
+        """
         numbers = range(1, len(self) + 1)
         columns = {
             "item": pa.array(numbers, pa.int32()),
@@ -46,6 +56,8 @@ class Catalogue:
             "title": pa.array(self._titles, pa.string()),
             "training_count": pa.array([*self.counts, *[None] * (len(self) - self.trained)], pa.int64()),
         }
+        if self.groups.names:
+            columns["group"] = pa.array(self.groups.values(), pa.string())
         pq.write_table(pa.table(columns), path)
 
     def with_added(self, added: Sequence[tuple[bytes, str]]) -> "Catalogue":
@@ -62,6 +74,7 @@ class Catalogue:
         whole = Catalogue(self._ids + [raw for raw, _ in added], self._titles + [title for _, title in added], ())
         whole._numbers |= self._numbers
         whole.counts, whole.trained = self.counts, self.trained
+        whole.groups = self.groups.with_ungrouped(len(added))
         return whole
 
     def titles_after(self, item: int) -> list[str | None]:

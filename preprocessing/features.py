@@ -120,6 +120,15 @@ class FeatureEncoder:
         most, titles = stored.get("candidates", MAX_CANDIDATES), stored.get("titles", False)
         return cls(catalogue, stored.get("items"), most, titles=titles)
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """Catalogue in which raw ids are looked up."""
+        return self._catalogue
+
+    def count_known(self, history: Sequence[bytes]) -> int:
+        """Return the number of entries of a history that are items in the retriever's vocabulary."""
+        return len(self._read_history(history, ()).known)
+
     def with_items(self, added: Sequence[tuple[bytes, str]], hidden: Iterable[bytes]) -> "FeatureEncoder":
         """Return an encoder that knows further items, and excludes others from every answer.
 

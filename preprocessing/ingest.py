@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.append import Previous
 from preprocessing.errors import InputError
+from preprocessing.group_column import GroupPairs
 from preprocessing.report import ReadingLog
 from preprocessing.times import DATED, ORDINAL, OUTSIDE, TimeUnit, shown_time, to_nanoseconds
 from preprocessing.titles import prompt_title
@@ -39,15 +40,19 @@ class Raw(NamedTuple):
     """Number of items with several titles."""
     added: dict[str, str]
     """Those of the titles that came from a store of added items, by the raw ids."""
+    groups: dict[Any, str]
+    """Group of each item that has one, by an id of the same type as in ``interactions``."""
 
 
 class RawTables(NamedTuple):
     """Streams of the batches in a source's files."""
 
     interactions: Iterator[Batch]
-    """Batches with the columns ``user``, ``item``, ``timestamp`` and, if the same file holds the titles, ``title``."""
+    """Batches with the columns ``user``, ``item``, ``timestamp`` and, if the same file holds the titles, ``title``, and
+    if groups are wanted, ``group``."""
     titles: Iterator[Batch]
-    """Batches with the columns ``item`` and ``title``, from files that hold nothing else."""
+    """Batches with the columns ``item``, ``title`` and, if groups are wanted, ``group``, from files that hold nothing
+    else."""
     natural: Callable[[str], str] = str
     """Function that puts the words of a title in order."""
 
@@ -72,9 +77,9 @@ def ingest(
 
     Raises:
         InputError: there are no interactions, a row is bad and bad rows are not skipped, the times have no common unit,
-            or no item has a title.
+            or no item has a title, or a group if groups are wanted.
     """
-    titles, units, parts = _Titles(), TimeUnit(log.skip), _Parts(path)
+    titles, groups, units, parts = _Titles(), GroupPairs(), TimeUnit(log.skip), _Parts(path)
     try:
         if previous:
             for batch in previous.batches(log):
@@ -83,6 +88,7 @@ def ingest(
         for batch in tables.interactions:
             if "title" in batch.names:
                 titles.add(check_titles(batch, log))
+            groups.add(batch, log)
             parts.add(check_interactions(batch, units, log))
         if units.check_ordinals():
             parts.discard(ORDINAL)
@@ -93,6 +99,7 @@ def ingest(
             raise InputError(f"{named}: no interactions found; check that the download is complete")
         for batch in tables.titles:
             titles.add(check_titles(batch, log))
+            groups.add(batch, log)
         item_types = {*parts.types("item"), *titles.item_types(), _id_type(added or {})}
         item_type = pa.string() if pa.string() in item_types else pa.int64()
         times = {**units.facts(), **parts.range(units.kind)}
@@ -105,7 +112,10 @@ def ingest(
     best.update({key(item): title for item, title in used.items()})
     if not best:
         raise InputError(f"{named}: no item has a title, but the ranker needs titles; provide the file with the titles")
-    return Raw(path, rows, best, times, several, used)
+    grouped = groups.by_item(item_type, previous.groups() if previous else {})
+    if groups.wanted and not grouped:
+        raise InputError(f"{named}: no item has a group; name a column with values as --group-column, or leave it out")
+    return Raw(path, rows, best, times, several, used, grouped)
 
 
 def _id_type(ids: Iterable[str]) -> pa.DataType:

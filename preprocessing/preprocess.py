@@ -62,6 +62,9 @@ class Preprocessing:
     """Name of the column of timestamps in a ``table``."""
     title_column: str = "title"
     """Name of the column of item titles in a ``table``."""
+    group_column: str | None = None
+    """Name of the column or field with the group of each item, for policies; if absent, the items have none. MovieLens
+    has ``genres``, of which the first counts, and Amazon's metadata for example ``brand`` or ``categories``."""
     delimiter: str | None = None
     """Separator of the fields in the text files of a ``table``, one character or ``tab``; if absent, a tab for ``.tsv``
     and ``.tab`` and a comma for all others."""
@@ -84,7 +87,7 @@ class Preprocessing:
     def layout(self) -> Layout:
         """Layout of a ``table``."""
         columns = self.user_column, self.item_column, self.timestamp_column, self.title_column
-        return Layout(*columns, separator(self.delimiter))
+        return Layout(*columns, separator(self.delimiter), self.group_column)
 
     @property
     def name(self) -> str:
@@ -136,7 +139,7 @@ def preprocess(options: Preprocessing, artifacts: Path, added: AddedTitles | Non
         "dataset": options.dataset,
         "name": options.name,
         "minimum": options.minimum,
-        # A delimiter that was not given is not recorded, as in artifacts of versions without the option.
+        # What was not given is not recorded, as in artifacts of versions without the option.
         "columns": {name: value for name, value in vars(options.layout).items() if value is not None},
         "skip_bad_lines": options.skip_bad_lines,
     }
@@ -232,6 +235,7 @@ def _report(
         "titles": {
             "items": len(raw.titles),
             **({"added": len(raw.added)} if raw.added else {}),
+            **({"grouped": len(raw.groups.keys() & raw.titles.keys())} if raw.groups else {}),
             "several": raw.several_titles,
             "dropped": dict(log.titles),
         },
@@ -320,7 +324,7 @@ def _run_workflows(
         ("sequences", sequence_workflow),
     ):
         workflow.save(str(folder / WORKFLOW_FOLDER / name))
-    _catalogue(items, raw.titles, _training_counts(folder, len(items))).write(folder / ITEMS_FILE)
+    _catalogue(items, raw, _training_counts(folder, len(items))).write(folder / ITEMS_FILE)
     return core.seen, len(users), len(items), interactions
 
 
@@ -332,8 +336,10 @@ def _training_counts(folder: Path, items: int) -> NDArray[np.int64]:
     return counts[1:]
 
 
-def _catalogue(items: list[Any], titles: Mapping[Any, str], counts: NDArray[np.int64]) -> Catalogue:
+def _catalogue(items: list[Any], raw: Raw, counts: NDArray[np.int64]) -> Catalogue:
     """Return the catalogue of the k-core's items, followed by every other item with a title in the order of raw ids."""
+    titles = raw.titles
     others = sorted(titles.keys() - set(items), key=raw_order(titles))
     ids = [*items, *others]
-    return Catalogue([str(item).encode() for item in ids], [titles[item] for item in ids], counts.tolist())
+    groups = [raw.groups.get(item) for item in ids] if raw.groups else ()
+    return Catalogue([str(item).encode() for item in ids], [titles[item] for item in ids], counts.tolist(), groups)

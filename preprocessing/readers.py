@@ -158,7 +158,13 @@ def json_batches(
                 yield _batch(path, arrays, {name: name for name in columns}, {}, partial(_line, array("q", numbers)))
 
 
-def title_lines(path: Path, separator: str, fields: int, log: ReadingLog) -> Iterator[Batch]:
+def title_lines(
+    path: Path,
+    separator: str,
+    fields: int,
+    log: ReadingLog,
+    group: Callable[[Sequence[str]], str | None] | None = None,
+) -> Iterator[Batch]:
     """Yield the item and the title of lines such as ``item::title::genres``.
 
     Args:
@@ -166,6 +172,7 @@ def title_lines(path: Path, separator: str, fields: int, log: ReadingLog) -> Ite
         separator: separator of the fields.
         fields: number of fields.
         log: record of lines with too few or too many fields.
+        group: function that returns the group of a line's fields, if groups are wanted.
 
     Raises:
         InputError: the file is empty or truncated.
@@ -177,7 +184,7 @@ def title_lines(path: Path, separator: str, fields: int, log: ReadingLog) -> Ite
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("iso-8859-1")
-    numbers, items, titles = array("q"), [], []
+    numbers, items, titles, groups = array("q"), [], [], []
     for number, line in enumerate(text.split("\n"), start=1):
         found = line.removesuffix("\r").split(separator)
         if not line.strip():
@@ -189,8 +196,11 @@ def title_lines(path: Path, separator: str, fields: int, log: ReadingLog) -> Ite
         numbers.append(number)
         items.append(found[0])
         titles.append(found[1])
-    arrays = [pa.array(items, pa.string()), pa.array(titles, pa.string())]
-    yield _batch(path, arrays, {"item": "item", "title": "title"}, {}, partial(_line, numbers))
+        if group:
+            groups.append(group(found))
+    columns = {"item": items, "title": titles, **({"group": groups} if group else {})}
+    arrays = [pa.array(values, pa.string()) for values in columns.values()]
+    yield _batch(path, arrays, {name: name for name in columns}, {}, partial(_line, numbers))
 
 
 @contextmanager

@@ -136,6 +136,8 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     lines += [f"  dropped {count:,}: {problem}" for problem, count in titles["dropped"].items()]
     if titles.get("added"):
         lines.append(f"  {titles['added']:,} of them from the store of added items")
+    if titles.get("grouped"):
+        lines.append(f"  {titles['grouped']:,} of them have a group")
     if titles["several"]:
         lines.append(f"  {titles['several']:,} items have several titles: the first in alphabetical order is used")
     lines += [f"dropped {count:,} interactions {problem}" for problem, count in report["dropped"].items() if count]

@@ -22,6 +22,7 @@ from preprocessing.files import (
     plain_name,
     visible_files,
 )
+from preprocessing.group_column import GENRES, GroupField, check_genres, first_genre, flagged_genre, listed_genre
 from preprocessing.ingest import RawTables
 from preprocessing.readers import csv_batches, json_batches, parquet_batches, readable, title_lines
 from preprocessing.report import ReadingLog
@@ -31,7 +32,10 @@ from preprocessing.values import Batch
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of a ``table``: the names of its columns, and the separator of its text files."""
+    """Layout of a ``table``: the names of its columns, and the separator of its text files.
+
+    The column of groups may be named for the other kinds of raw data too.
+    """
 
     user: str = "user"
     item: str = "item"
@@ -39,6 +43,8 @@ class Layout:
     title: str = "title"
     delimiter: str | None = None
     """Separator of the fields of text files; if absent, a tab for ``.tsv`` and ``.tab``, and a comma for all others."""
+    group: str | None = None
+    """Column or field with the groups of the items; if absent, the items have none."""
 
 
 def separator(given: str | None) -> str | None:
@@ -110,14 +116,19 @@ def _movielens_100k(files: list[Path], raw: Path | None, layout: Layout, log: Re
         return _movielens(files, raw, layout, log)
     events = {"user_id:token": "user", "item_id:token": "item", "timestamp:float": "timestamp"}
     names = {"item_id:token": "item", "movie_title:token_seq": "name", "release_year:token": "year"}
+    if check_genres(layout.group):
+        names["class:token_seq"] = "group"
 
     def titles() -> Iterator[Batch]:
         for batch in csv_batches(item, names, log, delimiter="\t", quoted=False):
             year, name = batch.rows["year"], batch.rows["name"]
             year = pc.if_else(pc.is_valid(year), pc.binary_join_element_wise(" (", year, ")", ""), "")
             title = pc.binary_join_element_wise(name, year, "")
-            rows = pa.RecordBatch.from_arrays([batch.rows["item"], title], names=["item", "title"])
-            yield batch._replace(rows=rows, names={"item": batch.names["item"], "title": batch.names["name"]})
+            columns = {"item": batch.rows["item"], "title": title}
+            if layout.group:
+                columns["group"] = first_genre(batch.rows["group"], " ")
+            rows = pa.RecordBatch.from_pydict(columns)
+            yield batch._replace(rows=rows, names={**batch.names, "title": batch.names["name"]})
 
     return RawTables(csv_batches(inter, events, log, delimiter="\t"), titles(), movie_title)
 
@@ -132,23 +143,32 @@ def _movielens_files(raw: Path | None) -> list[Path]:
     return _existing(raw, ("ratings.csv", "movies.csv"), MOVIELENS)
 
 
-def _movielens(files: list[Path], _: Path | None, __: Layout, log: ReadingLog) -> RawTables:
+def _movielens(files: list[Path], _: Path | None, layout: Layout, log: ReadingLog) -> RawTables:
     ratings, movies = files
+    grouped = check_genres(layout.group)
     if plain_name(ratings) == "u.data":
         names = ["user", "item", "rating", "timestamp"]
         columns = {name: name for name in ("user", "item", "timestamp")}
         events = csv_batches(ratings, columns, log, names=names, delimiter="\t", quoted=False)
-        return RawTables(events, title_lines(movies, "|", 24, log), movie_title)
+        return RawTables(events, title_lines(movies, "|", 24, log, flagged_genre if grouped else None), movie_title)
     if plain_name(ratings) == "ratings.dat":
         columns = {"a": "user", "c": "item", "g": "timestamp"}  # "::" is read as two ":" with an empty field between
         events = csv_batches(ratings, columns, log, names=[*"abcdefg"], delimiter=":", quoted=False)
-        return RawTables(events, title_lines(movies, "::", 3, log), movie_title)
+        return RawTables(events, title_lines(movies, "::", 3, log, listed_genre if grouped else None), movie_title)
     columns = {"userId": "user", "movieId": "item", "timestamp": "timestamp"}
-    return RawTables(
-        csv_batches(ratings, columns, log),
-        csv_batches(movies, {"movieId": "item", "title": "title"}, log),
-        movie_title,
-    )
+    return RawTables(csv_batches(ratings, columns, log), _movies(movies, log, grouped=grouped), movie_title)
+
+
+def _movies(path: Path, log: ReadingLog, *, grouped: bool) -> Iterator[Batch]:
+    """Yield the titles of ``movies.csv``, and the first genre of each if groups are wanted."""
+    columns = {"movieId": "item", "title": "title", **({GENRES: "group"} if grouped else {})}
+    for batch in csv_batches(path, columns, log):
+        if not grouped:
+            yield batch
+            continue
+        rows = {name: batch.rows[name] for name in ("item", "title")}
+        rows["group"] = first_genre(batch.rows["group"], "|")
+        yield batch._replace(rows=pa.RecordBatch.from_pydict(rows))
 
 
 AMAZON = (
@@ -169,7 +189,7 @@ def _amazon_files(raw: Path | None) -> list[Path]:
     return [ratings[0], metadata[0]]
 
 
-def _amazon(files: list[Path], _: Path | None, __: Layout, log: ReadingLog) -> RawTables:
+def _amazon(files: list[Path], _: Path | None, layout: Layout, log: ReadingLog) -> RawTables:
     ratings, metadata = files
     product = _first("parent_asin", "asin")
     if plain_name(ratings).endswith(".csv"):
@@ -181,7 +201,23 @@ def _amazon(files: list[Path], _: Path | None, __: Layout, log: ReadingLog) -> R
             "timestamp": _first("unixReviewTime", "timestamp"),
         }
         events = json_batches(ratings, fields, log)
-    return RawTables(events, json_batches(metadata, {"item": product, "title": _first("title")}, log))
+    return RawTables(events, _amazon_titles(metadata, {"item": product, "title": _first("title")}, layout.group, log))
+
+
+def _amazon_titles(
+    path: Path, fields: dict[str, Callable[[Mapping[str, Any]], Any]], group: str | None, log: ReadingLog
+) -> Iterator[Batch]:
+    """Yield the titles of the metadata, and the groups in the field of this name.
+
+    Raises:
+        InputError: no line has the field.
+    """
+    if group is None:
+        yield from json_batches(path, fields, log)
+        return
+    field = GroupField(group)
+    yield from json_batches(path, {**fields, "group": field}, log)
+    field.check(path)
 
 
 def _amazon_ratings(path: Path, log: ReadingLog) -> Iterator[Batch]:
@@ -220,9 +256,12 @@ def _table_files(raw: Path | None, expected: str = EXPECTED_RAW) -> list[Path]:
 
 def _table(files: list[Path], raw: Path | None, layout: Layout, log: ReadingLog) -> RawTables:
     names = {layout.user: "user", layout.item: "item", layout.timestamp: "timestamp", layout.title: "title"}
-    if len(names) < 4:
+    if layout.group:
+        names[layout.group] = "group"
+    if len(names) < 4 + bool(layout.group):
         raise InputError(
             "--user-column, --item-column, --timestamp-column and --title-column must name four different columns"
+            + (", and --group-column a fifth" if layout.group else "")
         )
 
     return RawTables(_table_batches(files, raw, names, layout.delimiter, log), iter(()))

@@ -22,7 +22,7 @@ from preprocessing.titles import prompt_title
 
 NOT_UTF8 = "not UTF-8"
 NOT_TEXT = "not text"
-NOUNS = {"user": "user id", "item": "item id", "timestamp": "timestamp", "title": "title"}
+NOUNS = {"user": "user id", "item": "item id", "timestamp": "timestamp", "title": "title", "group": "group"}
 
 
 class Batch(NamedTuple):

@@ -78,6 +78,9 @@ LIMIT = TensorSpec("LIMIT", "INT32", (1,))
 USER = TensorSpec("USER", "STRING", (-1,), optional=True)
 """The caller's USER_ID, for the log of answers; length 0 if there is none. The steps that end an ensemble take it.
 Optional there: repositories that were exported before there was a log of answers do not have it."""
+RULES = TensorSpec("RULES", "STRING", (-1,), optional=True)
+"""The checked policy as JSON (:mod:`serving.policy`); length 0 if there is none. Optional for the retriever:
+repositories that were exported before there were policies do not have it."""
 CANDIDATE_ITEM = TensorSpec("CANDIDATE_ITEM", "INT32", (-1,))
 CANDIDATE_ID = TensorSpec("CANDIDATE_ID", "STRING", (-1,))
 CANDIDATE_SCORE = TensorSpec("CANDIDATE_SCORE", "FP32", (-1,))
@@ -86,6 +89,9 @@ CANDIDATE_RANK = TensorSpec("CANDIDATE_RANK", "INT32", (-1,))
 """Place in the retrieval stage's order, from 1; 0 for an item outside its vocabulary."""
 CANDIDATE_TEXT = TensorSpec("CANDIDATE_TEXT", "STRING", (-1,), optional=True)
 """GIVEN_TEXT in the order of CANDIDATE_ITEM; length 0 if every title is the catalogue's."""
+CANDIDATE_BOOST = TensorSpec("CANDIDATE_BOOST", "FP32", (-1,), optional=True)
+"""What the policy adds to the log-probability of each CANDIDATE_ITEM in the answer, not yet part of CANDIDATE_SCORE;
+length 0 if it is nothing for all of them. Optional for the ranker, as RULES is for the retriever."""
 TOKEN = TensorSpec("TOKEN", "INT32", (-1,))
 """Token ids of one prompt, up to the place where the index letter follows."""
 LINE_END = TensorSpec("LINE_END", "INT32", (-1,))
@@ -107,19 +113,31 @@ class ModelSpec(NamedTuple):
 STEP_SPECS = {
     "features": ModelSpec(
         REQUEST,
-        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT, HISTORY_TEXT),
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT, HISTORY_TEXT, RULES),
     ),
     # The retriever's response tensors serve `llamarec_retrieval`: an intermediate tensor must never be an ensemble's
     # output under the same name, or a request for a subset of the outputs deadlocks.
     "retriever": ModelSpec(
-        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT),
-        (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, CANDIDATE_TEXT, *RESPONSE),
+        (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM, RETRIEVE, LIMIT, USER, GIVEN_ID, GIVEN_TEXT, RULES),
+        (CANDIDATE_ITEM, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, CANDIDATE_TEXT, CANDIDATE_BOOST, *RESPONSE),
     ),
     "prompt_builder": ModelSpec(
         (HISTORY_ITEM, CANDIDATE_ITEM, HISTORY_TEXT, CANDIDATE_TEXT), (TOKEN, LINE_END, PREFIX, QUEUED)
     ),
     "ranker": ModelSpec(
-        (TOKEN, LINE_END, PREFIX, QUEUED, CANDIDATE_ID, CANDIDATE_SCORE, CANDIDATE_RANK, LIMIT, USER), RESPONSE
+        (
+            TOKEN,
+            LINE_END,
+            PREFIX,
+            QUEUED,
+            CANDIDATE_ID,
+            CANDIDATE_SCORE,
+            CANDIDATE_RANK,
+            LIMIT,
+            USER,
+            CANDIDATE_BOOST,
+        ),
+        RESPONSE,
     ),
     NEIGHBOURS: ModelSpec(SIMILAR_REQUEST, SIMILAR_RESPONSE),
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from models.intervals import bootstrap
 from models.metrics import gains, summary
-from models.ranker.fusion import fuse, order
+from models.ranker.fusion import boosted, fuse, order
 from models.ranker.inference.ranker import Ranker
 from models.retriever.candidates import Candidates
+from models.retriever.rules import Selection
 from models.retriever.trained import TrainedRetriever
 from preprocessing.artifacts import read_manifest, replacing
 from preprocessing.data import Data, load_data
@@ -22,6 +23,7 @@ from preprocessing.errors import InputError
 from preprocessing.progress import track
 from serving.layout import exported_release, step_artifact
 from serving.offline import ExportedSteps
+from serving.policy import retrieved, rules_for_known
 
 SAVE_EVERY = 50
 """Number of users between two saves of the ranker's scores, so that an interrupted evaluation can resume."""
@@ -49,7 +51,8 @@ class TestUsers:
     candidates: list[Candidates]
     truth: NDArray[np.int32]
     ranks: NDArray[np.int32]
-    """Rank of the true item among all items, from 1; 0 if it was masked."""
+    """Rank of the true item among all items, from 1; 0 if it was masked. If the release has a policy, the rank among
+    the candidates, and 0 for an item that is none."""
 
     def subset(self) -> list[int]:
         """Return the users whose true item is among the candidates, whom a ranker can help (paper, table 3)."""
@@ -86,10 +89,11 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
     subset = users.subset()
     scored = range(len(users.names)) if ask else subset
     logits = _logits(steps, users, scored, artifacts / "evaluation" / f"logits-{release}.parquet")
+    weight, temperature = steps.ranker.weight, steps.ranker.temperature
     ranks = {
         "retriever": users.ranks,
-        "ranker_alone": _ranks(users, subset, logits, weight=0.0),
-        "ranker": _ranks(users, subset, logits, weight=steps.ranker.weight),
+        "ranker_alone": _ranks(users, subset, logits, 0.0, temperature),
+        "ranker": _ranks(users, subset, logits, weight, temperature),
     }
     _write(artifacts / "evaluation" / "ranks.parquet", {"user": users.names, **ranks})
     result: dict[str, Any] = {
@@ -97,7 +101,7 @@ def evaluate(artifacts: Path, repository: Path, ask: Ask | None = None, oracle_u
         "release": release,
         "users": len(users.names),
         "subset_users": len(subset),
-        "fusion_weight": steps.ranker.weight,
+        "fusion_weight": weight,
     }
     for name, places in ranks.items():
         result[name] = {"overall": summary(places), "subset": summary(places[subset]) if subset else {}}
@@ -126,12 +130,20 @@ def check_exported_from(repository: Path, data: Data) -> None:
 
 
 def _retrieve(steps: ExportedSteps, data: Data) -> TestUsers:
-    histories = data.test_histories()
+    histories, nothing = data.test_histories(), np.empty(0, np.int32)
+    rules = rules_for_known(steps.policy, steps.catalogue)
     candidates, ranks = [], []
     for history, item in track(zip(histories, data.test, strict=True), "retrieving", len(histories)):
-        candidates.append(steps.retriever.candidates(history, np.empty(0, np.int32)))
-        ranks.append(steps.retriever.rank(history, int(item)))
+        found = retrieved(steps.retriever, steps.catalogue, rules, history, nothing)
+        candidates.append(found)
+        ranks.append(steps.retriever.rank(history, int(item)) if rules is None else _place(found, int(item)))
     return TestUsers(data.users, histories, candidates, data.test, np.array(ranks, np.int32))
+
+
+def _place(candidates: Candidates, item: int) -> int:
+    """Return the place of an item among the candidates, from 1; 0 if it is none."""
+    places = np.flatnonzero(candidates.items == item)
+    return int(places[0]) + 1 if len(places) else 0
 
 
 def _logits(
@@ -158,20 +170,23 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
         pq.write_table(pa.table(columns), partial)
 
 
-def _ranked(candidates: Candidates, logits: NDArray[np.float32], weight: float) -> NDArray[np.int32]:
+def _ranked(
+    candidates: Candidates, logits: NDArray[np.float32], weight: float, temperature: float
+) -> NDArray[np.int32]:
     """Return the item numbers of the candidates, best first."""
     if not len(candidates.items):  # the history holds the whole catalogue
         return candidates.items
-    return candidates.items[order(fuse(logits, candidates.scores, weight), candidates.ranks)]
+    logprobs = boosted(fuse(logits, candidates.scores, weight), candidates.boosts, temperature)
+    return candidates.items[order(logprobs, candidates.ranks)]
 
 
 def _ranks(
-    users: TestUsers, subset: Sequence[int], logits: dict[int, NDArray[np.float32]], weight: float
+    users: TestUsers, subset: Sequence[int], logits: dict[int, NDArray[np.float32]], weight: float, temperature: float
 ) -> NDArray[np.int32]:
     """Return the rank of each user's true item among the candidates, from 1; 0 if it is not a candidate."""
     ranks = np.zeros(len(users.names), np.int32)
     for user in subset:
-        ranked = _ranked(users.candidates[user], logits[user], weight)
+        ranked = _ranked(users.candidates[user], logits[user], weight, temperature)
         ranks[user] = np.flatnonzero(ranked == users.truth[user])[0] + 1
     return ranks
 
@@ -179,7 +194,8 @@ def _ranks(
 def _offline_lists(
     steps: ExportedSteps, users: TestUsers, logits: dict[int, NDArray[np.float32]]
 ) -> list[NDArray[np.int32]]:
-    return [_ranked(row, logits[user], steps.ranker.weight) for user, row in enumerate(users.candidates)]
+    weight, temperature = steps.ranker.weight, steps.ranker.temperature
+    return [_ranked(row, logits[user], weight, temperature) for user, row in enumerate(users.candidates)]
 
 
 def _compare(data: Data, users: TestUsers, lists: list[NDArray[np.int32]], ask: Ask) -> dict[str, Any]:
@@ -201,14 +217,19 @@ def _compare_with_oracle(
 ) -> dict[str, Any]:
     """Return the share of lists that retriever and ranker in fp32 PyTorch order identically."""
     chosen = np.random.default_rng(0).permutation(len(lists))[:oracle_users]
-    retrieved = TrainedRetriever.load(artifacts / "retriever").retrieve(
-        [users.histories[user] for user in chosen], k=steps.retriever.count
+    rules = rules_for_known(steps.policy, steps.catalogue)
+    lists_of = TrainedRetriever.load(artifacts / "retriever").retrieve(
+        [users.histories[user] for user in chosen],
+        steps.retriever.count,
+        None if rules is None else Selection(rules, steps.catalogue.groups),
     )
     runtime = replace(steps.ranker.runtime, runtime="torch", dtype="float32")
     ranker = Ranker.load(step_artifact(repository, "ranker"), runtime)
     oracle = replace(steps, ranker=ranker)
     equal = 0
-    for user, candidates in zip(track(chosen, "scoring with fp32 PyTorch", len(chosen)), retrieved, strict=True):
-        ranked = _ranked(candidates, oracle.logits(users.histories[user], candidates), ranker.weight)
+    for user, candidates in zip(track(chosen, "scoring with fp32 PyTorch", len(chosen)), lists_of, strict=True):
+        ranked = _ranked(
+            candidates, oracle.logits(users.histories[user], candidates), ranker.weight, ranker.temperature
+        )
         equal += bool(np.array_equal(ranked, lists[user]))
     return {"equal_to_oracle": equal / max(len(chosen), 1), "oracle_users": len(chosen)}

@@ -1,8 +1,10 @@
 """Runs the exported steps one after another in this process: the reference for the server's answers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,12 @@ from models.ranker.inference.ranker import Ranker
 from models.ranker.prompt import Prompt, PromptBuilder, listed
 from models.retriever.candidates import Candidates
 from models.retriever.inference.onnx_retriever import OnnxRetriever
+from models.retriever.rules import Rules
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.features import EncodedRequest, FeatureEncoder
 from serving.histories import requested_history
 from serving.layout import step_artifact
+from serving.policy import NO_POLICY, Policy, given_candidates, load_policy, retrieved, rules_of
 from stores.store import Listing, Store
 
 Row = tuple[str, float, int]
@@ -28,6 +32,8 @@ class RetrievalSteps:
     catalogue: Catalogue
     features: FeatureEncoder
     retriever: OnnxRetriever
+    policy: Policy = NO_POLICY
+    """Policy of the release."""
 
     @classmethod
     def load(cls, repository: Path, suffix: str = "") -> "RetrievalSteps":
@@ -35,7 +41,8 @@ class RetrievalSteps:
         features = step_artifact(repository, "features", suffix)
         catalogue = Catalogue.load(features / ITEMS_FILE)
         encoder = FeatureEncoder.load(features, catalogue)
-        return cls(catalogue, encoder, OnnxRetriever.load(step_artifact(repository, "retriever", suffix)))
+        retriever = OnnxRetriever.load(step_artifact(repository, "retriever", suffix))
+        return cls(catalogue, encoder, retriever, load_policy(features))
 
     def with_items(self, listing: Listing) -> "RetrievalSteps":
         """Return the steps with the items that are added and hidden while a server runs."""
@@ -44,9 +51,12 @@ class RetrievalSteps:
             catalogue,
             self.features.with_items(listing.added, listing.hidden),
             self.retriever.with_added(catalogue.titles_after(len(self.catalogue))),
+            self.policy,
         )
 
-    def recommend(self, history: Sequence[str], top_k: int | None = None) -> list[Row]:
+    def recommend(
+        self, history: Sequence[str], top_k: int | None = None, policy: Mapping[str, Any] | None = None
+    ) -> list[Row]:
         """Return the answer of the ensemble ``llamarec_retrieval``, best first.
 
         One history runs at a time, as in the server. Runs of several histories give scores with other last bits.
@@ -54,8 +64,10 @@ class RetrievalSteps:
         Raises:
             InputError: the server refuses this request too.
         """
-        request = self.features.encode([raw.encode() for raw in history], top_k=top_k)
-        found = self.retriever.candidates(request.history, request.excluded)
+        raw_history = [raw.encode() for raw in history]
+        request = self.features.encode(raw_history, top_k=top_k)
+        rules = rules_of(_encoded_policy(policy), self.policy, self.features, raw_history, request)
+        found = retrieved(self.retriever, self.catalogue, rules, request.history, request.excluded)
         answer = zip(found.items, found.probabilities(), found.ranks, strict=True)
         rows = [(self.catalogue.raw(int(item)).decode(), float(score), int(rank)) for item, score, rank in answer]
         return rows[: request.limit or None]
@@ -72,6 +84,8 @@ class ExportedSteps:
     ranker: Ranker
     store: Store | None = None
     """Histories of users, for requests without one."""
+    policy: Policy = NO_POLICY
+    """Policy of the release."""
 
     @classmethod
     def load(cls, repository: Path, suffix: str = "", store: Store | None = None) -> "ExportedSteps":
@@ -88,6 +102,7 @@ class ExportedSteps:
             PromptBuilder.load(step_artifact(repository, "prompt_builder", suffix)),
             Ranker.load(step_artifact(repository, "ranker", suffix)),
             store,
+            retrieval.policy,
         )
 
     def with_items(self, listing: Listing) -> "ExportedSteps":
@@ -101,11 +116,21 @@ class ExportedSteps:
             prompts=self.prompts.with_added(listing.added),
         )
 
-    def candidates(self, request: EncodedRequest) -> Candidates:
+    def rules(
+        self, history: Sequence[bytes], request: EncodedRequest, policy: Mapping[str, Any] | None = None
+    ) -> Rules | None:
+        """Return the rules of a request's policy and of the release's; None if there is neither.
+
+        Raises:
+            InputError: the server refuses the policy too.
+        """
+        return rules_of(_encoded_policy(policy), self.policy, self.features, history, request)
+
+    def candidates(self, request: EncodedRequest, rules: Rules | None = None) -> Candidates:
         """Return the candidates that the first two steps pass to the last two."""
         if request.retrieve:
-            return self.retriever.candidates(request.history, request.excluded)
-        given = self.retriever.given(request.history, request.given)
+            return retrieved(self.retriever, self.catalogue, rules, request.history, request.excluded)
+        given = given_candidates(self.retriever, rules, request.history, request.given)
         return given.comparable() if len(request.given_texts) else given
 
     def logits(self, history: Sequence[int] | NDArray[np.int32], candidates: Candidates) -> NDArray[np.float32]:
@@ -122,6 +147,7 @@ class ExportedSteps:
         top_k: int | None = None,
         history_titles: Sequence[str] | None = None,
         candidate_titles: Sequence[str] | None = None,
+        policy: Mapping[str, Any] | None = None,
     ) -> list[Row]:
         """Return the answer of the ensemble: raw id, score and retriever rank of each item, best first.
 
@@ -139,11 +165,11 @@ class ExportedSteps:
             _encoded(history_titles),
             _encoded(candidate_titles),
         )
-        found = self.candidates(request)
+        found = self.candidates(request, self.rules(found_history, request, policy))
         if not len(found.items):
             return []
         prompt = self._prompt(request, found.items)
-        places, probabilities = self.ranker.rank(prompt, found.scores, found.ranks)
+        places, probabilities = self.ranker.rank(prompt, found.scores, found.ranks, found.boosts)
         answer = zip(found.items[places], probabilities, found.ranks[places], strict=True)
         return [
             (self._raw(request, int(item)).decode(), float(probability), int(rank))
@@ -164,6 +190,10 @@ class ExportedSteps:
             return self.catalogue.raw(item)
         place: int = request.given.tolist().index(item)
         return request.given_ids[place]
+
+
+def _encoded_policy(policy: Mapping[str, Any] | None) -> bytes | None:
+    return None if policy is None else json.dumps(policy).encode()
 
 
 def _encoded(texts: Sequence[str] | None) -> list[bytes] | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         StepDied,
     )
     from llamarec_client.messages import Recommendation, Recommendations, Request
+    from llamarec_client.policy import Policy
     from llamarec_client.recommender import AsyncRecommenderClient, RecommenderClient, Tls
     from llamarec_client.similar import SimilarItem
 
@@ -34,6 +35,7 @@ __all__ = [
     "ClientError",
     "InvalidRequest",
     "Overloaded",
+    "Policy",
     "Recommendation",
     "Recommendations",
     "RecommenderClient",
@@ -46,7 +48,7 @@ __all__ = [
     "Tls",
     "canary_model",
 ]
-_MODULES = ("canary", "errors", "messages", "recommender", "similar")
+_MODULES = ("canary", "errors", "messages", "policy", "recommender", "similar")
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,17 @@ MAX_ITEMS = 10_000
 MAX_TITLE_BYTES = 4_096
 """Maximum length of a title, in bytes of UTF-8."""
 
+MAX_POLICY_BYTES = 65_536
+"""Maximum length of a POLICY, in bytes of UTF-8."""
+MAX_POLICY_ENTRIES = 1_000
+"""Maximum number of groups, and of boosts, in a POLICY."""
+MAX_POLICY_NUMBER = 10_000
+"""Maximum of the numbers in a POLICY that count items."""
+POLICY_FIELDS = ("max_per_group", "only_groups", "never_groups", "boosts", "repeats")
+"""Fields of the JSON object that a POLICY is."""
+REPEATS = ("none", "all")
+"""Values of ``repeats``, besides a number."""
+
 DEGRADED = "degraded"
 """Request parameter with the reason for a fallback to ``llamarec_retrieval``. The server counts the reasons."""
 DEGRADED_REASONS = ("Overloaded", "ServerUnavailable", "RequestTimeout", "StepDied", "ServerError")
@@ -74,7 +85,9 @@ CANDIDATE_TITLE = TensorSpec("CANDIDATE_TITLE", "STRING", (-1,), optional=True)
 candidates, and ITEM_ID is the place of each from 0."""
 TOP_K = TensorSpec("TOP_K", "INT32", (1,), optional=True)
 USER_ID = TensorSpec("USER_ID", "STRING", (1,), optional=True)
-REQUEST = (HISTORY, EXCLUDE, CANDIDATES, TOP_K, USER_ID, HISTORY_TITLE, CANDIDATE_TITLE)
+POLICY = TensorSpec("POLICY", "STRING", (1,), optional=True)
+"""A JSON object with some of :data:`POLICY_FIELDS`, which take the place of those of the release's own policy."""
+REQUEST = (HISTORY, EXCLUDE, CANDIDATES, TOP_K, USER_ID, HISTORY_TITLE, CANDIDATE_TITLE, POLICY)
 
 ITEM_ID = TensorSpec("ITEM_ID", "STRING", (-1,))
 SCORE = TensorSpec("SCORE", "FP32", (-1,))

@@ -28,6 +28,7 @@ from llamarec_client.contract import (
     ITEMS,
     KEY,
     KIND,
+    POLICY,
     RESPONSE,
     RETRIEVER_RANK,
     SCORE,
@@ -46,6 +47,7 @@ from llamarec_client.errors import (
     ServerUnavailable,
     StepDied,
 )
+from llamarec_client.policy import Policy
 from llamarec_client.servers import Server
 
 OTHER_CONTRACT = re.compile(
@@ -77,6 +79,8 @@ class Request:
     candidate_titles: Sequence[str] | None = None
     """A title for each of ``candidates``; "" for the catalogue's. Without ids, these texts are ranked, and the
     ``item_id`` of each is its place, from "0"."""
+    policy: Policy | None = None
+    """Rules about groups, boosts and repeats. Default: the policy of the server's release, if it has one."""
 
     def inputs(self) -> list[grpc.InferInput]:
         """Return the request's tensors, with a leading batch dimension of 1.
@@ -101,6 +105,10 @@ class Request:
             tensor = grpc.InferInput(TOP_K.name, [1, 1], "INT32")
             tensor.set_data_from_numpy(np.array([[top_k]], dtype=np.int32))
             inputs.append(tensor)
+        if self.policy is not None:
+            if not isinstance(self.policy, Policy):
+                raise InvalidRequest(f"policy is {short(self.policy)}: give a Policy")
+            inputs.append(_text_input(POLICY, [self.policy.text()]))
         return inputs
 
 

@@ -40,6 +40,7 @@ from llamarec_client.messages import (
     read_result,
     requested_outputs,
 )
+from llamarec_client.policy import Policy
 from llamarec_client.retries import Call
 from llamarec_client.similar import SimilarItem, read_similar, similar_inputs
 
@@ -142,6 +143,7 @@ class RecommenderClient:
         user_id: str | None = None,
         history_titles: Sequence[str] | None = None,
         candidate_titles: Sequence[str] | None = None,
+        policy: Policy | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
         fallback: Fallback | None = None,
@@ -165,6 +167,7 @@ class RecommenderClient:
                 Without ids (``candidates`` is empty or left out), these texts are ranked, and the ``item_id`` of each
                 is its place, from "0". If the retriever does not know all candidates of a call with titles, the
                 language model alone scores them.
+            policy: rules about groups, boosts and repeats, which take the place of those of the server's release.
             model: the ensemble to call; ``llamarec_retrieval`` answers without the language model.
             timeout: seconds until the call fails, including retries and fallback; above 0.
             fallback: ``"retriever"`` calls ``llamarec_retrieval`` when the model refuses the request, is dead or is too
@@ -180,7 +183,7 @@ class RecommenderClient:
                 is needed and cannot be reached; ``Overloaded`` if the queue is full.
             ServerError: the server failed; ``StepDied`` if the process of a step died.
         """
-        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
+        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles, policy)
         return self._send(request, model, timeout, fallback, request_id)
 
     def similar(
@@ -400,13 +403,14 @@ class AsyncRecommenderClient:
         user_id: str | None = None,
         history_titles: Sequence[str] | None = None,
         candidate_titles: Sequence[str] | None = None,
+        policy: Policy | None = None,
         model: str = ENSEMBLE,
         timeout: float = DEFAULT_TIMEOUT,
         fallback: Fallback | None = None,
         request_id: str | None = None,
     ) -> Recommendations:
         """Return one user's recommendations; see :meth:`RecommenderClient.recommend`."""
-        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles)
+        request = Request(history, exclude, candidates, top_k, user_id, history_titles, candidate_titles, policy)
         return await self._send(request, model, timeout, fallback, request_id)
 
     async def similar(

@@ -33,6 +33,13 @@ def preprocess(
     item_column: Annotated[str, typer.Option(help="Column of the item ids, for `table`.")] = "item",
     timestamp_column: Annotated[str, typer.Option(help="Column of the times, for `table`.")] = "timestamp",
     title_column: Annotated[str, typer.Option(help="Column of the item titles, for `table`.")] = "title",
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or field with the group of each item, for policies: `genres` of MovieLens, `brand` or"
+            " `categories` of Amazon, any of a `table`. Default: no groups."
+        ),
+    ] = None,
     delimiter: Annotated[
         str | None,
         typer.Option(help="Separator in text files of a `table`: `;`, `tab`. Default: a tab for .tsv, else a comma."),

@@ -124,9 +124,20 @@ class Gateway:
 
 def _takes(body: type[BaseModel]) -> dict[str, Any]:
     """Return OpenAPI's description of a body, which :func:`_read` reads."""
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # all of them are part of an answer too, which FastAPI describes
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    schema = body.model_json_schema()
+    whole = _with_shapes(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+
+
+def _with_shapes(schema: Any, shapes: dict[str, Any]) -> Any:
+    """Return a schema in which the shapes stand in the place of their names, of which FastAPI knows only answers'."""
+    if isinstance(schema, list):
+        return [_with_shapes(part, shapes) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _with_shapes(shapes[schema["$ref"].rsplit("/", 1)[1]], shapes)
+    return {name: _with_shapes(part, shapes) for name, part in schema.items()}
 
 
 async def _read(request: Request, body: type[Body]) -> Body:
@@ -227,6 +238,8 @@ def add_recommender(app: FastAPI, gateway: Gateway) -> None:
     async def recommend(request: Request) -> Response:
         asked = await _read(request, RecommendBody)
         arguments = {name: value for name, value in asked if value is not None}
+        if asked.policy is not None:
+            arguments["policy"] = asked.policy.policy()
         ranked = await gateway.recommend(_turn(request), arguments)
         items = [Item(item_id=row.item_id, score=row.score, retriever_rank=row.retriever_rank) for row in ranked]
         return _json(

@@ -4,17 +4,49 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamarec_client.contract import ENSEMBLE, MAX_EVENTS, MAX_HISTORY, RETRIEVAL_ENSEMBLE
+from llamarec_client import Policy
+from llamarec_client.contract import (
+    ENSEMBLE,
+    MAX_EVENTS,
+    MAX_HISTORY,
+    MAX_POLICY_ENTRIES,
+    MAX_POLICY_NUMBER,
+    RETRIEVAL_ENSEMBLE,
+)
 
 Ensemble = Literal["llamarec", "llamarec_retrieval", "llamarec_canary", "llamarec_retrieval_canary"]
 """Models that a caller may name: the contract's ensembles, and their canaries (`llamarec_client.canary`)."""
 Texts = Annotated[list[str], Field(max_length=MAX_HISTORY)]
+Names = Annotated[list[str], Field(max_length=MAX_POLICY_ENTRIES)]
 
 
 class Body(BaseModel):
     """A request's body; a field that is not known is an error, because it may be a misspelt one."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class PolicyBody(Body):
+    """Rules about what may be recommended. A field that is null is off; one that is absent is that of the release.
+
+    The fields about groups and `repeats` are for requests without candidates.
+    """
+
+    max_per_group: Annotated[int, Field(ge=1, le=MAX_POLICY_NUMBER)] | None = Field(
+        None, description="Maximum number of items of one group.", examples=[2]
+    )
+    only_groups: Names | None = Field(None, description="Groups of which all items are.", examples=[["Comedy"]])
+    never_groups: Names | None = Field(None, description="Groups of which no item is.", examples=[["Horror"]])
+    boosts: Annotated[dict[str, float], Field(max_length=MAX_POLICY_ENTRIES)] | None = Field(
+        None, description="Factor of the odds of items by their raw ids, above 0.", examples=[{"181": 2.0}]
+    )
+    repeats: Literal["none", "all"] | Annotated[int, Field(ge=1, le=MAX_POLICY_NUMBER)] | None = Field(
+        None, description="Items of the history that may come again: with N, those that are not among the last N."
+    )
+
+    def policy(self) -> Policy:
+        """Return the fields that the body has, also those that are null."""
+        return Policy(**self.model_dump(exclude_unset=True))
 
 
 class RecommendBody(Body):
@@ -27,6 +59,7 @@ class RecommendBody(Body):
     candidates: Texts | None = Field(None, description="Raw item ids to rank instead of retrieving.")
     candidate_titles: Texts | None = Field(None, description="A title for each candidate; or titles alone.")
     top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="Number of items. Default: all.", examples=[5])
+    policy: PolicyBody | None = Field(None, description="Rules about groups, boosts and repeats.")
     fallback: Literal["retriever"] | None = Field(
         None, description="What answers when the ranker is full, dead or too slow.", examples=["retriever"]
     )

@@ -85,8 +85,9 @@ def _retrieved(steps: ExportedSteps, history: Sequence[str], newest: str) -> int
     item = steps.catalogue.number(newest.encode())
     if item is None:
         return 0
-    request = steps.features.encode([raw.encode() for raw in history], [], None, None)
-    found = np.flatnonzero(steps.candidates(request).items == item)
+    raw_history = [raw.encode() for raw in history]
+    request = steps.features.encode(raw_history, [], None, None)
+    found = np.flatnonzero(steps.candidates(request, steps.rules(raw_history, request)).items == item)
     return int(found[0]) + 1 if len(found) else 0
 
 

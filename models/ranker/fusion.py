@@ -49,6 +49,17 @@ def fuse(model_logprobs: ArrayLike, retriever_scores: ArrayLike, weight: float) 
     return np.where(any_known, fused, model)
 
 
+def boosted(logprobs: Floats, boosts: NDArray[np.float32] | None, temperature: float = 1.0) -> Floats:
+    """Return log-probabilities [k] such that a boost multiplies the odds of a candidate in the answer by its factor.
+
+    Args:
+        logprobs: fused log-probabilities, which the answer divides by the temperature.
+        boosts: logarithms of the factors [k]; None or empty if there are none, and nothing changes.
+        temperature: temperature of the answer's probabilities.
+    """
+    return logprobs if boosts is None or not len(boosts) else logprobs + temperature * boosts.astype(np.float64)
+
+
 def order(logprobs: ArrayLike, retriever_ranks: ArrayLike) -> NDArray[np.int64]:
     """Return the candidates' positions [k], most probable first; ties go to the better retriever rank, rank 0 last."""
     ranks = np.asarray(retriever_ranks, dtype=np.int64)

@@ -35,6 +35,8 @@ class Candidates(NamedTuple):
     """Logits or log-probabilities [k]; -inf for an item outside the retriever's vocabulary."""
     ranks: NDArray[np.int32]
     """Ranks [k], from 1; 0 for an item outside the retriever's vocabulary."""
+    boosts: NDArray[np.float32] | None = None
+    """What a policy adds to the log-probabilities of an answer [k]; None for nothing. Not part of ``scores``."""
 
     def first(self, k: int) -> "Candidates":
         """Return the first ``k`` candidates, with their log-probabilities among themselves as scores."""
@@ -43,7 +45,8 @@ class Candidates(NamedTuple):
         if known.any():
             shifted = scores - scores[known].max()
             scores = shifted - np.log(np.exp(shifted).sum())
-        return Candidates(self.items[:k], scores.astype(np.float32), self.ranks[:k])
+        boosts = None if self.boosts is None else self.boosts[:k]
+        return Candidates(self.items[:k], scores.astype(np.float32), self.ranks[:k], boosts)
 
     def comparable(self) -> "Candidates":
         """Return the candidates without scores if one of them has none: then only the language model compares all."""
@@ -52,11 +55,13 @@ class Candidates(NamedTuple):
         return self._replace(scores=np.full_like(self.scores, -np.inf))
 
     def probabilities(self) -> NDArray[np.float32]:
-        """Return the softmax of the scores over the candidates [k], which are the scores of a retrieval-only answer."""
+        """Return the softmax of scores and boosts over the candidates [k], the scores of a retrieval-only answer."""
         known = np.isfinite(self.scores)
         weights = np.zeros(len(self.scores), dtype=np.float64)
         if known.any():
             logits = self.scores[known].astype(np.float64)
+            if self.boosts is not None:
+                logits += self.boosts[known]
             weights[known] = np.exp(logits - logits.max())
             weights /= weights.sum()
         return weights.astype(np.float32)

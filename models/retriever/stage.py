@@ -76,7 +76,7 @@ class RetrievalStage:
             return given_candidates(rows[0], items).first(len(items))
         known = np.sort(items[in_vocabulary(items, len(rows[0]))])
         scored = np.full(len(rows[0]), -np.inf, np.float32)
-        found = self.reorder(history, known, _logits(rows, known))
+        found = self.reorder(history, known, logits_of(rows, known))
         scored[found.items] = found.scores
         return given_candidates(scored, items).first(len(items))
 
@@ -90,10 +90,11 @@ def pool_of(rows: Sequence[Row], masked: NDArray[np.int32], size: int) -> tuple[
         size: number of items of each retriever.
     """
     items = np.unique(np.concatenate([top_candidates(row, masked, size).items for row in rows]))
-    return items, _logits(rows, items)
+    return items, logits_of(rows, items)
 
 
-def _logits(rows: Sequence[Row], items: NDArray[np.int32]) -> NDArray[np.float32]:
+def logits_of(rows: Sequence[Row], items: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return the retrievers' logits of items [k, retrievers]."""
     return np.stack([row[items] for row in rows], axis=1)
 
 

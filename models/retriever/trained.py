@@ -16,6 +16,7 @@ from models.retriever.batches import Items
 from models.retriever.candidates import Candidates, CandidateWriter, mask, place_of
 from models.retriever.options import RetrieverTraining
 from models.retriever.ranking import USERS_AT_ONCE, score_histories
+from models.retriever.rules import Selection, select
 from models.retriever.stage import RetrievalStage, Row, rank_in
 from models.signals.signals import Signals
 from preprocessing.artifacts import read_manifest
@@ -79,10 +80,15 @@ class TrainedRetriever:
         """Yield each retriever's logits [items + 1] of the next item for each history."""
         return zip(*(model.scores(histories) for model in self.models), strict=True)
 
-    def retrieve(self, histories: Sequence[Items], k: int) -> list[Candidates]:
-        """Return the best ``k`` items for each history, with the items of the history masked."""
+    def retrieve(self, histories: Sequence[Items], k: int, by: Selection | None = None) -> list[Candidates]:
+        """Return the best ``k`` items for each history, with the items of the history masked, or by the rules given."""
         scored = zip(self.rows(histories), histories, strict=True)
-        return [self.stage.candidates(rows, history, history, k) for rows, history in scored]
+        if by is None:
+            return [self.stage.candidates(rows, history, history, k) for rows, history in scored]
+        return [
+            select(self.stage, rows, history, by.rules.masked_of(history), k, by.rules, by.groups)
+            for rows, history in scored
+        ]
 
     def write_candidates(
         self, path: Path, users: Sequence[str], histories: Sequence[Items], truth: NDArray[np.int32], k: int

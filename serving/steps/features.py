@@ -13,6 +13,7 @@ from llamarec_client.contract import (
     EXCLUDE,
     HISTORY,
     HISTORY_TITLE,
+    POLICY,
     TOP_K,
     USER_ID,
     TensorSpec,
@@ -28,10 +29,12 @@ from serving.contract import (
     HISTORY_TEXT,
     LIMIT,
     RETRIEVE,
+    RULES,
     USER,
 )
 from serving.histories import requested_history
 from serving.live_items import LiveItems, open_items
+from serving.policy import NO_POLICY, Policy, encode_rules, load_policy, rules_of
 from serving.steps.step import Answer, Tensors
 from stores.store import Store
 
@@ -43,10 +46,12 @@ class FeaturesStep:
     items: LiveItems[FeatureEncoder]
     store: Store | None = None
     """Histories of users, for requests without one."""
+    policy: Policy = NO_POLICY
+    """Policy of the release, for requests without one."""
 
     @classmethod
     def load(cls, folder: Path, store: str | None = None) -> "FeaturesStep":
-        """Open ``items.parquet`` and ``vocabulary.json``.
+        """Open ``items.parquet``, ``vocabulary.json`` and, if the release has one, ``policy.json``.
 
         Args:
             folder: what `llamarec export` wrote.
@@ -56,12 +61,12 @@ class FeaturesStep:
             InputError: the address is not one of a store.
         """
         encoder = FeatureEncoder.load(folder, Catalogue.load(folder / ITEMS_FILE))
-        return cls.of(encoder, open_items(folder, store))
+        return cls.of(encoder, open_items(folder, store), load_policy(folder))
 
     @classmethod
-    def of(cls, encoder: FeatureEncoder, store: Store | None = None) -> "FeaturesStep":
-        """Return the step of an encoder, and of a store of histories and items."""
-        return cls(LiveItems(encoder, lambda now: encoder.with_items(now.added, now.hidden), store), store)
+    def of(cls, encoder: FeatureEncoder, store: Store | None = None, policy: Policy = NO_POLICY) -> "FeaturesStep":
+        """Return the step of an encoder, of a store of histories and items, and of a release's policy."""
+        return cls(LiveItems(encoder, lambda now: encoder.with_items(now.added, now.hidden), store), store, policy)
 
     def answer(self, request: Tensors) -> Answer:
         """Return the item numbers of a request, and as HISTORY the raw ids that they were made from.
@@ -70,7 +75,8 @@ class FeaturesStep:
         would take their places for ids.
 
         Raises:
-            InputError: the request exceeds a limit, names an unknown candidate, or has no history and no known user.
+            InputError: the request exceeds a limit, names an unknown candidate, has an invalid policy, or neither a
+                history nor a known user.
             StoreError: the store cannot be reached, and the history is in it or its hidden items are not known yet.
         """
         encoder = self.items.current()
@@ -89,6 +95,7 @@ class FeaturesStep:
             _listed(request, HISTORY_TITLE),
             titles,
         )
+        rules = rules_of(request[POLICY][0] if POLICY in request else None, self.policy, encoder, history, encoded)
         return {
             HISTORY: history,
             HISTORY_ITEM: encoded.history,
@@ -100,6 +107,7 @@ class FeaturesStep:
             GIVEN_ID: encoded.given_ids,
             GIVEN_TEXT: [text.encode() for text in encoded.given_texts],
             HISTORY_TEXT: [text.encode() for text in encoded.history_texts],
+            RULES: encode_rules(rules),
         }
 
     def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

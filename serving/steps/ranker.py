@@ -12,11 +12,20 @@ import numpy as np
 from llamarec_client.contract import ITEM_ID, RETRIEVER_RANK, SCORE
 from models.ranker.inference.ranker import Ranker, Ranking, read_runtime
 from models.ranker.prompt import Prompt
-from serving.contract import CANDIDATE_ID, CANDIDATE_RANK, CANDIDATE_SCORE, LIMIT, LINE_END, PREFIX, TOKEN
+from serving.contract import (
+    CANDIDATE_BOOST,
+    CANDIDATE_ID,
+    CANDIDATE_RANK,
+    CANDIDATE_SCORE,
+    LIMIT,
+    LINE_END,
+    PREFIX,
+    TOKEN,
+)
 from serving.steps.step import Answer, JointStep, Step, Tensors, cut
 
-Key = tuple[bytes, bytes, bytes, bytes, bytes]
-"""Bytes of a request's tokens, line ends, scores, ranks and prefix, which determine its answer."""
+Key = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+"""Bytes of a request's tokens, line ends, scores, ranks, prefix and boosts, which determine its answer."""
 
 
 class RankerStep:
@@ -109,14 +118,17 @@ def _key(request: Tensors) -> Key:
     tokens, ends, scores, ranks = (
         request[spec].tobytes() for spec in (TOKEN, LINE_END, CANDIDATE_SCORE, CANDIDATE_RANK)
     )
-    return tokens, ends, scores, ranks, request[PREFIX].tobytes() if PREFIX in request else b""
+    prefix, boosts = (request[spec].tobytes() if spec in request else b"" for spec in (PREFIX, CANDIDATE_BOOST))
+    return tokens, ends, scores, ranks, prefix, boosts
 
 
-def _decoded(key: Key) -> tuple[Prompt, Any, Any]:
+def _decoded(key: Key) -> tuple[Any, ...]:
     """Return the arguments of :meth:`Ranker.rank`."""
-    tokens, line_ends, scores, ranks, prefix = key
+    tokens, line_ends, scores, ranks, prefix, boosts = key
     ids, ends, lengths = (np.frombuffer(part, np.int32).tolist() for part in (tokens, line_ends, prefix))
-    return Prompt(ids, ends, *lengths), np.frombuffer(scores, np.float32), np.frombuffer(ranks, np.int32)
+    numbers = np.frombuffer(scores, np.float32), np.frombuffer(ranks, np.int32)
+    prompt = Prompt(ids, ends, *lengths)
+    return (prompt, *numbers, np.frombuffer(boosts, np.float32)) if boosts else (prompt, *numbers)
 
 
 def _answer(request: Tensors, ranking: Ranking) -> Answer:

@@ -21,6 +21,7 @@ from models.retriever.inference.onnx_retriever import OnnxRetriever
 from preprocessing.catalogue import ITEMS_FILE, Catalogue
 from preprocessing.errors import InputError
 from serving.contract import (
+    CANDIDATE_BOOST,
     CANDIDATE_ID,
     CANDIDATE_ITEM,
     CANDIDATE_RANK,
@@ -33,8 +34,10 @@ from serving.contract import (
     HISTORY_ITEM,
     LIMIT,
     RETRIEVE,
+    RULES,
 )
 from serving.live_items import LiveItems, open_items
+from serving.policy import decode_rules, given_candidates, retrieved
 from serving.steps.answers import answered_ensemble
 from serving.steps.step import Answer, Tensors, cut, degraded_reason
 from stores.store import Store
@@ -113,10 +116,11 @@ class RetrieverStep:
         history = request[HISTORY_ITEM]
         largest = max(int(request[spec].max(initial=0)) for spec in (HISTORY_ITEM, EXCLUDED_ITEM, GIVEN_ITEM))
         retriever, catalogue = self.items.current(largest - self.exported)
+        rules = decode_rules(request.get(RULES, ()))
         if request[RETRIEVE][0]:
-            candidates = retriever.candidates(history, request[EXCLUDED_ITEM])
+            candidates = retrieved(retriever, catalogue, rules, history, request[EXCLUDED_ITEM])
         else:
-            candidates = retriever.given(history, request[GIVEN_ITEM])
+            candidates = given_candidates(retriever, rules, history, request[GIVEN_ITEM])
         texts = _by_item(request, GIVEN_TEXT)
         ids = _raw_ids(catalogue, candidates.items, _by_item(request, GIVEN_ID))
         answered, scores, ranks = cut(request[LIMIT], ids, candidates.probabilities(), candidates.ranks)
@@ -126,6 +130,7 @@ class RetrieverStep:
             CANDIDATE_SCORE: (candidates.comparable() if texts else candidates).scores,
             CANDIDATE_RANK: candidates.ranks,
             CANDIDATE_TEXT: [texts[item] for item in candidates.items.tolist()] if texts else [],
+            CANDIDATE_BOOST: [] if candidates.boosts is None else candidates.boosts,
             ITEM_ID: answered,
             SCORE: scores,
             RETRIEVER_RANK: ranks,

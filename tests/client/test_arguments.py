@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import GOOD, Scripted, serve
 
-from llamarec_client import AsyncRecommenderClient, RecommenderClient, Request, Tls, canary_model
+from llamarec_client import AsyncRecommenderClient, Policy, RecommenderClient, Request, Tls, canary_model
 from llamarec_client.connection import MAX_TIMEOUT
 from llamarec_client.errors import ClientError, InvalidRequest, ServerError
 from llamarec_client.recommender import MAX_IN_FLIGHT
@@ -132,6 +132,9 @@ GOOD_ARGUMENTS = {
     "user_id": st.just("7"),
     "history_titles": st.none() | st.just(["A"]),
     "candidate_titles": st.none() | st.just(["B"]),
+    "policy": st.none()
+    | st.builds(Policy, max_per_group=ODD, boosts=ODD, repeats=ODD)
+    | st.builds(Policy, only_groups=ODD),
     "model": st.sampled_from(["llamarec", "llamarec_retrieval"]),
     "timeout": st.just(5.0),
     "fallback": st.sampled_from([None, "retriever"]),
@@ -222,6 +225,14 @@ def test_an_address_that_is_an_array_without_dimensions_is_refused(ask):
         ({"top_k": 0}, "TOP_K is 0: give a whole number from 1"),
         ({"top_k": True}, "TOP_K is True"),
         ({"user_id": 3}, "USER_ID holds 3"),
+        ({"policy": {"max_per_group": 1}}, "policy is {'max_per_group': 1}: give a Policy"),
+        ({"policy": Policy(max_per_group=0)}, "POLICY: max_per_group is 0: give a whole number from 1"),
+        ({"policy": Policy(only_groups="Comedy")}, "POLICY: only_groups is 'Comedy': give a list of names"),
+        ({"policy": Policy(never_groups=[3])}, "POLICY: never_groups holds 3"),
+        ({"policy": Policy(boosts={"50": float("nan")})}, r"POLICY: boosts\['50'\] is nan: give a factor above 0"),
+        ({"policy": Policy(boosts=["50"])}, "POLICY: boosts is .*: give a dict"),
+        ({"policy": Policy(repeats="some")}, 'POLICY: repeats is \'some\': give "none", "all" or a number'),
+        ({"policy": Policy(only_groups=["x" * 70_000])}, "POLICY has 70,021 bytes: give at most 65,536"),
         ({"history_titles": "A"}, "HISTORY_TITLE is one string: give a list of titles"),
         ({"candidate_titles": [None]}, "CANDIDATE_TITLE holds None: titles are strings"),
         ({"history_titles": ["A", "B"]}, "HISTORY holds 1 ids and HISTORY_TITLE 2 titles: give one title for each id"),

@@ -82,6 +82,7 @@ def test_what_is_not_run_is_known():
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
         ("gpu.md", "bash"),
+        ("policy.md", "bash"),
         ("refresh.md", "bash"),
         ("refresh.md", "ini"),
         ("refresh.md", "ini"),

@@ -92,14 +92,14 @@ def test_optional_inputs_of_a_request_enter_the_first_step_only():
     """Only the first step has inputs that an ensemble may leave out.
 
     Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs; later steps
-    can batch all requests. USER and the tensors with texts are optional for repositories of earlier versions: in the
-    generated ones, every request has them.
+    can batch all requests. USER and the tensors of texts and policies are optional for repositories of earlier
+    versions: in the generated ones, every request has them.
     """
     optional = {
         "features": {spec.name for spec in REQUEST if spec.optional},
-        "retriever": {"USER", "GIVEN_ID", "GIVEN_TEXT"},
+        "retriever": {"USER", "GIVEN_ID", "GIVEN_TEXT", "RULES"},
         "prompt_builder": {"HISTORY_TEXT", "CANDIDATE_TEXT"},
-        "ranker": {"USER"},
+        "ranker": {"USER", "CANDIDATE_BOOST"},
         NEIGHBOURS: {"TOP_K"},
     }
     configs = model_configs()

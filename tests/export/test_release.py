@@ -9,6 +9,7 @@ from export.config import Serving
 from export.release import build_release, release_options
 from export.repository import Export
 from preprocessing.artifacts import sha256
+from serving.policy import Policy
 
 
 @pytest.mark.thorough
@@ -22,6 +23,7 @@ def test_the_next_release_can_be_built_as_the_last_one(artifacts: Path, tmp_path
         retrieve=10,
         forward="packed",
         batching="tolerant",
+        policy=Policy(boosts={"50": 2.0}, repeats=3),
         serving=Serving(rank_cache=3, queue_seconds=4.0),
     )
     manifest = build_release(given, artifacts, tmp_path / "releases")

@@ -231,6 +231,16 @@ def test_top_k_out_of_range_is_refused_by_the_server(run, server):
     refused(run("recommend", "--top-k", "21", "--server", server.url), "TOP_K")
 
 
+def test_a_policy_of_the_command_line_reaches_the_server(run, server, tmp_path):
+    """A repeated item comes back, a rule about groups is refused by items without any, and a file has to be there."""
+    ask = ("recommend", "--history", "50", "--server", server.url, "--json", "--policy")
+    code, out, _ = run(*ask, '{"repeats": "all", "boosts": {"50": 1e9}}')
+    assert code == 0
+    assert json.loads(out)[0]["item_id"] == "50"
+    refused(run(*ask, '{"max_per_group": 1}'), "POLICY: max_per_group", "--group-column")
+    refused(run(*ask, tmp_path / "absent.json"), "--policy", "absent.json")
+
+
 def test_evaluate_prints_the_papers_tables_as_json(run, artifacts, repository):
     """The JSON has the documented shape, and users outside the subset count as misses.
 

@@ -58,10 +58,13 @@ def test_number_and_raw_id_are_inverse(ids):
 
 
 def test_it_needs_no_pandas():
-    """The Triton steps load this module, so it may import only the standard library and pyarrow."""
-    source = Path(__file__).resolve().parents[2] / "preprocessing" / "catalogue.py"
-    imports = [line.split()[1] for line in source.read_text().splitlines() if line.startswith(("import ", "from "))]
-    assert set(imports) == {"collections.abc", "pathlib", "pyarrow", "pyarrow.parquet"}
+    """The Triton steps load this module, so it may import only the standard library, NumPy and pyarrow."""
+    imports = []
+    for name in ("catalogue.py", "groups.py"):
+        lines = (Path(__file__).resolve().parents[2] / "preprocessing" / name).read_text().splitlines()
+        imports += [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+    arrow = {"pyarrow", "pyarrow.parquet", "numpy", "numpy.typing"}
+    assert set(imports) == {*arrow, "collections.abc", "dataclasses", "functools", "pathlib", "preprocessing.groups"}
 
 
 def test_added_items_are_numbered_after_the_catalogues(catalogue):

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, MAX_TITLE_BYTES
+from llamarec_client.contract import MAX_CANDIDATES, MAX_HISTORY, MAX_ID_BYTES, MAX_TITLE_BYTES, POLICY_FIELDS
 from llamarec_client.recommender import RecommenderClient
 from serving.server.local import LocalServer
 
@@ -49,6 +50,20 @@ raw_titles = (
     | st.text(max_size=60).map(str.encode)
     | st.binary(max_size=40)
     | st.just(b"x" * (MAX_TITLE_BYTES + 1))
+)
+raw_policies = (
+    st.dictionaries(
+        st.sampled_from(POLICY_FIELDS) | st.text(max_size=3),
+        st.none()
+        | st.integers(-2, 3)
+        | st.floats()
+        | st.sampled_from(["all", "none", "some"])
+        | st.lists(st.text(max_size=3), max_size=3)
+        | st.dictionaries(ids, st.floats(0.1, 10) | st.integers(0, 2), max_size=3),
+        max_size=2,
+    ).map(lambda policy: json.dumps(policy).encode())
+    | st.sampled_from([b"", b"{}", b"[]", b"{" * 9_000, b'{"boosts": {"50": 1e999}}'])
+    | st.binary(max_size=20)
 )
 raw_ids = ids.map(str.encode) | st.binary(max_size=40) | st.just(b"x" * (MAX_ID_BYTES + 1))
 
@@ -105,6 +120,9 @@ def requests(draw):
         tensors.append(draw(text_tensor("CANDIDATES", MAX_CANDIDATES + 2)))
     if draw(st.integers(0, 2)) == 0:
         tensors = draw(titled(tensors))
+    if draw(st.integers(0, 3)) == 0:
+        shape = draw(st.sampled_from([[1, 1]] * 9 + [[1, 2]]))
+        tensors.append(("POLICY", "BYTES", shape, strings([draw(raw_policies)] * shape[1])))
     if draw(st.booleans()):
         top_k = draw(st.integers(-3, MAX_CANDIDATES + 3) | st.integers(-(2**31), 2**31 - 1))
         tensors.append(

@@ -53,6 +53,7 @@ class FakeClient:
         candidate_titles=None,
         top_k=None,
         user_id=None,
+        policy=None,
         model="llamarec",
         timeout=30.0,
         fallback=None,
@@ -61,7 +62,7 @@ class FakeClient:
         await self._called("recommend", {name: value for name, value in locals().items() if name != "self"})
         # The arguments are checked as the real client checks them.
         given = history if history is not None or history_titles is None else []
-        Request(given, exclude, candidates, top_k, user_id).inputs()
+        Request(given, exclude, candidates, top_k, user_id, policy=policy).inputs()
         ids = candidates
         if ids is None:
             ids = ["a", "b", "c"] if candidate_titles is None else map(str, range(len(candidate_titles)))

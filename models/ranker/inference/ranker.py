@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.ranker.fusion import fuse, log_softmax, order
+from models.ranker.fusion import boosted, fuse, log_softmax, order
 from models.ranker.inference.prefixes import PrefixCache
 from models.ranker.inference.runtimes import load_scorer
 from models.ranker.inference.scorer import Runtime, Scorer, SlabScorer
@@ -51,6 +51,9 @@ def read_runtime(folder: Path) -> Runtime:
 Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Indices of the candidates, best first [k], and their probabilities in that order [k]."""
 
+Given = tuple[Prompt, ArrayLike, ArrayLike] | tuple[Prompt, ArrayLike, ArrayLike, NDArray[np.float32] | None]
+"""Arguments of :meth:`Ranker.rank`."""
+
 
 class Ranker:
     """A merged model with everything that turns its logits into a ranking.
@@ -76,7 +79,7 @@ class Ranker:
             )
         self._scorer = scorer
         self._verbalizer = verbalizer
-        self._temperature = temperature
+        self.temperature = temperature
         self.weight = weight
         self.runtime = runtime
 
@@ -139,13 +142,16 @@ class Ranker:
         """Whether :meth:`rank_all` takes less time than ranking the prompts one by one."""
         return self._scorer.packs
 
-    def rank(self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike) -> Ranking:
+    def rank(
+        self, prompt: Prompt, scores: ArrayLike, ranks: ArrayLike, boosts: NDArray[np.float32] | None = None
+    ) -> Ranking:
         """Return the order of a prompt's k candidates, and their probabilities.
 
         Args:
             prompt: the prompt, with the position at which each candidate's line ends.
             scores: the retriever's logits [k]; -inf for a candidate outside its vocabulary.
             ranks: the retriever's ranks [k], from 1; 0 for a candidate outside its vocabulary.
+            boosts: see :func:`models.ranker.fusion.boosted`.
 
         Returns:
             the candidates' indices in the prompt, best first [k], and their probabilities in that order [k].
@@ -156,9 +162,9 @@ class Ranker:
         _check(prompt, np.asarray(scores).size)
         if not prompt.line_ends:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return self._ordered(self.logits(prompt), scores, ranks)
+        return self._ordered(self.logits(prompt), scores, ranks, boosts)
 
-    def rank_all(self, given: Sequence[tuple[Prompt, ArrayLike, ArrayLike]]) -> list[Ranking | Exception]:
+    def rank_all(self, given: Sequence[Given]) -> list[Ranking | Exception]:
         """Return what :meth:`rank` returns for each prompt, or the error that it raises; prompts share passes.
 
         If a pass fails, its prompts are ranked one by one, so that the one which makes it fail spoils no other.
@@ -168,7 +174,7 @@ class Ranker:
         """
         asked = [row for row in given if row[0].line_ends and _fits(row[0], np.asarray(row[1]).size)]
         try:
-            logits = self._verbalizer.logits_of(self._scorer, [prompt for prompt, _, _ in asked]) if asked else []
+            logits = self._verbalizer.logits_of(self._scorer, [row[0] for row in asked]) if asked else []
         except Exception:
             logging.getLogger(__name__).exception("%d prompts are ranked one by one: their passes failed", len(asked))
             return [_outcome(partial(self.rank, *row)) for row in given]
@@ -178,10 +184,16 @@ class Ranker:
             for row in given
         ]
 
-    def _ordered(self, logits: NDArray[np.float32], scores: ArrayLike, ranks: ArrayLike) -> Ranking:
-        logprobs = fuse(logits, scores, self.weight)
+    def _ordered(
+        self,
+        logits: NDArray[np.float32],
+        scores: ArrayLike,
+        ranks: ArrayLike,
+        boosts: NDArray[np.float32] | None = None,
+    ) -> Ranking:
+        logprobs = boosted(fuse(logits, scores, self.weight), boosts, self.temperature)
         places = order(logprobs, ranks)
-        probabilities = np.exp(log_softmax(logprobs / self._temperature))
+        probabilities = np.exp(log_softmax(logprobs / self.temperature))
         return places, probabilities[places].astype(np.float32)
 
 

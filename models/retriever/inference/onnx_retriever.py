@@ -15,8 +15,10 @@ from models.retriever.batches import pad_left
 from models.retriever.candidates import Candidates, best_first, given_candidates
 from models.retriever.inference.added import AddedVectors, TextArm
 from models.retriever.inference.index import ApproximateIndex
+from models.retriever.rules import Rules, select, with_boosts
 from models.retriever.stage import RetrievalStage, rank_in
 from models.signals.signals import Signals
+from preprocessing.groups import Groups
 
 MODEL = "retriever.onnx"
 SECOND_MODEL = "second-retriever.onnx"
@@ -138,6 +140,24 @@ class OnnxRetriever:
         if not (items > 0).any():  # nothing to score: texts alone, or no candidates at all
             return given_candidates(np.empty(0, np.float32), items)
         return self.stage.given(self.scores(history), history, items)
+
+    def candidates_by(
+        self, rules: Rules, groups: Groups, history: NDArray[np.int32], excluded: NDArray[np.int32]
+    ) -> Candidates:
+        """Return the top ``count`` that the rules of a policy allow.
+
+        The approximate index cannot follow rules about groups and boosts, so all items are scored for them.
+        """
+        masked = np.concatenate((rules.masked_of(history), excluded))
+        if self.index is not None and rules.only_mask:
+            found = self._search(history, masked, self.count)
+            if found is not None:
+                return found
+        return select(self.stage, self.scores(history), history, masked, self.count, rules, groups)
+
+    def given_by(self, rules: Rules, history: NDArray[np.int32], items: NDArray[np.int32]) -> Candidates:
+        """Return the caller's own candidates in the stage's order after the boosts of a policy."""
+        return with_boosts(self.given(history, items), rules)
 
     def rank(self, history: NDArray[np.int32], item: int) -> int:
         """Return the rank (from 1) of an item among all items outside the history; 0 if it is in the history."""

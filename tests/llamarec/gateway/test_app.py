@@ -18,11 +18,13 @@ from llamarec_client import (
     ClientError,
     InvalidRequest,
     Overloaded,
+    Policy,
     RequestTimeout,
     ServerError,
     ServerUnavailable,
     StepDied,
 )
+from llamarec_client.contract import POLICY_FIELDS
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_a_body_becomes_one_call(http, client):
         "candidates": ["172", "258"],
         "candidate_titles": ["", "Contact (1997)"],
         "top_k": 1,
+        "policy": {"boosts": {"258": 2}, "repeats": None},
         "fallback": "retriever",
         "model": "llamarec_canary",
     }
@@ -57,7 +60,8 @@ def test_a_body_becomes_one_call(http, client):
     ((method, arguments),) = client.calls
     assert method == "recommend"
     assert 4 < arguments.pop("timeout") <= 5
-    assert arguments == {**body, "request_id": "r-1"}
+    policy = Policy(boosts={"258": 2.0}, repeats=None)  # a field that is null is not one that is absent
+    assert arguments == {**body, "policy": policy, "request_id": "r-1"}
     assert answered.status_code == 200
     assert answered.headers["X-Request-ID"] == "r-1"
     assert answered.json() == {
@@ -115,6 +119,23 @@ def test_openapi_describes_every_endpoint_with_examples(http):
         assert set(re.findall(r"#/components/schemas/(\w+)", body)) <= set(described["components"]["schemas"])
         assert {"400", "401", "413", "422", "429", "502", "503", "504"} <= set(endpoint["responses"])
         assert endpoint["security"] == [{"HTTPBearer": []}]
+
+
+@pytest.mark.parametrize(
+    ("policy", "place"),
+    [
+        ({"max_per_group": 0}, "policy.max_per_group"),
+        ({"only": ["Comedy"]}, "policy.only"),
+        ({"boosts": {"258": "much"}}, "policy.boosts.258"),
+        ({"repeats": "some"}, "policy.repeats"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused(http, client, policy, place):
+    """The detail names the field within the policy, and no server is asked."""
+    answered = http.post("/v1/recommend", json={"history": [], "policy": policy})
+    assert answered.status_code == 422
+    assert place in answered.json()["detail"]
+    assert client.calls == []
 
 
 def test_the_page_answers_what_is_not_the_gateways(client):
@@ -221,6 +242,7 @@ fields = {
     **dict.fromkeys(("documents", "item_ids", "kinds", "timestamps"), texts | values),
     **{name: st.integers(-2, 30) | values for name in ("top_k", "top_n")},
     "model": st.sampled_from(["llamarec", "llamarec/ids", "llamarec_retrieval"]) | values,
+    "policy": st.fixed_dictionaries({}, optional=dict.fromkeys(POLICY_FIELDS, values)) | values,
     "fallback": st.just("retriever") | values,
     "return_documents": st.booleans() | values,
 }

@@ -148,7 +148,7 @@ def test_everything_masked_leaves_nothing():
     everything = np.arange(1, ITEMS + 1, dtype=np.int32)
     for stage, retrievers in ((RetrievalStage(), 1), (stage_of(1), 1), (stage_of(2), 2)):
         found = stage.candidates(random_rows(0, retrievers), everything, everything, 20)
-        assert [len(column) for column in found] == [0, 0, 0]
+        assert [len(column) for column in found[:3]] == [0, 0, 0]
 
 
 def test_two_retrievers_fill_one_pool():
