@@ -18,6 +18,7 @@ from preprocessing.errors import InputError
 from serving.contract import (
     CACHE_PARAMETER,
     NEIGHBOURS,
+    PACKED,
     PREFIX_CACHE_PARAMETER,
     QUEUE_PARAMETER,
     RELEASE_STEPS,
@@ -29,6 +30,7 @@ from serving.contract import (
     STORE_MODELS,
     STORE_PARAMETER,
     ModelSpec,
+    packed_inputs,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -114,10 +116,16 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "data_type": f"TYPE_{spec.data_type}", "dims": spec.shape} for spec in specs]
 
 
-def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool) -> list[dict[str, Any]]:
-    """Return the configuration of inputs; with ``ragged``, requests of different lengths may share a batch."""
+def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool, optional: bool = False) -> list[dict[str, Any]]:
+    """Return the configuration of inputs.
+
+    Args:
+        specs: the inputs.
+        ragged: whether requests of different lengths may share a batch.
+        optional: whether none is required; else those are whose specification says so.
+    """
     return [
-        {**tensor, "optional": spec.optional, "allow_ragged_batch": ragged and -1 in spec.shape}
+        {**tensor, "optional": optional or spec.optional, "allow_ragged_batch": ragged and -1 in spec.shape}
         for spec, tensor in zip(specs, _tensors(specs), strict=True)
     ]
 
@@ -137,12 +145,13 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
             del config["dynamic_batching"]
         elif serving.queue_delay_us:
             config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
+    packed = tuple(packed_inputs(name))
     step = ModelConfig(
         name=name,
         backend="python",
         max_batch_size=serving.max_batch_size,
-        input=_inputs(spec.inputs, ragged=True),
-        output=_tensors(spec.outputs),
+        input=_inputs((*packed, *spec.inputs), ragged=True, optional=bool(packed)),
+        output=_tensors((*spec.outputs, *((PACKED[name],) if name in PACKED else ()))),
         **config,
     )
     if name in ("prompt_builder", "ranker"):
@@ -184,19 +193,18 @@ def scores_config() -> ModelConfig:
 def ensemble_config(name: str, steps: tuple[str, ...], serving: Serving = DEFAULTS, suffix: str = "") -> ModelConfig:
     """Return the configuration of an ensemble that runs the steps in a row.
 
-    Every tensor keeps its name. Outputs of a step that no later step reads are not mapped.
+    Every tensor keeps its name. What a step hands on to later ones is packed.
     """
     spec, scheduled = ENSEMBLE_SPECS[name], []
     for place, step in enumerate(steps):
-        wanted = {taken.name for later in steps[place + 1 :] for taken in STEP_SPECS[later].inputs}
-        if step == steps[-1]:
-            wanted = {output.name for output in spec.outputs}
+        taken = packed_inputs(step) if place else STEP_SPECS[step].inputs
+        made = spec.outputs if step == steps[-1] else (PACKED[step],)
         scheduled.append(
             {
                 "model_name": step + suffix,
                 "model_version": -1,
-                "input_map": {taken.name: taken.name for taken in STEP_SPECS[step].inputs},
-                "output_map": {made.name: made.name for made in STEP_SPECS[step].outputs if made.name in wanted},
+                "input_map": {tensor.name: tensor.name for tensor in taken},
+                "output_map": {tensor.name: tensor.name for tensor in made},
             }
         )
     return ModelConfig(

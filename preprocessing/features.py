@@ -181,7 +181,7 @@ class FeatureEncoder:
             given = _Given(self._given(candidates or (), excluded))
         return EncodedRequest(
             history=np.array(past.known, np.int32),
-            excluded=np.union1d(self._hidden, np.array(list(excluded), np.int32)),
+            excluded=np.array(sorted(excluded | self.hidden), np.int32) if excluded else self._hidden,
             given=np.array(given.items, np.int32),
             retrieve=candidates is None and candidate_titles is None,
             limit=top_k or 0,

@@ -125,3 +125,27 @@ STEP_SPECS = {
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
     ITEMS: ModelSpec(ITEMS_REQUEST, ITEMS_RESPONSE),
 }
+
+PACKED = {
+    step: TensorSpec(f"{step.upper()}_PACKED", "UINT8", (-1,), optional=True) for step in STEPS if step != STEPS[-1]
+}
+"""For each step but the last, one tensor of all that it hands on (:mod:`serving.steps.packing`). The ensembles pass
+these. Each step takes and returns the single tensors too, for health probes, for callers of a step alone, and in
+repositories that were exported before there were packed tensors."""
+HANDED_ON = {
+    step: tuple(
+        made
+        for made in STEP_SPECS[step].outputs
+        if any(made in STEP_SPECS[later].inputs for later in STEPS[place + 1 :])
+    )
+    for place, step in enumerate(STEPS[:-1])
+}
+"""The tensors of each step that later steps take, in the order in which they are packed."""
+HANDED_ON_BY_RETRIEVER = frozenset({CANDIDATE_ITEM.name, PACKED["retriever"].name})
+"""Outputs of the retriever of which a request asks for one if its candidates go on to the next step."""
+
+
+def packed_inputs(step: str) -> list[TensorSpec]:
+    """Return the packed tensors that bring inputs of a step; none for the first step and for models beside the steps."""
+    taken = set(STEP_SPECS[step].inputs)
+    return [PACKED[other] for other, made in HANDED_ON.items() if other != step and taken.intersection(made)]
