@@ -194,7 +194,7 @@ class FeatureEncoder:
     def _read_history(self, history: Sequence[bytes], titles: Sequence[str]) -> _History:
         """Return a history of ids with or without titles, or of titles alone."""
         last, count = self._vocabulary, max(len(history), len(titles))
-        items = list(map(self._catalogue.number, history))
+        items = self._catalogue.numbers(history)
         known = [item for item in items if item is not None and item <= last]
         if not any(titles):
             return _History(known, [], count - len(known))

@@ -146,6 +146,6 @@ HANDED_ON_BY_RETRIEVER = frozenset({CANDIDATE_ITEM.name, PACKED["retriever"].nam
 
 
 def packed_inputs(step: str) -> list[TensorSpec]:
-    """Return the packed tensors that bring inputs of a step; none for the first step and for models beside the steps."""
+    """Return the packed tensors that bring inputs of a step; none for the first step."""
     taken = set(STEP_SPECS[step].inputs)
     return [PACKED[other] for other, made in HANDED_ON.items() if other != step and taken.intersection(made)]

@@ -24,7 +24,6 @@ from preprocessing.errors import InputError
 from serving.contract import PROBE, QUEUE_PARAMETER, QUEUED, SIZE_PARAMETER
 from serving.layout import parameter
 
-
 CANCELLATION_SECONDS = 0.02
 """Wait in seconds from which a request is asked whether it was cancelled: to ask the server takes up to half a
 millisecond, and hardly a caller gives up that soon."""
