@@ -30,7 +30,7 @@ from serving.contract import (
     STORE_MODELS,
     STORE_PARAMETER,
     ModelSpec,
-    packed_inputs,
+    packed_input,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -174,12 +174,12 @@ def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> Mode
             del config["dynamic_batching"]
         elif serving.queue_delay_us:
             config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
-    packed = tuple(packed_inputs(name))
+    packed = packed_input(name)
     step = ModelConfig(
         name=name,
         backend="python",
         max_batch_size=serving.max_batch_size,
-        input=_inputs((*packed, *spec.inputs), ragged=True, optional=bool(packed)),
+        input=_inputs((*filter(None, (packed,)), *spec.inputs), ragged=True, optional=packed is not None),
         output=_tensors((*spec.outputs, *((PACKED[name],) if name in PACKED else ()))),
         **config,
     )
@@ -226,8 +226,9 @@ def ensemble_config(name: str, steps: tuple[str, ...], serving: Serving = DEFAUL
     Every tensor keeps its name. What a step hands on to later ones is packed.
     """
     spec, scheduled = ENSEMBLE_SPECS[name], []
-    for place, step in enumerate(steps):
-        taken = packed_inputs(step) if place else STEP_SPECS[step].inputs
+    for step in steps:
+        packed = packed_input(step)
+        taken = STEP_SPECS[step].inputs if packed is None else (packed,)
         made = spec.outputs if step == steps[-1] else (PACKED[step],)
         scheduled.append(
             {

@@ -134,18 +134,20 @@ these. Each step takes and returns the single tensors too, for health probes, fo
 repositories that were exported before there were packed tensors."""
 HANDED_ON = {
     step: tuple(
-        made
-        for made in STEP_SPECS[step].outputs
-        if any(made in STEP_SPECS[later].inputs for later in STEPS[place + 1 :])
+        dict.fromkeys(
+            made
+            for earlier in STEPS[: place + 1]
+            for made in STEP_SPECS[earlier].outputs
+            if any(made in STEP_SPECS[later].inputs for later in STEPS[place + 1 :])
+        )
     )
     for place, step in enumerate(STEPS[:-1])
 }
-"""The tensors of each step that later steps take, in the order in which they are packed."""
+"""The tensors that each step packs: those that later steps take, whether it made them or received them."""
 HANDED_ON_BY_RETRIEVER = frozenset({CANDIDATE_ITEM.name, PACKED["retriever"].name})
 """Outputs of the retriever of which a request asks for one if its candidates go on to the next step."""
 
 
-def packed_inputs(step: str) -> list[TensorSpec]:
-    """Return the packed tensors that bring inputs of a step; none for the first step."""
-    taken = set(STEP_SPECS[step].inputs)
-    return [PACKED[other] for other, made in HANDED_ON.items() if other != step and taken.intersection(made)]
+def packed_input(step: str) -> TensorSpec | None:
+    """Return the packed tensor that brings the inputs of a step; None for the first one and for models beside them."""
+    return PACKED[STEPS[STEPS.index(step) - 1]] if step in STEPS[1:] else None

@@ -5,7 +5,7 @@ mark of the packing, then the number of elements and of bytes of each tensor) an
 """
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -33,38 +33,38 @@ class Packing:
         self._mark = zlib.crc32(described.encode())
         self._header = 1 + 2 * len(specs)
 
-    def pack(self, answer: Mapping[TensorSpec, ArrayLike]) -> NDArray[np.uint8]:
+    def pack(self, tensors: Mapping[TensorSpec, ArrayLike]) -> NDArray[np.uint8]:
         """Return the packed tensors [bytes].
 
         Args:
-            answer: all outputs of the step.
+            tensors: inputs and outputs of the step.
 
         Raises:
-            KeyError: one of the tensors is not among them.
+            KeyError: a tensor is not among them.
         """
         header, parts = [self._mark], [b""]
         for spec in self._specs:
-            count, content = _encoded(spec, answer[spec])
+            count, content = _encoded(spec, tensors[spec])
             header += (count, len(content))
             parts += (content, bytes(-len(content) % ALIGNED))
         parts[0] = np.array(header, np.int64).tobytes()
         return np.frombuffer(b"".join(parts), np.uint8)
 
-    def unpack(self, packed: NDArray[np.uint8], wanted: Collection[TensorSpec]) -> Iterator[tuple[TensorSpec, Any]]:
-        """Yield the wanted ones of the packed tensors, each with its array [n], which may share the packed memory.
+    def unpack(self, packed: NDArray[np.uint8]) -> dict[TensorSpec, NDArray[Any]]:
+        """Return the arrays [n] of packed tensors; those of numbers share the packed memory.
 
         Raises:
             RuntimeError: the step that packed them packs other tensors.
         """
-        buffer = memoryview(packed)
+        buffer = packed.data
         mark, *sizes = np.frombuffer(buffer, np.int64, self._header).tolist()
         if mark != self._mark:
             raise RuntimeError("two steps of the release run different versions of llamarec: restart the server")
-        place = 8 * self._header
+        place, tensors = 8 * self._header, {}
         for spec, count, size in zip(self._specs, sizes[::2], sizes[1::2], strict=True):
-            if spec in wanted:
-                yield spec, _decoded(spec, buffer[place : place + size], count)
+            tensors[spec] = _decoded(spec, buffer[place : place + size], count)
             place += size + -size % ALIGNED
+        return tensors
 
 
 PACKINGS: Mapping[str, Packing] = {PACKED[step].name: Packing(specs) for step, specs in HANDED_ON.items()}
@@ -73,7 +73,7 @@ PACKINGS: Mapping[str, Packing] = {PACKED[step].name: Packing(specs) for step, s
 
 def _encoded(spec: TensorSpec, values: ArrayLike) -> tuple[int, bytes]:
     """Return the number of elements, and their bytes."""
-    array = np.asarray(values, DTYPES[spec.data_type])
+    array: NDArray[Any] = np.asarray(values, DTYPES[spec.data_type])
     if array.dtype != object:
         return len(array), array.tobytes()
     if not len(array):

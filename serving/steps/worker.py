@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llamarec_client.contract import TensorSpec
 from preprocessing.errors import InputError
-from serving.contract import PACKED, STEP_SPECS, packed_inputs
+from serving.contract import PACKED, STEP_SPECS, packed_input
 from serving.layout import export_id, loaded_artifact
 from serving.steps.answers import AnswerLog, open_log
 from serving.steps.garbage import GarbageCollector
@@ -162,7 +162,7 @@ class Worker:
         wanted = request.requested_output_names()
         if self._checked:
             self._checked.check(answer, wanted)
-        outputs = [pb_utils.Tensor(name, array[np.newaxis]) for name, array in self._arrays(answer, wanted)]
+        outputs = [pb_utils.Tensor(name, array[np.newaxis]) for name, array in self._arrays(tensors, answer, wanted)]
         if self._telemetry or self._answers:
             parameters = _parameters(request)
         if self._telemetry:
@@ -173,14 +173,14 @@ class Worker:
             self._answers.add(request.request_id(), wanted, tensors, answer, degraded_reason(parameters))
         return pb_utils.InferenceResponse(output_tensors=outputs)
 
-    def _arrays(self, answer: Answer, wanted: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    def _arrays(self, tensors: Tensors, answer: Answer, wanted: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
         """Yield the name and the array [n] of each output that is asked for."""
         for spec in STEP_SPECS[self._name].outputs:
             if spec.name in wanted:
                 yield spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])
         packed = PACKED.get(self._name)
         if packed is not None and packed.name in wanted:
-            yield packed.name, PACKINGS[packed.name].pack(answer)
+            yield packed.name, PACKINGS[packed.name].pack({**tensors, **answer})
 
     def _refuse(self, request: Any, kind: str, code: str, message: str) -> Any:
         import triton_python_backend_utils as pb_utils
@@ -223,24 +223,22 @@ class Inputs:
 
     def __init__(self, step: str) -> None:
         self._specs = STEP_SPECS[step].inputs
-        self._packed = packed_inputs(step)
+        self._packed = packed_input(step)
 
     def read(self, request: Any) -> Tensors:
-        """Return the tensors of a request, which came packed or by themselves, without the batch dimension.
+        """Return the tensors of a request without the batch dimension. Packed ones hold those of later steps too.
 
         Raises:
             InputError: the request holds more than one user.
         """
         import triton_python_backend_utils as pb_utils
 
-        tensors: dict[TensorSpec, NDArray[Any]] = {}
-        for packed in self._packed:
-            tensor = pb_utils.get_input_tensor_by_name(request, packed.name)
+        if self._packed is not None:
+            tensor = pb_utils.get_input_tensor_by_name(request, self._packed.name)
             if tensor is not None:
-                tensors.update(PACKINGS[packed.name].unpack(_only_row(packed, tensor), self._specs))
+                return PACKINGS[self._packed.name].unpack(_only_row(self._packed, tensor))
+        tensors: dict[TensorSpec, NDArray[Any]] = {}
         for spec in self._specs:
-            if spec in tensors:
-                continue
             tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
             if tensor is not None:
                 tensors[spec] = _only_row(spec, tensor)
@@ -256,4 +254,5 @@ def _only_row(spec: TensorSpec, tensor: Any) -> NDArray[Any]:
     array: NDArray[Any] = tensor.as_numpy()
     if len(array) != 1:
         raise InputError(f"{spec.name} holds {len(array)} users: send one request for each")
-    return array[0]
+    row: NDArray[Any] = array[0]
+    return row

@@ -33,7 +33,7 @@ from serving.contract import (
     STEP_SPECS,
     STEPS,
     STORE_MODELS,
-    packed_inputs,
+    packed_input,
 )
 
 RECOMMENDING = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
@@ -110,7 +110,7 @@ def test_optional_inputs_of_a_request_enter_the_first_step_only():
         first, *later = configs[name].ensemble_scheduling.step
         assert set(first.input_map) == {spec.name for spec in REQUEST}
         for step in later:
-            assert set(step.input_map) == {spec.name for spec in packed_inputs(step.model_name)}
+            assert set(step.input_map) == {packed_input(step.model_name).name}
 
 
 def test_three_tensors_go_from_step_to_step():

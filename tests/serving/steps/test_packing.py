@@ -2,6 +2,7 @@
 
 import sys
 import types
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llamarec_client.contract import TensorSpec
-from serving.contract import HANDED_ON, PACKED, STEP_SPECS, STEPS
+from serving.contract import CANDIDATE_ID, CANDIDATE_TEXT, HANDED_ON, HISTORY_ITEM, PACKED, STEP_SPECS, STEPS
 from serving.steps.packing import DTYPES, PACKINGS, Packing
 from serving.steps.worker import Inputs, Worker
 
@@ -34,7 +35,7 @@ def test_what_is_packed_comes_out_bit_by_bit(step, data):
     packing = PACKINGS[PACKED[step].name]
     packed = packing.pack(answer)
     shifted = np.concatenate((np.zeros(3, np.uint8), packed))[3:]
-    found = dict(packing.unpack(shifted, HANDED_ON[step]))
+    found = packing.unpack(shifted)
     assert list(found) == list(HANDED_ON[step])
     for spec, array in found.items():
         assert array.dtype == DTYPES[spec.data_type]
@@ -42,31 +43,29 @@ def test_what_is_packed_comes_out_bit_by_bit(step, data):
         assert array.tolist() == expected.tolist() or array.tobytes() == expected.tobytes()
 
 
-def test_only_what_is_wanted_is_unpacked():
-    """The ranker reads two of the nine tensors that `features` packs."""
-    packing = PACKINGS["FEATURES_PACKED"]
-    packed = packing.pack({spec: [1] if spec.shape == (1,) else [] for spec in HANDED_ON["features"]})
-    assert {spec.name for spec, _ in packing.unpack(packed, STEP_SPECS["ranker"].inputs)} == {"LIMIT", "USER"}
-
-
 def test_tensors_of_another_version_are_refused():
     """A step that was restarted after an upgrade must not take one tensor for another."""
     other = Packing([*HANDED_ON["features"], TensorSpec("NEW", "INT32", (-1,))])
     packed = other.pack({spec: [1] if spec.shape == (1,) else [] for spec in other._specs})
     with pytest.raises(RuntimeError, match="different versions of llamarec: restart the server"):
-        dict(PACKINGS["FEATURES_PACKED"].unpack(packed, HANDED_ON["features"]))
+        PACKINGS["FEATURES_PACKED"].unpack(packed)
 
 
-def test_every_tensor_between_steps_is_packed():
-    """Written by hand: what `retriever`, `prompt_builder` and `ranker` take is made by exactly one earlier step."""
-    for place, step in enumerate(STEPS[1:], 1):
-        for spec in STEP_SPECS[step].inputs:
-            makers = [earlier for earlier in STEPS[:place] if spec in HANDED_ON[earlier]]
-            assert len(makers) == 1, spec.name
+def test_each_step_gets_all_that_it_takes():
+    """What a step takes is in what the step before it packs, also where an earlier one made it."""
+    for before, step in pairwise(STEPS):
+        assert set(STEP_SPECS[step].inputs) <= set(HANDED_ON[before])
+
+
+def test_what_no_later_step_takes_goes_no_further():
+    """Written by hand: of the features, the ranker takes the limit and the user alone."""
+    handed = {spec.name for spec in HANDED_ON["prompt_builder"]}
+    assert handed.isdisjoint({"HISTORY_ITEM", "EXCLUDED_ITEM", "GIVEN_ITEM", "HISTORY_TEXT", "CANDIDATE_TEXT"})
+    assert {"LIMIT", "USER", "CANDIDATE_ID", "TOKEN"} <= handed
 
 
 def test_a_worker_hands_on_one_tensor_and_takes_it(monkeypatch):
-    """`retriever` answers with its packed candidates; `prompt_builder` reads them and the history like single ones."""
+    """`retriever` packs its candidates, and of what it received that which later steps take."""
     tensor = lambda name, array: types.SimpleNamespace(name=name, as_numpy=lambda: array)  # noqa: E731
     utils = types.SimpleNamespace(
         Tensor=tensor,
@@ -78,19 +77,24 @@ def test_a_worker_hands_on_one_tensor_and_takes_it(monkeypatch):
     def asking(inputs, *outputs):
         return types.SimpleNamespace(inputs=inputs, requested_output_names=lambda: outputs)
 
-    answer = {spec: [3, 1] if spec.data_type != "STRING" else [b"three", b""] for spec in HANDED_ON["retriever"]}
+    encoded = {spec: [7] if spec.shape == (1,) else [] for spec in HANDED_ON["features"]} | {HISTORY_ITEM: [5, 6]}
+    features = tensor("FEATURES_PACKED", PACKINGS["FEATURES_PACKED"].pack(encoded)[np.newaxis])
+    answer = {spec: [3, 1] for spec in STEP_SPECS["retriever"].outputs if spec.data_type != "STRING"}
+    answer |= {CANDIDATE_ID: [b"three", b""], CANDIDATE_TEXT: []}
     step = types.SimpleNamespace(answer=lambda tensors: answer)
-    (response,) = Worker("retriever", step).execute([asking({}, "RETRIEVER_PACKED")])
+    (response,) = Worker("retriever", step).execute([asking({"FEATURES_PACKED": features}, "RETRIEVER_PACKED")])
     assert list(response) == ["RETRIEVER_PACKED"]
     assert response["RETRIEVER_PACKED"].as_numpy().shape[0] == 1
 
-    history = {spec: [7] if spec.shape == (1,) else [] for spec in HANDED_ON["features"]}
-    history |= {spec: [5, 6] for spec in history if spec.name == "HISTORY_ITEM"}
-    features = tensor("FEATURES_PACKED", PACKINGS["FEATURES_PACKED"].pack(history)[np.newaxis])
-    read = Inputs("prompt_builder").read(asking({"FEATURES_PACKED": features, **response}))
+    read = Inputs("prompt_builder").read(asking(response))
     assert {spec.name: array.tolist() for spec, array in read.items()} == {
         "HISTORY_ITEM": [5, 6],
-        "CANDIDATE_ITEM": [3, 1],
         "HISTORY_TEXT": [],
-        "CANDIDATE_TEXT": [b"three", b""],
+        "LIMIT": [7],
+        "USER": [],
+        "CANDIDATE_ITEM": [3, 1],
+        "CANDIDATE_ID": [b"three", b""],
+        "CANDIDATE_SCORE": [3, 1],
+        "CANDIDATE_RANK": [3, 1],
+        "CANDIDATE_TEXT": [],
     }
