@@ -53,7 +53,7 @@ class Serving:
     """Number of processes of each other step that has more than one, by its name. Each has its own copy of the step's
     files, and Triton gives a request to one that is free."""
     max_batch_size: int = 64
-    """Maximum number of requests that Triton hands to a step together."""
+    """Maximum number of requests that Triton hands over together, to a ranker that batches."""
     queue_delay_us: int = 0
     """Maximum time in microseconds that the ranker's batcher waits for more requests; 0: it does not wait."""
     device: str = "cpu"
@@ -161,19 +161,22 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool, optional: bool = Fal
 def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
     """Return the configuration of one step, a Python model.
 
-    Requests that queue while the step works are handed to it together. No step has a queue policy:
-    :mod:`serving.steps.ranker_queue` limits the wait for the ranker, and says why.
+    The steps of a recommendation get one request at a time, except a ranker that batches. Their work on several takes
+    as long as on one after the other, Triton's batcher is one more thread that a request waits for, and requests that
+    are handed over together go on together, after the last one (`python -m benchmarks.framework`). No step has a queue
+    policy: :mod:`serving.steps.ranker_queue` limits the wait for the ranker, and says why.
     """
     processes = serving.processes.get(name, 1)
-    config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": processes}], "dynamic_batching": {}}
+    config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": processes}]}
+    if name not in STEPS:
+        config["dynamic_batching"] = {}
     if name == "ranker":
         kind, _, number = serving.device.partition(":")
         gpus = {"gpus": [int(number)]} if number else {}
         config["instance_group"] = [{"kind": f"KIND_{kind.upper()}", "count": serving.instances, **gpus}]
-        if not serving.batches:
-            del config["dynamic_batching"]
-        elif serving.queue_delay_us:
-            config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
+        if serving.batches:
+            delay = {"max_queue_delay_microseconds": serving.queue_delay_us} if serving.queue_delay_us else {}
+            config["dynamic_batching"] = delay
     packed = packed_input(name)
     step = ModelConfig(
         name=name,

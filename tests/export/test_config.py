@@ -138,12 +138,13 @@ def test_a_step_still_takes_and_returns_single_tensors(step):
 def test_requests_of_different_lengths_may_share_a_batch(step):
     """Every input of variable length is ragged, no request waits for others, and the instances are CPU instances.
 
-    The ranker gets one request at a time: it would answer all requests of a batch only after the pass of the last one.
+    The steps of a recommendation get one request at a time: they would answer all requests of a batch only after the
+    last one.
     """
     config = model_configs()[step]
     assert config.max_batch_size == DEFAULTS.max_batch_size == 64
     assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
-    assert config.HasField("dynamic_batching") == (step != "ranker")
+    assert config.HasField("dynamic_batching") == (step not in STEPS)
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
 
