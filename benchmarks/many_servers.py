@@ -33,8 +33,11 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.worker = Worker("ranker", self)
+
     def execute(self, requests):
-        return Worker("ranker", self).execute(requests)
+        return self.worker.execute(requests)
 
     def answer(self, request):
         time.sleep(0.1)

@@ -48,8 +48,11 @@ from serving.steps.worker import Worker
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.worker = Worker("ranker", self)
+
     def execute(self, requests):
-        return Worker("ranker", self).execute(requests)
+        return self.worker.execute(requests)
 
     def answer(self, request):
         end = time.perf_counter() + 1e-3

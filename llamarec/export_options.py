@@ -45,6 +45,10 @@ Index = Annotated[
     bool, typer.Option("--index", help="Search the items approximately, with faiss; for catalogues of millions.")
 ]
 Instances = Annotated[int, typer.Option(help="Number of ranker processes, each with its own copy of the model.")]
+Processes = Annotated[
+    str | None,
+    typer.Option(help="Number of processes of other steps, such as `features=2,retriever=2`. Default: one of each."),
+]
 BatchSize = Annotated[int, typer.Option(help="Maximum number of requests that Triton passes to a step together.")]
 QueueDelay = Annotated[
     int, typer.Option(help="Microseconds that a request waits at the ranker for others to form a batch.")
@@ -89,6 +93,7 @@ def export_options(
     retrieve: Retrieve = None,
     policy: PolicyFile = None,
     instances: Instances = 1,
+    processes: Processes = None,
     max_batch_size: BatchSize = 64,
     queue_delay_us: QueueDelay = 0,
     queue_seconds: QueueSeconds = None,
@@ -99,13 +104,13 @@ def export_options(
 ) -> "Export":
     """Build the export's options from the command line."""
     given = {**locals(), "backend": runtime}
-    from export.config import Serving
+    from export.config import Serving, parse_processes
     from export.repository import Export
     from serving.policy import NO_POLICY, read_policy_file
 
     given["policy"] = NO_POLICY if policy is None else read_policy_file(policy)
     given.pop("device")  # the ranker's place in the serving options follows from the runtime
-    serving = from_given(Serving, given)
+    serving = from_given(Serving, {**given, "processes": None if processes is None else parse_processes(processes)})
     return from_given(Export, {**given, "device": device, "serving": serving})
 
 

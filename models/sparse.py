@@ -37,8 +37,9 @@ class SparseRows(NamedTuple):
         Rows beyond the end of the matrix are empty.
         """
         last = len(self.offsets) - 1
-        starts, ends = (self.offsets[np.minimum(row, last)] for row in (rows, rows + 1))
-        lengths = ends - starts
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        place = np.repeat(starts, lengths) + within
+        starts = self.offsets[np.minimum(rows, last)]
+        lengths = self.offsets[np.minimum(rows + 1, last)] - starts
+        ends = lengths.cumsum()
+        place = np.repeat(starts - ends + lengths, lengths)
+        place += np.arange(len(place))
         return np.repeat(np.arange(len(rows)), lengths), self.columns[place], self.values[place]

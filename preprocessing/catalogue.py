@@ -89,6 +89,10 @@ class Catalogue:
         """Return the item number of a raw id, exactly as in the raw file; None if it is not in the catalogue."""
         return self._numbers.get(raw)
 
+    def numbers(self, raw_ids: Sequence[bytes]) -> list[int | None]:
+        """Return :meth:`number` of each raw id."""
+        return list(map(self._numbers.get, raw_ids))
+
     def raw(self, item: int) -> bytes:
         """Return the raw id of an item number."""
         return self._ids[item - 1]

@@ -190,7 +190,7 @@ class FeatureEncoder:
             given = _Given(self._given(candidates or (), excluded))
         return EncodedRequest(
             history=np.array(past.known, np.int32),
-            excluded=np.union1d(self._hidden, np.array(list(excluded), np.int32)),
+            excluded=np.array(sorted(excluded | self.hidden), np.int32) if excluded else self._hidden,
             given=np.array(given.items, np.int32),
             retrieve=candidates is None and candidate_titles is None,
             limit=top_k or 0,
@@ -203,7 +203,7 @@ class FeatureEncoder:
     def _read_history(self, history: Sequence[bytes], titles: Sequence[str]) -> _History:
         """Return a history of ids with or without titles, or of titles alone."""
         last, count = self._vocabulary, max(len(history), len(titles))
-        items = list(map(self._catalogue.number, history))
+        items = self._catalogue.numbers(history)
         known = [item for item in items if item is not None and item <= last]
         if not any(titles):
             return _History(known, [], count - len(known))

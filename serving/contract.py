@@ -143,3 +143,29 @@ STEP_SPECS = {
     EVENTS: ModelSpec(EVENTS_REQUEST, EVENTS_RESPONSE),
     ITEMS: ModelSpec(ITEMS_REQUEST, ITEMS_RESPONSE),
 }
+
+PACKED = {
+    step: TensorSpec(f"{step.upper()}_PACKED", "UINT8", (-1,), optional=True) for step in STEPS if step != STEPS[-1]
+}
+"""For each step but the last, one tensor of all that it hands on (:mod:`serving.steps.packing`). The ensembles pass
+these. Each step takes and returns the single tensors too, for health probes, for callers of a step alone, and in
+repositories that were exported before there were packed tensors."""
+HANDED_ON = {
+    step: tuple(
+        dict.fromkeys(
+            made
+            for earlier in STEPS[: place + 1]
+            for made in STEP_SPECS[earlier].outputs
+            if any(made in STEP_SPECS[later].inputs for later in STEPS[place + 1 :])
+        )
+    )
+    for place, step in enumerate(STEPS[:-1])
+}
+"""The tensors that each step packs: those that later steps take, whether it made them or received them."""
+HANDED_ON_BY_RETRIEVER = frozenset({CANDIDATE_ITEM.name, PACKED["retriever"].name})
+"""Outputs of the retriever of which a request asks for one if its candidates go on to the next step."""
+
+
+def packed_input(step: str) -> TensorSpec | None:
+    """Return the packed tensor that brings the inputs of a step; None for the first one and for models beside them."""
+    return PACKED[STEPS[STEPS.index(step) - 1]] if step in STEPS[1:] else None

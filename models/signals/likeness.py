@@ -19,15 +19,17 @@ class TitleLikeness:
 
     def __call__(self, items: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the similarity [a, b] of each of ``items`` [a] to each of ``others`` [b]."""
+        if not len(others):
+            return np.zeros((len(items), 0), np.float32)
         rows, columns, values = self.rows.entries(others)
         words = np.unique(columns)
-        theirs = np.zeros((len(others), len(words)), np.float32)
-        theirs[rows, np.searchsorted(words, columns)] = values
+        theirs = np.zeros((len(words), len(others)), np.float32)
+        theirs[np.searchsorted(words, columns), rows] = values
         rows, columns, values = self.rows.entries(items)
-        shared = np.isin(columns, words)
-        rows, values, places = rows[shared], values[shared], np.searchsorted(words, columns[shared])
-        similarities = np.zeros((len(items), len(others)), np.float32)
+        places = np.searchsorted(words, columns)
+        shared = np.flatnonzero(np.append(words, -1)[places] == columns)
+        products = values[shared, np.newaxis] * theirs[places[shared]]  # [entries, b]
+        cells = rows[shared, np.newaxis] * len(others) + np.arange(len(others))
         # Sums word by word: the rounding of a matrix product would depend on which other items are asked for.
-        for column, other in enumerate(theirs):
-            similarities[:, column] = np.bincount(rows, values * other[places], minlength=len(items))
-        return similarities
+        sums = np.bincount(cells.ravel(), products.ravel(), minlength=len(items) * len(others))
+        return sums.reshape(len(items), len(others)).astype(np.float32)

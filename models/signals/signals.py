@@ -47,7 +47,7 @@ class ItemStatistics:
         found[:, 0] = self.popularity[items]
         if len(recent):
             likeness = self.likeness(items, recent)  # [k, recent]
-            found[:, 1:4] = np.stack((likeness.mean(axis=1), likeness.max(axis=1), likeness[:, 0]), axis=1)
+            found[:, 1], found[:, 2], found[:, 3] = likeness.mean(axis=1), likeness.max(axis=1), likeness[:, 0]
             found[:, 4] = self.transitions(items, recent)
         return found
 

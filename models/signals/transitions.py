@@ -19,6 +19,8 @@ class Transitions:
 
     def __init__(self, counts: SparseRows) -> None:
         self.counts = counts
+        self._followers = int(counts.columns.max(initial=0)) + 1
+        """Number from which on no item followed another one."""
 
     def __call__(self, items: NDArray[np.int32], recent: NDArray[np.int32]) -> NDArray[np.float64]:
         """Return log(1 + the number of transitions) from a recent history to each of some items [k].
@@ -30,9 +32,8 @@ class Transitions:
         if not len(items):
             return np.zeros(0)
         place, followers, counts = self.counts.entries(recent)
-        order = np.argsort(items)
-        found = order[np.minimum(np.searchsorted(items, followers, sorter=order), len(items) - 1)]
-        kept = items[found] == followers
-        weights = counts[kept] / (1 + place[kept])
-        total: NDArray[np.float64] = np.log1p(np.bincount(found[kept], weights, minlength=len(items)))
+        column = np.full(max(self._followers, int(items.max()) + 1), len(items))  # the last is for all other items
+        column[items] = np.arange(len(items))
+        weights = counts / (1 + place)
+        total: NDArray[np.float64] = np.log1p(np.bincount(column[followers], weights, minlength=len(items) + 1)[:-1])
         return total

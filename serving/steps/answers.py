@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from llamarec_client.contract import ENSEMBLE, ITEM_ID, MAX_ID_BYTES, RETRIEVAL_ENSEMBLE, RETRIEVER_RANK, SCORE
 from preprocessing.artifacts import replacing
 from preprocessing.errors import InputError
-from serving.contract import ANSWERS_VARIABLE, CANDIDATE_ITEM, PROBE, SAMPLE_VARIABLE, USER
+from serving.contract import ANSWERS_VARIABLE, HANDED_ON_BY_RETRIEVER, PROBE, SAMPLE_VARIABLE, USER
 from serving.histories import check_user
 from serving.layout import exported_dataset
 from serving.steps.step import Answer, Tensors
@@ -112,7 +112,7 @@ def answered_ensemble(step: str, wanted: Collection[str]) -> str | None:
     """
     if step == "ranker":
         return ENSEMBLE
-    return None if CANDIDATE_ITEM.name in wanted else RETRIEVAL_ENSEMBLE
+    return RETRIEVAL_ENSEMBLE if HANDED_ON_BY_RETRIEVER.isdisjoint(wanted) else None
 
 
 def is_sampled(request_id: str, share: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.contract import CANDIDATE_ITEM, PROBE, STEPS
+from serving.contract import HANDED_ON_BY_RETRIEVER, PROBE, STEPS
 from serving.steps.ranker_queue import hold, is_held, queue_folder, tidy
 
 LOOK_SECONDS = 0.1
@@ -34,7 +34,7 @@ class Presence:
         self._folder = folder
         self._next = (*STEPS[1:], None)[STEPS.index(step)]
         # An ensemble that ends with the retriever does not ask for the candidates, which the next step needs.
-        self._needed = CANDIDATE_ITEM.name if step == "retriever" else None
+        self._needed = HANDED_ON_BY_RETRIEVER if step == "retriever" else None
         self._file = hold(folder, f"{step}.{os.getpid()}")
         self._looked = 0.0
         self._was_seen = self._is_dead = False
@@ -49,7 +49,7 @@ class Presence:
         """
         if self._next is None or request.request_id() == PROBE:  # probes ask this step alone
             return
-        if self._needed is not None and self._needed not in request.requested_output_names():
+        if self._needed is not None and self._needed.isdisjoint(request.requested_output_names()):
             return
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._look(f"{self._next}.*")

@@ -24,6 +24,10 @@ from preprocessing.errors import InputError
 from serving.contract import PROBE, QUEUE_PARAMETER, QUEUED, SIZE_PARAMETER
 from serving.layout import parameter
 
+CANCELLATION_SECONDS = 0.02
+"""Wait in seconds from which a request is asked whether it was cancelled: to ask the server takes up to half a
+millisecond, and hardly a caller gives up that soon."""
+
 
 class GivenUpError(Exception):
     """The caller cancelled the request, or its deadline passed."""
@@ -175,9 +179,9 @@ class RankerTurn:
         queued = int(tensors[QUEUED][0])
         if queued:
             self._record(queued)
-        if request.is_cancelled():
-            raise GivenUpError
         waited = (now() - queued) / 1e6
+        if waited >= CANCELLATION_SECONDS and request.is_cancelled():
+            raise GivenUpError
         limit = min(self._seconds, request.timeout() / 1e6 or self._seconds)
         if queued and waited > limit:
             raise LateError(f"queue timeout: waited {waited:.2f} s of at most {limit:g} s, more arrives than is ranked")

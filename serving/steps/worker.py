@@ -9,25 +9,27 @@ then all are answered, then each answer is encoded.
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamarec_client.contract import TensorSpec
 from preprocessing.errors import InputError
-from serving.contract import STEP_SPECS
+from serving.contract import PACKED, STEP_SPECS, packed_input
 from serving.layout import export_id, loaded_artifact
 from serving.steps.answers import AnswerLog, open_log
+from serving.steps.garbage import GarbageCollector
+from serving.steps.packing import DTYPES, PACKINGS
 from serving.steps.presence import DeadError, Presence, open_presence
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
 from serving.steps.step import Answer, CheckedStep, JointStep, Step, Tensors, degraded_reason
 from serving.steps.telemetry import Telemetry
 from stores.store import StoreError
 
-DTYPES: Mapping[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
     InputError: ("invalid", "INVALID_ARG"),
     GivenUpError: ("cancelled", "CANCELLED"),
@@ -50,6 +52,7 @@ class Worker:
         queue: Admission | RankerTurn | None = None,
         answers: AnswerLog | None = None,
         presence: Presence | None = None,
+        garbage: GarbageCollector | None = None,
     ) -> None:
         """Run ``step`` as the Triton model of this name.
 
@@ -60,14 +63,19 @@ class Worker:
             queue: admits requests to the ranker's queue, or takes their turn.
             answers: keeps the answers of the ensembles that end with this step.
             presence: shows that this process lives, and sees whether the next step does.
+            garbage: collects Python's garbage between requests.
         """
         self._name = name
         self._step = step
+        # Such a check of a protocol takes a tenth of a millisecond: not for each request.
+        self._together = partial(self._respond_together, step) if isinstance(step, JointStep) else None
         self._checked = step if isinstance(step, CheckedStep) else None
+        self._inputs = Inputs(name)
         self._telemetry = telemetry
         self._queue = queue
         self._answers = answers
         self._presence = presence
+        self._garbage = garbage
 
     @classmethod
     def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step | JointStep]) -> "Worker":
@@ -87,7 +95,8 @@ class Worker:
         telemetry = Telemetry(name, release)
         answers = open_log(name, folder, release, telemetry.logged)
         queue = open_queue(name, arguments)
-        return cls(name, step, telemetry, queue, answers, open_presence(name, arguments))
+        presence = open_presence(name, arguments)
+        return cls(name, step, telemetry, queue, answers, presence, GarbageCollector())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer Triton's ``execute``: one response for each request, in order.
@@ -96,10 +105,10 @@ class Worker:
         the ranker's queue does not admit, or whose next step is dead, gets UNAVAILABLE, and costs neither a prompt nor
         a pass.
         """
-        if isinstance(self._step, JointStep):
-            return self._respond_together(self._step, requests)
-        step = self._step
-        return [self._respond(request, partial(self._work, step, request), time.perf_counter()) for request in requests]
+        if self._garbage is None:
+            return self._respond_all(requests)
+        with self._garbage.held_off():
+            return self._respond_all(requests)
 
     def finalize(self) -> None:
         """Answer Triton's ``finalize``: write the last answers, hand over the last metrics and leave the queue."""
@@ -107,9 +116,14 @@ class Worker:
             self._answers.close()
         if self._telemetry:
             self._telemetry.close()
-        for files in (self._queue, self._presence):
-            if files:
-                files.close()
+        for opened in (self._queue, self._presence, self._garbage):
+            if opened:
+                opened.close()
+
+    def _respond_all(self, requests: Sequence[Any]) -> list[Any]:
+        if self._together is not None:
+            return self._together(requests)
+        return [self._respond(request, partial(self._work, request), time.perf_counter()) for request in requests]
 
     def _respond_together(self, step: JointStep, requests: Sequence[Any]) -> list[Any]:
         started = time.perf_counter()
@@ -118,12 +132,12 @@ class Worker:
         works = [partial(_result, found, found if isinstance(found, Exception) else next(answers)) for found in read]
         return [self._respond(request, work, started) for request, work in zip(requests, works, strict=True)]
 
-    def _work(self, step: Step, request: Any) -> tuple[Tensors, Answer]:
+    def _work(self, request: Any) -> tuple[Tensors, Answer]:
         tensors = self._read(request)
-        return tensors, step.answer(tensors)
+        return tensors, cast(Step, self._step).answer(tensors)
 
     def _read(self, request: Any) -> Tensors:
-        tensors = read_tensors(request, STEP_SPECS[self._name].inputs)
+        tensors = self._inputs.read(request)
         if self._presence:
             self._presence.check(request)
         if self._queue:
@@ -148,17 +162,25 @@ class Worker:
         wanted = request.requested_output_names()
         if self._checked:
             self._checked.check(answer, wanted)
-        outputs = [
-            pb_utils.Tensor(spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])[np.newaxis])
-            for spec in STEP_SPECS[self._name].outputs
-            if spec.name in wanted
-        ]
+        outputs = [pb_utils.Tensor(name, array[np.newaxis]) for name, array in self._arrays(tensors, answer, wanted)]
+        if self._telemetry or self._answers:
+            parameters = _parameters(request)
         if self._telemetry:
-            facts = self._step.facts(tensors, answer, _parameters(request))
-            self._telemetry.answered(request, time.perf_counter() - started, facts)
+            self._telemetry.answered(
+                request, time.perf_counter() - started, self._step.facts(tensors, answer, parameters)
+            )
         if self._answers:
-            self._answers.add(request.request_id(), wanted, tensors, answer, degraded_reason(_parameters(request)))
+            self._answers.add(request.request_id(), wanted, tensors, answer, degraded_reason(parameters))
         return pb_utils.InferenceResponse(output_tensors=outputs)
+
+    def _arrays(self, tensors: Tensors, answer: Answer, wanted: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the name and the array [n] of each output that is asked for."""
+        for spec in STEP_SPECS[self._name].outputs:
+            if spec.name in wanted:
+                yield spec.name, np.asarray(answer[spec], DTYPES[spec.data_type])
+        packed = PACKED.get(self._name)
+        if packed is not None and packed.name in wanted:
+            yield packed.name, PACKINGS[packed.name].pack({**tensors, **answer})
 
     def _refuse(self, request: Any, kind: str, code: str, message: str) -> Any:
         import triton_python_backend_utils as pb_utils
@@ -171,8 +193,9 @@ class Worker:
 
 
 def _parameters(request: Any) -> Mapping[str, Any]:
-    parameters: Mapping[str, Any] = json.loads(request.parameters() or "{}")
-    return parameters
+    """Return the request's parameters, of which most requests have none."""
+    text = request.parameters()
+    return json.loads(text) if len(text) > len("{}") else {}
 
 
 def _outcome(read: Callable[[], Tensors]) -> Tensors | Exception:
@@ -191,20 +214,45 @@ def _result(tensors: Tensors | Exception, answer: Answer | Exception) -> tuple[T
     return tensors, answer
 
 
-def read_tensors(request: Any, specs: Sequence[TensorSpec]) -> Tensors:
-    """Return the tensors of a Triton request, without the batch dimension.
+class Inputs:
+    """Reads the inputs of one step from Triton's requests.
+
+    Args:
+        step: name of the step.
+    """
+
+    def __init__(self, step: str) -> None:
+        self._specs = STEP_SPECS[step].inputs
+        self._packed = packed_input(step)
+
+    def read(self, request: Any) -> Tensors:
+        """Return the tensors of a request without the batch dimension. Packed ones hold those of later steps too.
+
+        Raises:
+            InputError: the request holds more than one user.
+        """
+        import triton_python_backend_utils as pb_utils
+
+        if self._packed is not None:
+            tensor = pb_utils.get_input_tensor_by_name(request, self._packed.name)
+            if tensor is not None:
+                return PACKINGS[self._packed.name].unpack(_only_row(self._packed, tensor))
+        tensors: dict[TensorSpec, NDArray[Any]] = {}
+        for spec in self._specs:
+            tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+            if tensor is not None:
+                tensors[spec] = _only_row(spec, tensor)
+        return tensors
+
+
+def _only_row(spec: TensorSpec, tensor: Any) -> NDArray[Any]:
+    """Return the only row of a Triton tensor [1, n].
 
     Raises:
         InputError: the request holds more than one user.
     """
-    import triton_python_backend_utils as pb_utils
-
-    tensors = {}
-    for spec in specs:
-        tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
-        if tensor is not None:
-            array = tensor.as_numpy()  # [1, n]
-            if len(array) != 1:
-                raise InputError(f"{spec.name} holds {len(array)} users: send one request for each")
-            tensors[spec] = array[0]
-    return tensors
+    array: NDArray[Any] = tensor.as_numpy()
+    if len(array) != 1:
+        raise InputError(f"{spec.name} holds {len(array)} users: send one request for each")
+    row: NDArray[Any] = array[0]
+    return row

@@ -11,6 +11,7 @@ from export.config import (
     Serving,
     config_text,
     model_configs,
+    parse_processes,
     read_serving,
     write_configs,
 )
@@ -23,7 +24,17 @@ from llamarec_client.contract import (
     SIMILAR,
 )
 from preprocessing.errors import InputError
-from serving.contract import NEIGHBOURS, QUEUE_PARAMETER, RELEASE_STEPS, RETRIEVER_SCORES, SIZE_PARAMETER, STORE_MODELS
+from serving.contract import (
+    NEIGHBOURS,
+    QUEUE_PARAMETER,
+    RELEASE_STEPS,
+    RETRIEVER_SCORES,
+    SIZE_PARAMETER,
+    STEP_SPECS,
+    STEPS,
+    STORE_MODELS,
+    packed_input,
+)
 
 RECOMMENDING = (ENSEMBLE, RETRIEVAL_ENSEMBLE)
 ENSEMBLES = (*RECOMMENDING, SIMILAR)
@@ -64,8 +75,10 @@ def test_every_tensor_of_an_ensemble_is_made_before_it_is_taken(name):
     for step in configs[name].ensemble_scheduling.step:
         inputs = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in configs[step.model_name].input}
         outputs = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in configs[step.model_name].output}
-        assert set(step.input_map) == set(inputs)
-        assert {inside: known[outside] for inside, outside in step.input_map.items()} == inputs
+        required = {tensor.name for tensor in configs[step.model_name].input if not tensor.optional}
+        assert required <= set(step.input_map)
+        for inside, outside in step.input_map.items():
+            assert known[outside] == inputs[inside]
         for inside, outside in step.output_map.items():
             assert outside not in known, f"{outside} is made twice"
             known[outside] = outputs[inside]
@@ -89,37 +102,49 @@ def test_both_ensembles_take_and_give_the_same():
 
 
 def test_optional_inputs_of_a_request_enter_the_first_step_only():
-    """Only the first step has inputs that an ensemble may leave out.
-
-    Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs; later steps
-    can batch all requests. USER and the tensors of texts and policies are optional for repositories of earlier
-    versions: in the generated ones, every request has them.
+    """Requests with different sets of optional inputs cannot share a batch in a step that takes these inputs. Later
+    steps can batch all requests: an ensemble gives them packed tensors alone, which every request has.
     """
-    optional = {
-        "features": {spec.name for spec in REQUEST if spec.optional},
-        "retriever": {"USER", "GIVEN_ID", "GIVEN_TEXT", "RULES"},
-        "prompt_builder": {"HISTORY_TEXT", "CANDIDATE_TEXT"},
-        "ranker": {"USER", "CANDIDATE_BOOST"},
-        NEIGHBOURS: {"TOP_K"},
-    }
     configs = model_configs()
-    for step in RELEASE_STEPS:
-        inputs = {tensor.name for tensor in configs[step].input if tensor.optional}
-        assert inputs == optional.get(step, set())
-    made = {tensor.name for step in RELEASE_STEPS for tensor in configs[step].output}
-    assert set().union(*(optional[step] for step in ("retriever", "prompt_builder", "ranker"))) <= made
+    for name in RECOMMENDING:
+        first, *later = configs[name].ensemble_scheduling.step
+        assert set(first.input_map) == {spec.name for spec in REQUEST}
+        for step in later:
+            assert set(step.input_map) == {packed_input(step.model_name).name}
+
+
+def test_three_tensors_go_from_step_to_step():
+    """Each tensor costs the server and two processes time: every step but the last hands on one, and the retriever of
+    the retrieval ensemble none. Written out by hand.
+    """
+    configs = model_configs()
+    made = {name: [set(step.output_map) for step in configs[name].ensemble_scheduling.step] for name in ENSEMBLES}
+    answer = {"ITEM_ID", "SCORE", "RETRIEVER_RANK"}
+    packed = [{"FEATURES_PACKED"}, {"RETRIEVER_PACKED"}, {"PROMPT_BUILDER_PACKED"}]
+    assert made[ENSEMBLE] == [*packed, answer]
+    assert made[RETRIEVAL_ENSEMBLE] == [packed[0], answer]
+    assert made[SIMILAR] == [{"ITEM_ID", "SCORE", "TRANSITIONS", "TITLES"}]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_still_takes_and_returns_single_tensors(step):
+    """Health probes send them, and so does whoever asks a step alone; the contract names them."""
+    config = model_configs()[step]
+    assert {spec.name for spec in STEP_SPECS[step].inputs} <= {tensor.name for tensor in config.input}
+    assert {spec.name for spec in STEP_SPECS[step].outputs} <= {tensor.name for tensor in config.output}
 
 
 @pytest.mark.parametrize("step", [*RELEASE_STEPS, *STORE_MODELS])
 def test_requests_of_different_lengths_may_share_a_batch(step):
     """Every input of variable length is ragged, no request waits for others, and the instances are CPU instances.
 
-    The ranker gets one request at a time: it would answer all requests of a batch only after the pass of the last one.
+    The steps of a recommendation get one request at a time: they would answer all requests of a batch only after the
+    last one.
     """
     config = model_configs()[step]
     assert config.max_batch_size == DEFAULTS.max_batch_size == 64
     assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
-    assert config.HasField("dynamic_batching") == (step != "ranker")
+    assert config.HasField("dynamic_batching") == (step not in STEPS)
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
 
@@ -128,6 +153,8 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
     ("serving", "step", "text"),
     [
         (Serving(instances=2), "ranker", "count: 2"),
+        (Serving(processes={"features": 3}), "features", "count: 3"),
+        (Serving(processes={"neighbours": 2}), NEIGHBOURS, "count: 2"),
         (Serving(max_batch_size=8), "ranker", "max_batch_size: 8"),
         (Serving(max_batch_size=8), ENSEMBLE, "max_batch_size: 8"),
         (Serving(queue_delay_us=500), "ranker", "max_queue_delay_microseconds: 500"),
@@ -155,6 +182,7 @@ def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
         DEFAULTS,
         Serving(instances=2, max_batch_size=8, queue_delay_us=500, device="gpu:1", pass_seconds=0.2),
         Serving(device="gpu", rank_cache=500, prefix_cache=64, queue_seconds=1.5),
+        Serving(processes={"retriever": 2, "prompt_builder": 3}),
         Serving(retriever_runtime="onnxruntime", store="sqlite:///x", pass_seconds=0.123456789),
     ],
 )
@@ -194,10 +222,14 @@ def test_the_wait_for_the_ranker_is_limited_by_its_pass(serving, seconds):
         (Serving(pass_seconds=0.01), 499),
         (Serving(pass_seconds=2, queue_seconds=1), 1),
         (Serving(pass_seconds=0.125, queue_seconds=1, device="gpu", max_batch_size=16), 7),
+        (Serving(pass_seconds=2, processes={"prompt_builder": 2}), 3),
+        (Serving(pass_seconds=2, processes={"prompt_builder": 9}), 1),
     ],
 )
 def test_as_many_may_wait_as_are_ranked_in_that_time(serving, size):
-    """By hand: the queue holds the longest wait divided by the pass, minus the running pass, for each instance."""
+    """By hand: the queue holds the longest wait divided by the pass, minus the running pass, for each instance. Several
+    processes that admit requests share it.
+    """
     assert int(model_configs(serving)["prompt_builder"].parameters[SIZE_PARAMETER].string_value) == size
 
 
@@ -215,6 +247,9 @@ def test_a_suffix_names_every_model_of_a_release():
     "options",
     [
         {"instances": 0},
+        {"processes": {"retriever": 0}},
+        {"processes": {"ranker": 2}},
+        {"processes": {"llamarec": 2}},
         {"max_batch_size": 0},
         {"queue_delay_us": -1},
         {"pass_seconds": 0},
@@ -227,6 +262,18 @@ def test_an_option_out_of_range_is_named(options):
     """The error is one sentence that names the option, and it is raised before anything is written."""
     with pytest.raises(InputError, match=next(iter(options)).split("_")[0]):
         Serving(**options)
+
+
+def test_numbers_of_processes_are_read_from_the_command_line():
+    """Steps and numbers, with spaces or without."""
+    assert parse_processes("features=2, retriever=3") == {"features": 2, "retriever": 3}
+
+
+@pytest.mark.parametrize("text", ["", "features", "features=", "features=two", "features=-1", "=2", "a=1,a=2", "a=1,"])
+def test_other_text_is_no_number_of_processes(text):
+    """The error quotes what was given and shows the form."""
+    with pytest.raises(InputError, match=f"processes is '{text}': .*features=2"):
+        parse_processes(text)
 
 
 def test_the_queue_of_a_gpu_holds_what_is_ranked_in_time():

@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,42 @@ def test_concurrent_requests_answer_as_single_ones(server, steps):
             return await asyncio.gather(*map(client.recommend, histories))
 
     assert asyncio.run(ask()) == [offline(steps, history) for history in histories]
+
+
+def random_request(draw: np.random.Generator, ids: list[str]) -> dict[str, Any]:
+    """Return the options of a request: any history, and in turn exclusions, candidates, titles and a limit."""
+    some = [str(raw) for raw in draw.choice(ids, draw.integers(0, 40))]
+    options: dict[str, Any] = {"history": some}
+    if draw.random() < 0.5:
+        options["exclude"] = [str(raw) for raw in draw.choice(ids, draw.integers(0, 9))]
+    if draw.random() < 0.5:
+        some = [str(raw) for raw in draw.choice(ids, draw.integers(1, 20), replace=False)]
+        options["candidates"] = some
+        if draw.random() < 0.5:
+            options["candidate_titles"] = [f"Title {raw}" if draw.random() < 0.5 else "" for raw in some]
+    if draw.random() < 0.5:
+        options["top_k"] = int(draw.integers(1, 20))
+    return options
+
+
+def test_random_company_changes_no_answer(server, steps):
+    """96 requests of all kinds at once, every sixth of which is refused: each gets its offline answer, bit for bit."""
+    draw = np.random.default_rng(30)
+    given = [random_request(draw, known_ids(steps)) for _ in range(96)]
+    for refused in given[::6]:
+        refused["candidates"] = ["no such item"]
+        refused.pop("candidate_titles", None)
+
+    async def ask():
+        async with AsyncRecommenderClient(server.url) as client:
+            asked = [client.recommend(**options) for options in given]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    for place, (options, answer) in enumerate(zip(given, asyncio.run(ask()), strict=True)):
+        if place % 6 == 0:
+            assert isinstance(answer, InvalidRequest)
+        else:
+            assert answer == offline(steps, **options)
 
 
 def test_an_exported_prompt_builder_encodes_no_title(steps, monkeypatch):
