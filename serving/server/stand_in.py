@@ -37,7 +37,7 @@ def compile_models(repository: Path) -> None:
     """Compile every ``model.py`` that is not compiled yet, before a server starts on the repository.
 
     Otherwise the first process of a step would do it. The folder's new time stamp looks like a new version to Triton,
-    which then replaces the instances instead of adding one, also when it next loads an ensemble that contains the model.
+    which then replaces the instances instead of adding one, also when it next loads an ensemble with the model.
 
     Raises:
         OSError: the repository cannot be written.

@@ -391,7 +391,7 @@ def test_processes_that_outlive_their_reload_are_ended(watch, triton):
 
 
 def test_a_stand_in_refuses_what_waits_until_the_step_is_back(ready, triton):
-    """It is one instance beside the model's own group, added before the reload, which ends it and knows nothing of it."""
+    """It is one instance beside the model's own group, added before the reload, which ends it."""
     triton.kill("ranker")
     assert watch_until(ready, lambda: ready.steps["ranker"].revived and ready.is_ready())
     assert triton.refusals == ["ranker"]

@@ -100,9 +100,9 @@ def test_requests_after_a_death_are_refused_at_once(served, step):
 
 @pytest.mark.parametrize("step", ["ranker", "features"])
 def test_requests_that_wait_for_a_dead_step_are_refused_soon(served, expected, step):
-    """Forty requests wait for the ranker when it dies; Triton alone would take a second for each of them. Or they arrive
-    at a dead first step, which no other step refuses, in one batch. Within 5 s all have failed and name the step, or
-    have the right answer of the new process. A stand-in refuses most of those that wait for the ranker.
+    """Forty requests wait for the ranker when it dies; Triton alone would take a second for each of them. Or they
+    arrive at a dead first step, which no other step refuses, in one batch. Within 5 s all have failed and name the
+    step, or have the right answer of the new process. A stand-in refuses most of those that wait for the ranker.
     """
     served.wait_until_ready()
     assert ask(served.url, HISTORIES[3]) == expected[3]
