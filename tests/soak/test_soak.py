@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +215,57 @@ def disturb(fleet: Fleet, proxy: CuttingProxy, end: float) -> tuple[Counter, lis
     return done, felt
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What came of the requests and events, and what disturbed them."""
+
+    counts: Counter
+    failures: list[tuple[float, float, str]]
+    acknowledged: list[tuple[str, str, int]]
+    disturbances: Counter
+    felt: list[tuple[float, float]]
+
+    def undisturbed(self) -> list[tuple[float, float, str]]:
+        """Return the failures of requests that were sent and ended while nothing was broken."""
+        return [
+            (began, ended, text)
+            for began, ended, text in self.failures
+            if not any(began < until and since < ended for since, until in self.felt)
+        ]
+
+
+def run_traffic(fleet: Fleet, asked: Sequence[Question], rate: float) -> Traffic:
+    """Send requests and record events in processes of their own, and disturb them meanwhile.
+
+    Args:
+        fleet: the servers.
+        asked: the requests.
+        rate: requests per second of each of three senders.
+    """
+    proxy = CuttingProxy(fleet.urls[0])
+    through_proxy = [proxy.url, *fleet.urls[1:]]
+    spawn = multiprocessing.get_context("spawn")
+    results, recorded = spawn.Queue(), spawn.Queue()
+    senders = ((send_async, through_proxy), (send_sync, fleet.urls), (send_http, fleet.gateway))
+    clients = [
+        spawn.Process(target=send, args=(to, Order(asked, rate, SECONDS, seed), results))
+        for seed, (send, to) in enumerate(senders)
+    ]
+    events = (through_proxy, fleet.gateway, EVENTS_A_SECOND, SECONDS, 9, recorded)
+    clients.append(spawn.Process(target=record, args=events))
+    for client in clients:
+        client.start()
+    disturbances, felt = disturb(fleet, proxy, time.monotonic() + SECONDS)
+    outcomes = [results.get(timeout=SECONDS + 120) for _ in senders]
+    acknowledged, unrecorded = recorded.get(timeout=SECONDS + 120)
+    for client in clients:
+        client.join()
+    proxy.close()
+    counts: Counter = sum((counts for counts, _ in outcomes), Counter())
+    failures = [failure for _, some in outcomes for failure in some] + unrecorded
+    return Traffic(counts, failures, acknowledged, disturbances, felt)
+
+
 def test_soak(repository, tmp_path):
     """No answer is wrong, no request fails outside a disturbance, memory and handles do not grow, and no shared memory
     is left.
@@ -232,51 +283,28 @@ def test_soak(repository, tmp_path):
         fleet.wait_until_whole()
         warm_up(fleet, asked)
         sustainable = capacity(fleet.urls, asked)
-        proxy = CuttingProxy(fleet.urls[0])
         prefixes = [tritonserver(served)[1] for served in fleet.servers]
         start = fleet.held()
-        through_proxy = [proxy.url, *fleet.urls[1:]]
-        spawn = multiprocessing.get_context("spawn")
-        results, recorded = spawn.Queue(), spawn.Queue()
-        orders = [Order(asked, SHARE * sustainable / 3, SECONDS, seed) for seed in range(3)]
-        clients = [
-            spawn.Process(target=target, args=(to, order, results))
-            for target, to, order in zip(
-                (send_async, send_sync, send_http), (through_proxy, fleet.urls, fleet.gateway), orders, strict=True
-            )
-        ]
-        clients.append(
-            spawn.Process(target=record, args=(through_proxy, fleet.gateway, EVENTS_A_SECOND, SECONDS, 9, recorded))
-        )
-        for client in clients:
-            client.start()
-        disturbances, felt = disturb(fleet, proxy, time.monotonic() + SECONDS)
-        outcomes = [results.get(timeout=SECONDS + 120) for _ in orders]
-        acknowledged, unrecorded = recorded.get(timeout=SECONDS + 120)
-        for client in clients:
-            client.join()
+        traffic = run_traffic(fleet, asked, SHARE * sustainable / 3)
         fleet.wait_until_whole()
         warm_up(fleet, asked)
         end = fleet.held()
-        proxy.close()
     left = [path.name for prefix in prefixes for path in Path("/dev/shm").glob(f"{prefix}*")]
-    counts: Counter = sum((counts for counts, _ in outcomes), Counter())
-    report(counts, disturbances, sustainable, start, end, left, len(acknowledged))
-    failures = [failure for _, some in outcomes for failure in some] + unrecorded
-    for began, _, text in failures[:15]:
-        console.print(f"{time.strftime('%T', time.gmtime(began))} {text}", highlight=False, markup=False)
-    check_events(address, acknowledged)
-    became = [name for name in counts if name != "sent"]
-    assert counts["sent"] == sum(counts[name] for name in became), "every request came to an end"
-    assert counts["wrong"] == 0
-    assert counts["answered"] > 0.7 * (counts["sent"] - counts["refused as bad input"])
-    undisturbed = [row for row in failures if not any(row[0] < end and begin < row[1] for begin, end in felt)]
-    assert not undisturbed, "a request failed while nothing was broken"
+    report(traffic, sustainable, start, end, left)
+    check_events(address, traffic.acknowledged)
+    check_counts(traffic.counts)
+    assert not traffic.undisturbed(), "a request failed while nothing was broken"
     assert not left
     for group, before in start.items():
-        assert end[group].memory < (1 + GROWTH) * before.memory, group
-        assert end[group].handles < (1 + GROWTH) * before.handles, group
-        assert end[group].threads < (1 + GROWTH) * before.threads, group
+        for what in Held._fields:
+            assert getattr(end[group], what) < (1 + GROWTH) * getattr(before, what), f"{what} of the {group}"
+
+
+def check_counts(counts: Counter) -> None:
+    """Check that every request came to an end, that no answer is wrong, and that most requests have one."""
+    assert counts["sent"] == sum(count for name, count in counts.items() if name != "sent")
+    assert counts["wrong"] == 0
+    assert counts["answered"] > 0.7 * (counts["sent"] - counts["refused as bad input"])
 
 
 def check_events(address: str, acknowledged: Sequence[tuple[str, str, int]]) -> None:
@@ -289,15 +317,19 @@ def check_events(address: str, acknowledged: Sequence[tuple[str, str, int]]) -> 
     assert len(acknowledged) > SECONDS * EVENTS_A_SECOND / 4
 
 
-def report(counts, disturbances, sustainable, start: dict[str, Held], end: dict[str, Held], left, events) -> None:
+def report(
+    traffic: Traffic, sustainable: float, start: dict[str, Held], end: dict[str, Held], left: Sequence[str]
+) -> None:
     """Print a table of the requests by outcome, the events, the growth of what is held, and what was left."""
+    for began, _, text in traffic.failures[:15]:
+        console.print(f"{time.strftime('%T', time.gmtime(began))} {text}", highlight=False, markup=False)
     console.print(
         f"\n{SECONDS / 60:g} minutes, {SERVERS} servers, 3 clients, {SHARE:.0%} of {sustainable:.1f} answers/s;"
-        f" {', '.join(f'{what}: {times}' for what, times in disturbances.items())}"
+        f" {', '.join(f'{what}: {times}' for what, times in traffic.disturbances.items())}"
     )
     names = ("sent", "answered", "degraded", "out of time", "cancelled", "refused", "refused as bad input", "failed")
-    lines = [[name, f"{counts[name]:,}"] for name in (*names, "wrong")]
-    lines.append(["events recorded, none lost", f"{events:,}"])
+    lines = [[name, f"{traffic.counts[name]:,}"] for name in (*names, "wrong")]
+    lines.append(["events recorded, none lost", f"{len(traffic.acknowledged):,}"])
     for group, before in start.items():
         after = end[group]
         growth = after.memory / before.memory - 1
