@@ -56,7 +56,7 @@ test-ui: setup
 	$(PYTEST) -m ui
 
 fuzz: setup
-	FUZZ_REQUESTS=10000 $(PYTEST) -m '' tests/serving/test_fuzz.py tests/client/test_http_noise.py tests/llamarec/gateway/test_app.py
+	FUZZ_REQUESTS=10000 $(PYTEST) -m '' tests/serving/test_fuzz.py tests/serving/test_fuzz_gateway.py tests/client/test_http_noise.py tests/llamarec/gateway/test_app.py
 
 MINUTES ?= 20
 soak: setup

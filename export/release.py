@@ -2,7 +2,6 @@
 
 import json
 import os
-import py_compile
 import shutil
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +19,7 @@ from serving.layout import KIND, step_artifact
 from serving.offline import ExportedSteps
 from serving.policy import Policy
 from serving.server.releases import NAME, RELEASES, list_releases, manifest_path
+from serving.server.stand_in import compile_models
 
 PROBES = 3
 """Number of users whose answers are recorded; the server must reproduce them before the release is promoted."""
@@ -140,13 +140,8 @@ def _probes(steps: ExportedSteps, artifacts: Path) -> list[dict[str, Any]]:
 
 
 def _seal(folder: Path) -> None:
-    """Compile every ``model.py`` of a release, and make its files read-only.
-
-    Otherwise the Python backend would write byte code into the version folder. Its new time stamp would look like a new
-    version when Triton next loads an ensemble that contains the model.
-    """
-    for path in folder.glob("*/1/model.py"):
-        py_compile.compile(str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    """Compile every ``model.py`` of a release, and make its files read-only."""
+    compile_models(folder)
     for ensemble in (ENSEMBLE, RETRIEVAL_ENSEMBLE, SIMILAR):
         for path in folder.glob(f"{ensemble}_*/1"):
             (path / "README").write_text("Triton requires a version folder even for an ensemble.\n", encoding="utf-8")

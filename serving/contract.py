@@ -31,6 +31,8 @@ STORE_MODELS = (EVENTS, ITEMS)
 """Models that change the store. They are no steps of an ensemble and no part of a release, but run and watched as steps
 are."""
 
+STAND_IN = "stand_in"
+"""Group of instances that refuse every request, because their step's own processes are dead (`serving.server`)."""
 PROBE = "llamarec-probe"
 """Request id of a health probe; its answers are not counted."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Repository, from_given
+from llamarec.options import DEFAULT_ARTIFACTS, DEFAULT_REPOSITORY, Artifacts, Json, Repository, addresses, from_given
 from llamarec.tables import console, print_json, print_table
 from llamarec_client.contract import ENSEMBLE
 
@@ -22,14 +22,21 @@ def bench(
         str | None, typer.Option(help="Requests per second at random times, instead of a concurrency.")
     ] = None,
     model: Annotated[str, typer.Option(help="`llamarec` or `llamarec_retrieval`.")] = ENSEMBLE,
-    server: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a running server. Default: one is started for the measurement.")
+    servers: Annotated[
+        str | None,
+        typer.Option(
+            "--servers",
+            "--server",
+            help="HOST:PORT of a running server. Several: separated by commas, or `dns:///NAME:PORT` for all addresses"
+            " of a name; the client then spreads the requests, without perf_analyzer. Default: one is started for the"
+            " measurement.",
+        ),
     ] = None,
     gateway: Annotated[
         str | None,
         typer.Option(
-            help="`http://HOST:PORT` of a gateway without API keys, to which the requests are sent instead; --server is"
-            " the server behind it."
+            help="`http://HOST:PORT` of a gateway without API keys, to which the requests are sent instead; --servers"
+            " are those behind it."
         ),
     ] = None,
     users: Annotated[int, typer.Option(help="Number of real histories, sent in turn.")] = 64,
@@ -44,7 +51,10 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the ensemble under load with perf_analyzer: throughput, latency and time per step."""
+    """Measure the ensemble under load: throughput, latency and time per step.
+
+    perf_analyzer sends the requests to one server or a gateway, and the client to several servers.
+    """
     given = locals()
     from serving.load_test.sweep import Bench
     from serving.load_test.sweep import bench as run
@@ -55,7 +65,7 @@ def bench(
         columns = ["load", "answers/s", "then", "ratio", "p50 ms", "then", "ratio", ""]
         print_json(differences) if as_json else print_table("", columns, differences)
         return
-    rows = run(from_given(Bench, given), artifacts, repository, server, output)
+    rows = run(from_given(Bench, given), artifacts, repository, addresses(servers) if servers else (), output)
     if as_json:
         print_json([row.columns() for row in rows])
         return
@@ -75,7 +85,7 @@ def print_benchmark(model: str, rows: "Sequence[Row]") -> None:
         ]
         for row in rows
     ]
-    print_table(f"{model} under perf_analyzer: answers per second, latency", columns, cells)
+    print_table(f"{model} under load: answers per second, latency", columns, cells)
     steps = list(rows[0].steps)
     cells = [
         [f"{row.load:g}", *(f"{row.steps[step].compute_ms:.1f} + {row.steps[step].queue_ms:.1f}" for step in steps)]

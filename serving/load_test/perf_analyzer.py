@@ -19,7 +19,7 @@ from llamarec_client.errors import ClientError
 from llamarec_client.recommender import RecommenderClient, Request
 from serving.errors import BenchmarkError
 from serving.server.programs import perf_analyzer
-from serving.server.step_times import StepTime, ensemble_steps, mean_times, step_totals
+from serving.server.step_times import StepTime, mean_times, step_totals_of_all, steps_of_all
 
 Mode = Literal["concurrency", "rate"]
 """Closed loop: a fixed number of requests in flight. Open loop: a fixed rate, at random times (Poisson)."""
@@ -73,7 +73,7 @@ class Row:
 
 
 def benchmark(
-    url: str,
+    url: str | Sequence[str],
     histories: Sequence[Sequence[str]],
     loads: Sequence[float] = (1, 2, 3, 4),
     model: str = ENSEMBLE,
@@ -86,15 +86,15 @@ def benchmark(
     """Measure ``model`` at each load, and return one row per load.
 
     Args:
-        url: ``host:port`` of the server's gRPC endpoint.
+        url: ``host:port`` of the server's gRPC endpoint; of all servers, if there are several behind a gateway.
         histories: raw ids of real users, sent in turn.
         loads: numbers of requests in flight, or requests per second.
         model: the ensemble to measure.
         mode: meaning of ``loads``.
         requests: minimum number of requests in each of a measurement's three windows; a window lasts at least a second.
         warm_up: number of requests before the first measurement, which are not measured.
-        gateway: ``host:port`` of an HTTP gateway in front of the server, which gets the requests instead. The times of
-            the steps are still the server's.
+        gateway: ``host:port`` of an HTTP gateway in front of the servers, which gets the requests instead. The times of
+            the steps are still the servers'.
 
     Raises:
         BenchmarkError: there are no histories, perf_analyzer is missing, or it measured nothing.
@@ -102,19 +102,20 @@ def benchmark(
     """
     if not histories:
         raise BenchmarkError("there are no histories to send: give at least one user")
-    steps = ensemble_steps(url, model)
-    _warm_up(url, model, [histories[place % len(histories)] for place in range(warm_up)])
+    urls = [url] if isinstance(url, str) else list(url)
+    steps = steps_of_all(urls, model)
+    send_warm_up(urls, model, histories, warm_up)
     rows = []
-    target = ["-u", gateway, *OVER_HTTP] if gateway else ["-i", "grpc", "-u", url]
+    target = ["-u", gateway, *OVER_HTTP] if gateway else ["-i", "grpc", "-u", urls[0]]
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "histories.json"
         sent = bodies(histories, model) if gateway else input_data(histories)
         data.write_text(json.dumps(sent), encoding="utf-8")
         for load in track(loads, description=f"{model} under load", console=Console(stderr=True)):
-            before = step_totals(url, steps)
+            before = step_totals_of_all(urls, steps)
             measured, spread = _measure(target, model, data, mode, load, requests)
             p50, p90, p95, p99 = (measured[f"p{percent} latency"] / 1e3 for percent in (50, 90, 95, 99))
-            times = mean_times(before, step_totals(url, steps))
+            times = mean_times(before, step_totals_of_all(urls, steps))
             rows.append(Row(mode, load, measured["Inferences/Second"], p50, p90, p95, p99, spread, times))
     return rows
 
@@ -163,9 +164,15 @@ def _read_row(row: Mapping[str, str]) -> Row:
     return Row(mode=mode, steps=steps, **own)
 
 
-def _warm_up(url: str, model: str, histories: Sequence[Sequence[str]]) -> None:
-    with RecommenderClient(url) as client:
-        answers = client.recommend_many(map(Request, histories), model=model, timeout=PATIENCE, in_flight=2)
+def send_warm_up(urls: Sequence[str], model: str, histories: Sequence[Sequence[str]], count: int) -> None:
+    """Send the first ``count`` requests, which are not measured, to servers.
+
+    Raises:
+        ClientError: one of them failed.
+    """
+    requests = [Request(histories[place % len(histories)]) for place in range(count)]
+    with RecommenderClient(urls) as client:
+        answers = client.recommend_many(requests, model=model, timeout=PATIENCE, in_flight=2 * len(urls))
     errors = [answer for answer in answers if isinstance(answer, ClientError)]
     if errors:
         raise errors[0]
@@ -203,5 +210,9 @@ def spread(said: str) -> float:
     passes = re.findall(r"Pass \[\d+\] throughput: ([\d.]+) infer/sec. Avg latency: ([\d.]+) usec", said)
     if len(passes) < 2:
         return float("inf")
-    measures = ([float(value) for value in column] for column in zip(*passes, strict=True))
+    return difference([[float(value) for value in column] for column in zip(*passes, strict=True)])
+
+
+def difference(measures: Sequence[Sequence[float]]) -> float:
+    """Return the largest relative difference, (max - min) / mean, between windows in any of several measures."""
     return max((max(values) - min(values)) / (sum(values) / len(values)) for values in measures)

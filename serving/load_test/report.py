@@ -39,6 +39,8 @@ class Measured:
     rows: Sequence[Row]
     lengths: Sequence[int]
     """Lengths of the histories that were sent."""
+    sender: str = "perf_analyzer"
+    """What sent the requests."""
 
 
 def write_report(measured: Measured, path: Path) -> None:
@@ -72,8 +74,8 @@ def write_report(measured: Measured, path: Path) -> None:
     text = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(measured.model)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
 <h1>{html.escape(measured.model)} under load</h1>
-<p class="of">{html.escape(measured.dataset)}, histories of {len(measured.lengths)} users · perf_analyzer ·
-{machine} · {when}</p>
+<p class="of">{html.escape(measured.dataset)}, histories of {len(measured.lengths)} users ·
+{html.escape(measured.sender)} · {machine} · {when}</p>
 <section class="head">{_figure(f"{best.throughput:.2f}", f"answers per second at best ({loads}: {best.load:g})")}
 {_figure(_milliseconds(rows[0].p50_ms), f"median latency ({loads}: {rows[0].load:g})")}
 {_figure(_milliseconds(best.p99_ms), "99th percentile at the best throughput")}</section>

@@ -1,19 +1,23 @@
-"""Measures a served model with perf_analyzer at a range of loads, and compares two measurements."""
+"""Measures a served model at a range of loads, and compares two measurements."""
 
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from llamarec_client.address import DNS
 from llamarec_client.contract import ENSEMBLE
 from preprocessing.data import load_data
 from preprocessing.errors import InputError
+from serving.load_test import several_servers
 from serving.load_test.perf_analyzer import CSV_FILE, Mode, Row, benchmark, read_csv, write_csv
 from serving.load_test.report import REPORT_FILE, Measured, write_report
 from serving.server.local import LocalServer
+from serving.server.step_times import each_server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Bench:
     warm_up: int = 8
     """Number of requests before the first measurement."""
     gateway: str | None = None
-    """``http://HOST:PORT`` of an HTTP gateway in front of the server, which gets the requests instead."""
+    """``http://HOST:PORT`` of an HTTP gateway in front of the servers, which gets the requests instead."""
 
     def gateway_address(self) -> str | None:
         """Return host and port of the gateway, if there is one.
@@ -72,39 +76,49 @@ class Bench:
         return "concurrency" if self.rate is None else "rate"
 
 
-def bench(options: Bench, artifacts: Path, repository: Path, server: str | None, output: Path) -> list[Row]:
+def bench(options: Bench, artifacts: Path, repository: Path, servers: Sequence[str], output: Path) -> list[Row]:
     """Return one row per load, and write ``benchmark.csv`` and ``report.html`` into ``output``.
 
-    Without ``server``, one is started for the measurement.
+    perf_analyzer sends the requests to one server or to a gateway, and the client spreads them over several servers.
+    Without ``servers``, one is started for the measurement.
 
     Raises:
         InputError: the range is invalid, there is no data to take histories from, or a gateway is given without its
-            server.
-        ClientError: the server does not answer.
+            servers.
+        ClientError: a server does not answer, or a request to several servers failed.
         ServingError: the server did not start, or perf_analyzer measured nothing.
     """
     loads, gateway = options.loads(), options.gateway_address()
-    if gateway and not server:
-        raise InputError("--gateway needs --server: the server behind it, whose statistics have the times of the steps")
+    if gateway and not servers:
+        raise InputError("--gateway needs --servers: those behind it, whose statistics have the times of the steps")
     data = load_data(artifacts)
     chosen = np.random.default_rng(0).permutation(len(data.users))[: options.users]
     histories = [data.raw_history(int(user)) for user in chosen]
-    with nullcontext(server) if server else LocalServer(repository) as running:
-        url = running if isinstance(running, str) else running.url
-        rows = benchmark(
-            url,
-            histories,
-            loads,
-            options.model,
-            mode=options.mode,
-            requests=options.requests,
-            warm_up=options.warm_up,
-            gateway=gateway,
-        )
+    with nullcontext() if servers else LocalServer(repository) as started:
+        urls = [started.url] if started else list(servers)
+        sender, rows = _measure(options, urls, histories, loads, gateway)
     write_csv(rows, output / CSV_FILE)
     lengths = [len(history) for history in histories]
-    write_report(Measured(data.name, options.model, rows, lengths), output / REPORT_FILE)
+    write_report(Measured(data.name, options.model, rows, lengths, sender), output / REPORT_FILE)
     return rows
+
+
+def _measure(
+    options: Bench,
+    urls: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    loads: Sequence[float],
+    gateway: str | None,
+) -> tuple[str, list[Row]]:
+    """Return what sent the requests to running servers, and the rows."""
+    window: dict[str, Any] = {"mode": options.mode, "requests": options.requests, "warm_up": options.warm_up}
+    if gateway:
+        rows = benchmark(each_server(urls), histories, loads, options.model, gateway=gateway, **window)
+        return "perf_analyzer, through a gateway", rows
+    if len(urls) == 1 and not urls[0].startswith(DNS):
+        return "perf_analyzer", benchmark(urls, histories, loads, options.model, **window)
+    rows = several_servers.benchmark(urls, histories, loads, options.model, **window)
+    return f"client of {', '.join(urls)}", rows
 
 
 def compare(before: Path, after: Path) -> list[list[object]]:

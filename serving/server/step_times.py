@@ -6,9 +6,10 @@ from typing import NamedTuple
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from llamarec_client.address import channel_options, check_address
+from llamarec_client.address import DNS, channel_options, check_address, resolve
 from llamarec_client.messages import client_error
 from llamarec_client.servers import Server
+from serving.errors import BenchmarkError
 
 STATISTICS_TIMEOUT = 10.0
 
@@ -63,6 +64,48 @@ def step_totals(url: str, steps: Sequence[str]) -> dict[str, StepTotal]:
                 sum(time.compute_input.ns + time.compute_infer.ns + time.compute_output.ns for time in times),
             )
     return totals
+
+
+def step_totals_of_all(urls: Sequence[str], steps: Sequence[str]) -> dict[str, StepTotal]:
+    """Return the running totals of each step, summed over several servers; see :func:`step_totals`."""
+    each = [step_totals(url, steps) for url in urls]
+    return {
+        step: StepTotal(*(sum(column) for column in zip(*(totals[step] for totals in each), strict=True)))
+        for step in steps
+    }
+
+
+def steps_of_all(urls: Sequence[str], model: str) -> list[str]:
+    """Return the models that an ensemble runs on every one of several servers; see :func:`ensemble_steps`.
+
+    Raises:
+        ClientError: a server does not answer, or does not serve the model.
+        BenchmarkError: the servers run different ones, because they serve different releases.
+    """
+    each = {url: ensemble_steps(url, model) for url in urls}
+    first = each[urls[0]]
+    for url, steps in each.items():
+        if steps != first:
+            raise BenchmarkError(
+                f"{urls[0]} runs {', '.join(first)} for {model}, and {url} runs {', '.join(steps)}: promote one release"
+                " on all servers first"
+            )
+    return first
+
+
+def each_server(urls: Sequence[str]) -> list[str]:
+    """Return the address of every server, of which those that begin with ``dns:///`` may name several.
+
+    Raises:
+        BenchmarkError: a name cannot be resolved.
+    """
+    found = []
+    for url in urls:
+        try:
+            found += resolve(url.removeprefix(DNS)) if check_address(url).startswith(DNS) else [url]
+        except OSError as error:
+            raise BenchmarkError(f"{url} cannot be resolved ({error}): check the name, or give addresses") from None
+    return list(dict.fromkeys(found))
 
 
 def _client(url: str) -> InferenceServerClient:

@@ -26,6 +26,7 @@ from serving.server.programs import (
     server_environment,
     shared_memory_flag,
 )
+from serving.server.stand_in import compile_models
 from serving.server.watch import HANG_SECONDS, PROBE_SECONDS, WATCH_SECONDS, Watch, log
 
 EXIT_SECONDS = 10
@@ -117,6 +118,8 @@ class Supervisor:
 
     def _run_server(self, repository: Path) -> tuple[int, bool]:
         """Run one server on a path of the repository; return its exit code, and whether it was ever ready."""
+        with suppress(OSError):  # a read-only repository stays as it is, also when a step starts
+            compile_models(repository)
         command = server_command([f"--model-repository={repository}", *self._arguments])
         # The steps may recognise the key, but not know it.
         environment = {**server_environment(), DIGEST_VARIABLE: digest(os.fsencode(self._control.key))}

@@ -3,7 +3,8 @@
 Triton does not restart a Python step whose process died: every request to it then takes a second and fails, while
 server and model stay "ready". A :class:`Watch` checks the processes of every step ten times a second, and sends each
 step a probe once a second. Loading a model with a changed parameter in its configuration reloads only that model; other
-steps and the requests to them continue.
+steps and the requests to them continue. Until a step without any process is loaded, a stand-in refuses its requests
+(:mod:`serving.server.stand_in`).
 """
 
 import json
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.contract import RELEASE_STEPS
 from serving.errors import ServerFailure, ServerUnreachable, ServingError
 from serving.server.control import Control, probe_request, repository_lock, step_of
 from serving.server.process import ServerProcess, Stub, is_alive
+from serving.server.stand_in import of_model, with_stand_in, without_stand_in
 
 WATCH_SECONDS = 0.1
 PROBE_SECONDS = 1.0
@@ -116,9 +119,9 @@ class Watch:
 
     def _missing(self, model: str) -> int:
         """Return the number of a model's processes that are missing."""
-        groups = self._control.config(model).get("instance_group", [])
+        groups = without_stand_in(self._control.config(model))["instance_group"]
         wanted = sum(int(group.get("count", 1)) * max(len(group.get("gpus", [])), 1) for group in groups)
-        return wanted - sum(stub.model == model for stub in self._server.stubs())
+        return wanted - len(of_model(self._server.stubs(), model))
 
     def _heal(self, model: str, reason: str) -> None:
         state = self.steps[model]
@@ -128,12 +131,14 @@ class Watch:
 
     def _revive(self, model: str, state: StepState) -> None:
         started, pause = time.monotonic(), 0.5
-        replaced = [stub for stub in self._server.stubs() if stub.model == model]
+        is_loaded = self._refuse_waiting(model)
+        replaced = [] if is_loaded else [stub for stub in self._server.stubs() if stub.model == model]
         while not self._stopped.is_set():
             try:
                 with repository_lock(self._repository, exclusive=False):
-                    config = self._control.config(model)
-                    config.setdefault("parameters", {})[REVIVE] = {"string_value": str(time.time_ns())}
+                    config = without_stand_in(self._control.config(model))
+                    if not is_loaded:
+                        config.setdefault("parameters", {})[REVIVE] = {"string_value": str(time.time_ns())}
                     self._control.load(model, config)
                 break
             except ServingError as error:
@@ -155,6 +160,21 @@ class Watch:
         # A request that died with its process can keep the replaced model loaded: kill its remaining instances.
         if not self._stopped.wait(self._hang_seconds):
             self._end(stub for stub in self._server.stubs() if stub in replaced)
+
+    def _refuse_waiting(self, model: str) -> bool:
+        """Have a stand-in refuse the requests to a step that has no process; return whether that loaded the step too.
+
+        Triton loads the whole model if its files have changed.
+        """
+        if step_of(model) not in RELEASE_STEPS or of_model(self._server.stubs(), model):
+            return False
+        try:
+            with repository_lock(self._repository, exclusive=False):
+                self._control.load(model, with_stand_in(self._control.config(model)))
+        except ServingError as error:
+            log("no stand-in", model=model, error=str(error))
+            return False
+        return bool(of_model(self._server.stubs(), model))
 
     def _is_unloaded(self, model: str) -> bool:
         """Return whether somebody unloaded a model; one that cannot be reloaded stays loaded, as it was."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.contract import HANDED_ON_BY_RETRIEVER, PROBE, STEPS
 from serving.steps.ranker_queue import hold, is_held, queue_folder, tidy
+from serving.steps.step import Answer, Tensors
 
 LOOK_SECONDS = 0.1
 """Time in seconds between two looks at the next step's files."""
@@ -20,6 +21,35 @@ LOOK_SECONDS = 0.1
 
 class DeadError(Exception):
     """Every process of the step that the request would reach next is dead."""
+
+
+def _dead(step: str) -> DeadError:
+    return DeadError(
+        f"step {step} is dead: `llamarec serve` restarts it within seconds, a bare tritonserver must be restarted"
+    )
+
+
+class DeadStep:
+    """Refuses every request, instead of a step whose processes are dead.
+
+    Args:
+        step: its name.
+    """
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def answer(self, request: Tensors) -> Answer:
+        """Refuse a request.
+
+        Raises:
+            DeadError: always.
+        """
+        raise _dead(self._step)
+
+    def facts(self, request: Tensors, answer: Answer, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return nothing, as nothing is ever answered."""
+        return {}
 
 
 class Presence:
@@ -54,10 +84,7 @@ class Presence:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._look(f"{self._next}.*")
         if self._is_dead:
-            raise DeadError(
-                f"step {self._next} is dead: `llamarec serve` restarts it within seconds, a bare tritonserver must be"
-                " restarted"
-            )
+            raise _dead(self._next)
 
     def close(self) -> None:
         """Let go of this process's file."""

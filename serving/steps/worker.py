@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from llamarec_client.contract import TensorSpec
 from preprocessing.errors import InputError
-from serving.contract import PACKED, STEP_SPECS, packed_input
+from serving.contract import PACKED, STAND_IN, STEP_SPECS, packed_input
 from serving.layout import export_id, loaded_artifact
 from serving.steps.answers import AnswerLog, open_log
 from serving.steps.garbage import GarbageCollector
 from serving.steps.packing import DTYPES, PACKINGS
-from serving.steps.presence import DeadError, Presence, open_presence
+from serving.steps.presence import DeadError, DeadStep, Presence, open_presence
 from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, open_queue
 from serving.steps.step import Answer, CheckedStep, JointStep, Step, Tensors, degraded_reason
 from serving.steps.telemetry import Telemetry
@@ -81,6 +81,8 @@ class Worker:
     def open(cls, name: str, arguments: Mapping[str, str], load: Callable[[Path], Step | JointStep]) -> "Worker":
         """Load a step's exported files and connect it to the metrics, the ranker's queue and the log of answers.
 
+        An instance that stands in for a dead step loads nothing, and refuses every request.
+
         Args:
             name: of the step.
             arguments: those of Triton's ``initialize``.
@@ -89,6 +91,8 @@ class Worker:
         Raises:
             InputError: they are missing, or not of one export.
         """
+        if arguments.get("model_instance_name", "").startswith(f"{STAND_IN}_"):
+            return cls(name, DeadStep(name))
         folder = loaded_artifact(name, arguments)
         step = load(folder)
         release = arguments["model_name"].removeprefix(name).removeprefix("_") or export_id(folder)

@@ -20,6 +20,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from llamarec_client.contract import ENSEMBLE
+from serving.contract import STAND_IN
 from serving.server.programs import free_ports
 
 Row = tuple[str, float, int]
@@ -78,14 +79,18 @@ class Served:
         return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith('{"time"')]
 
     def stubs(self, model: str) -> list[int]:
-        """Return the process ids of a model's instances in this server; others may serve the same repository."""
+        """Return the process ids of a model's instances in this server; others may serve the same repository.
+
+        A process that stood in for a dead one, and has not ended yet, is none of them.
+        """
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().decode().split("\0")
                 pid = int(path.parent.name)
+                stands_in = any(word.startswith(f"{STAND_IN}_") for word in words)
                 if f"{self.repository}/{model}/1/model.py" in words and self.process.pid in ancestors(pid):
-                    found.append(pid)
+                    found += [] if stands_in else [pid]
             except OSError:
                 continue
         return sorted(found)

@@ -66,7 +66,9 @@ def test_a_gateway_gets_the_requests_instead(echo_server):
     refuses them ends the measurement.
     """
     with listening_gateway(lambda: AsyncRecommenderClient(echo_server.url)) as url:
-        (row,) = benchmark(echo_server.url, [["a"], ["a", "b"]], (2,), requests=10, gateway=url.removeprefix("http://"))
+        (row,) = benchmark(
+            [echo_server.url], [["a"], ["a", "b"]], (2,), requests=10, gateway=url.removeprefix("http://")
+        )
         with urllib.request.urlopen(f"{url}/metrics") as response:
             (counted,) = re.findall(r'requests_total.*recommend",status="200"} (\S+)', response.read().decode())
         assert float(counted) >= 30

@@ -39,13 +39,13 @@ def test_no_ranges(text):
 
 
 def test_a_gateway_has_an_address_and_a_server(tmp_path):
-    """The address is that of plain HTTP, and the server is needed for the times of the steps."""
+    """The address is that of plain HTTP, and the servers are needed for the times of the steps."""
     assert Bench(gateway="http://127.0.0.1:8090/").gateway_address() == "127.0.0.1:8090"
     for wrong in ("127.0.0.1:8090", "https://a:1", "http://a", "http://a:1/v1"):
         with pytest.raises(InputError, match="is no address of a gateway"):
             Bench(gateway=wrong).gateway_address()
-    with pytest.raises(InputError, match="--gateway needs --server"):
-        bench(Bench(gateway="http://127.0.0.1:8090"), tmp_path, tmp_path, None, tmp_path)
+    with pytest.raises(InputError, match="--gateway needs --servers"):
+        bench(Bench(gateway="http://127.0.0.1:8090"), tmp_path, tmp_path, (), tmp_path)
 
 
 def test_a_difference_counts_only_beyond_the_noise(tmp_path):

@@ -19,6 +19,7 @@ from serving.contract import STEPS
 from serving.errors import ServerFailure, ServerUnreachable
 from serving.server.control import repository_lock
 from serving.server.process import Stub, is_alive
+from serving.server.stand_in import compile_models
 from serving.server.watch import REVIVE, Watch
 
 SERVED = (*STEPS, "llamarec")
@@ -33,6 +34,8 @@ class Triton:
         self.groups: dict[str, dict[str, Any]] = {step: {"count": 1} for step in STEPS}
         """Instance group of each step's configuration."""
         self.children: list[tuple[str, subprocess.Popen]] = []
+        self.stand_ins: set[int] = set()
+        """Processes that only refuse requests."""
         self.loads: list[tuple[str, dict[str, Any]]] = []
         self.probed: list[tuple[str, float]] = []
         """Model and timeout of each probe."""
@@ -44,6 +47,12 @@ class Triton:
         """What the next loads end with."""
         self.lingering = False
         """Whether the processes of a model that is loaded again stay."""
+        self.refusals: list[str] = []
+        """Models to which a stand-in was added."""
+        self.refusing = True
+        """Whether a stand-in can be added."""
+        self.changed = False
+        """Whether the files of the models have changed, so that Triton loads more than a stand-in."""
         self._served: Counter[str] = Counter()
 
     def start(self, model: str) -> None:
@@ -70,7 +79,11 @@ class Triton:
     # --- of a ServerProcess
 
     def stubs(self) -> list[Stub]:
-        return [Stub(child.pid, name, f"{name}_0_0") for name, child in self.children if is_alive(child.pid)]
+        return [
+            Stub(child.pid, name, "stand_in_0" if child.pid in self.stand_ins else f"{name}_0_0")
+            for name, child in self.children
+            if is_alive(child.pid)
+        ]
 
     # --- of a Control
 
@@ -99,6 +112,16 @@ class Triton:
         return {}
 
     def load(self, model: str, config: dict[str, Any]) -> None:
+        if config["instance_group"][-1].get("name") == "stand_in":
+            assert config["instance_group"][:-1] == [self.groups[model]]
+            if not self.refusing:
+                raise ServerFailure("no instance can be added")
+            self.refusals.append(model)
+            self.children.append((model, subprocess.Popen(["sleep", "60"])))
+            self.stand_ins.add(self.children[-1][1].pid)
+            if self.changed:
+                self.start(model)
+            return
         self.loads.append((model, config))
         if self.broken:
             raise self.broken.pop(0)
@@ -362,6 +385,61 @@ def test_processes_that_outlive_their_reload_are_ended(watch, triton):
     assert set(triton.pids("ranker")) == new
     assert watch_until(watch, watch.is_ready)
     assert [model for model, _ in triton.loads] == ["ranker"]
+
+
+# --- requests that wait for a dead step
+
+
+def test_a_stand_in_refuses_what_waits_until_the_step_is_back(ready, triton):
+    """It is one instance beside the model's own group, added before the reload, which ends it."""
+    triton.kill("ranker")
+    assert watch_until(ready, lambda: ready.steps["ranker"].revived and ready.is_ready())
+    assert triton.refusals == ["ranker"]
+    assert [config["instance_group"] for _, config in triton.loads] == [[triton.groups["ranker"]]]
+    assert len(triton.pids("ranker")) == 1
+    assert not triton.stand_ins & set(triton.pids("ranker"))
+
+
+def test_nothing_stands_in_for_a_step_that_has_a_process_left(watch, triton):
+    """The living instance goes on to answer what waits; a stand-in would refuse half of it."""
+    triton.regroup("ranker", {"count": 2})
+    watch.refresh()
+    assert wait_for(watch.is_ready)
+    watch.look_for_deaths()
+    triton.kill("ranker")
+    assert watch_until(watch, lambda: watch.steps["ranker"].revived)
+    assert triton.refusals == []
+
+
+def test_a_step_comes_back_without_a_stand_in(ready, triton, log):
+    """When none can be added, the reload follows all the same, and the reason is logged."""
+    triton.refusing = False
+    triton.kill("ranker")
+    assert watch_until(ready, lambda: ready.steps["ranker"].revived and ready.is_ready())
+    assert [event["error"] for event in events(log) if event["event"] == "no stand-in"] == ["no instance can be added"]
+
+
+def test_a_step_that_is_loaded_with_its_stand_in_is_not_loaded_again(ready, triton):
+    """Triton loads the whole model where its files have changed; what follows only takes the stand-in away."""
+    triton.changed = True
+    triton.kill("ranker")
+    assert watch_until(ready, lambda: ready.steps["ranker"].revived and ready.is_ready())
+    ((model, config),) = triton.loads
+    assert model == "ranker"
+    assert REVIVE not in config["parameters"]
+    assert config["instance_group"] == [triton.groups["ranker"]]
+
+
+def test_models_are_compiled_once(tmp_path):
+    """The second server of a folder leaves the files of the first one as they are: their time stamps are versions."""
+    model = tmp_path / "ranker" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("x = 1")
+    compile_models(tmp_path)
+    (compiled,) = (model.parent / "__pycache__").iterdir()
+    before = (compiled.stat().st_mtime_ns, compiled.parent.stat().st_mtime_ns)
+    compile_models(tmp_path)
+    assert (compiled.stat().st_mtime_ns, compiled.parent.stat().st_mtime_ns) == before
 
 
 # --- a reload that fails

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -95,6 +96,42 @@ def test_requests_after_a_death_are_refused_at_once(served, step):
     assert time.monotonic() - began < 2
     served.wait_until_ready()
     assert len(ask(served.url, ["50"])) == 20
+
+
+@pytest.mark.parametrize("step", ["ranker", "features"])
+def test_requests_that_wait_for_a_dead_step_are_refused_soon(served, expected, step):
+    """Forty requests wait for the ranker when it dies; Triton alone would take a second for each of them. Or they
+    arrive at a dead first step, which no other step refuses, in one batch. Within 5 s all have failed and name the
+    step, or have the right answer of the new process. A stand-in refuses most of those that wait for the ranker.
+    """
+    served.wait_until_ready()
+    assert ask(served.url, HISTORIES[3]) == expected[3]
+
+    def one(number: int) -> tuple[float, str]:
+        try:
+            assert ask(served.url, HISTORIES[3]) == expected[3]
+            error = ""
+        except InferenceServerException as failure:
+            error = str(failure)
+        return time.monotonic(), error
+
+    with ThreadPoolExecutor(40) as pool:
+        if step == "features":
+            served.kill(step)
+        outcomes = [pool.submit(one, number) for number in range(40)]
+        if step == "ranker":
+            time.sleep(0.3)
+            served.kill(step)
+        killed = time.monotonic()
+    ended = [outcome.result() for outcome in outcomes]
+    errors = [error for _, error in ended if error]
+    assert max(moment for moment, _ in ended) - killed < 5 * contention()
+    assert len(errors) > 10, "the death hit requests that waited"
+    assert all(step in error for error in errors)
+    if step == "ranker":
+        assert sum("ranker: step ranker is dead" in error for error in errors) > len(errors) / 2
+    served.wait_until_ready()
+    assert ask(served.url, HISTORIES[3]) == expected[3]
 
 
 def test_the_process_that_records_events_comes_back(repository, tmp_path):
