@@ -248,7 +248,7 @@ def test_a_server_that_ends_after_it_was_ready_is_started_again(servers, tmp_pat
 
 
 def test_a_server_that_is_started_again_loads_what_was_promoted_meanwhile(servers, tmp_path, flags):
-    """The models are read from the state at each start: those of the first start may be no longer served, or be none."""
+    """The models are read from the state at each start: at the first one, nothing may have been promoted yet."""
     promoted = ["events"]
     servers += [Server(137, meanwhile=lambda: promoted.append("llamarec_r1")), Server(meanwhile=terminate())]
     Supervisor(tmp_path, flags, load=lambda: list(promoted)).run()
