@@ -62,7 +62,11 @@ def serve(
     released = state.models(repository)
     suffixes = [""] if released is None else [f"_{name}" for name in state.loaded()]
     check_adapters(repository, suffixes)
-    load = ["*"] if released is None else released
+
+    def load() -> list[str]:
+        models = State.read(repository).models(repository)
+        return ["*"] if models is None else models
+
     if store is not None:
         from stores.address import open_store
 

@@ -5,7 +5,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -39,7 +39,8 @@ class Supervisor:
     Args:
         repository: the model repository.
         arguments: additional flags for tritonserver.
-        load: models to load. Default: all models of the repository.
+        load: returns the models to load whenever a server starts, because releases are promoted meanwhile. Default: all
+            models of the repository.
         health_port: port of the endpoint for orchestrators. Default: no endpoint.
         key: key of the restricted APIs and of ``items``. Default: a random key.
         hang_seconds: see :data:`serving.server.watch.HANG_SECONDS`.
@@ -53,7 +54,7 @@ class Supervisor:
         repository: Path,
         arguments: Sequence[str] = (),
         *,
-        load: Sequence[str] = ("*",),
+        load: Callable[[], Sequence[str]] = lambda: ("*",),
         health_port: int | None = None,
         key: str | None = None,
         hang_seconds: float = HANG_SECONDS,
@@ -67,9 +68,9 @@ class Supervisor:
         port = number_option(arguments, "--http-port", PORTS["http"])
         self._control = Control(f"127.0.0.1:{port}", key or secrets.token_urlsafe(24))
         self._prefix = f"llamarec_{port}_{secrets.token_hex(4)}_"
+        self._load = load
         self._arguments = [
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in load),
             "--strict-readiness=false",  # else one model that fails to load makes the server "not ready"
             *arguments,
             shared_memory_flag(self._prefix),
@@ -120,7 +121,8 @@ class Supervisor:
         """Run one server on a path of the repository; return its exit code, and whether it was ever ready."""
         with suppress(OSError):  # a read-only repository stays as it is, also when a step starts
             compile_models(repository)
-        command = server_command([f"--model-repository={repository}", *self._arguments])
+        models = [f"--load-model={model}" for model in self._load()]
+        command = server_command([f"--model-repository={repository}", *models, *self._arguments])
         # The steps may recognise the key, but not know it.
         environment = {**server_environment(), DIGEST_VARIABLE: digest(os.fsencode(self._control.key))}
         server = ServerProcess(command, environment, self._prefix)

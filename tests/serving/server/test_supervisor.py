@@ -146,7 +146,7 @@ def test_the_command_line_of_the_server(servers, tmp_path, flags):
     the key's digest, not the key.
     """
     servers.append(Server(meanwhile=terminate()))
-    Supervisor(tmp_path, flags, load=["llamarec", "llamarec_r1"], key=KEY).run()
+    Supervisor(tmp_path, flags, load=lambda: ["llamarec", "llamarec_r1"], key=KEY).run()
     (server,) = servers
     restricted = f"model-repository,shared-memory,trace,logging:llamarec-key={KEY}"
     assert sorted(server.command) == sorted(
@@ -245,6 +245,15 @@ def test_a_server_that_ends_after_it_was_ready_is_started_again(servers, tmp_pat
         ("server ended", 137),
         ("ready", ["features", "llamarec"]),
     ]
+
+
+def test_a_server_that_is_started_again_loads_what_was_promoted_meanwhile(servers, tmp_path, flags):
+    """The models are read from the state at each start: at the first one, nothing may have been promoted yet."""
+    promoted = ["events"]
+    servers += [Server(137, meanwhile=lambda: promoted.append("llamarec_r1")), Server(meanwhile=terminate())]
+    Supervisor(tmp_path, flags, load=lambda: list(promoted)).run()
+    loaded = [[flag for flag in server.command if flag.startswith("--load-model")] for server in servers]
+    assert loaded == [["--load-model=events"], ["--load-model=events", "--load-model=llamarec_r1"]]
 
 
 def test_a_server_that_never_was_ready_is_not_started_again(servers, tmp_path, flags, capsys):

@@ -300,3 +300,14 @@ def test_a_step_without_files_is_not_opened(tmp_path, monkeypatch):
     arguments = {"model_name": "features", "model_repository": str(tmp_path / "features"), "model_config": "{}"}
     with pytest.raises(InputError, match="llamarec export"):
         Worker.open("features", arguments, lambda folder: pytest.fail("nothing to load"))
+
+
+def test_a_stand_in_loads_nothing_and_refuses_everything():
+    """Triton names an instance after its group. Without the files of its step it is there at once."""
+    arguments = {"model_name": "ranker_r1", "model_instance_name": "stand_in_0"}
+    worker = Worker.open("ranker", arguments, lambda folder: pytest.fail("nothing to load"))
+    (response,) = worker.execute([request()])
+    code, message = response.error
+    assert code == "UNAVAILABLE"
+    assert message.startswith("ranker: step ranker is dead: `llamarec serve` restarts it within seconds")
+    worker.finalize()
