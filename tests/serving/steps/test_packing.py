@@ -97,4 +97,5 @@ def test_a_worker_hands_on_one_tensor_and_takes_it(monkeypatch):
         "CANDIDATE_SCORE": [3, 1],
         "CANDIDATE_RANK": [3, 1],
         "CANDIDATE_TEXT": [],
+        "CANDIDATE_BOOST": [3, 1],
     }
