@@ -158,7 +158,7 @@ def test_concurrent_requests_share_batches_and_spoil_nothing(echo_server):
 
 
 def test_each_request_reaches_the_steps_by_itself(echo_server):
-    """Histories of 32 lengths that wait for the retriever are handed to it one by one: none waits for another's work."""
+    """Histories of 32 lengths that wait for the retriever are handed to it one by one; none waits for others to end."""
 
     def executions(client: grpc.InferenceServerClient) -> int:
         return client.get_inference_statistics("retriever").model_stats[0].execution_count
