@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from llamarec_client.contract import DEGRADED, ENSEMBLE, RETRIEVAL_ENSEMBLE
 from llamarec_client.messages import Request, requested_outputs
 from llamarec_client.recommender import RecommenderClient
-from serving.contract import PROBE
+from serving.contract import PROBE, STEP_SPECS
 from serving.layout import exported_release
 from serving.server.local import LocalServer
 from serving.steps.answers import is_sampled
@@ -89,17 +89,27 @@ def test_the_log_has_every_answer_and_changes_none(repository, server, tmp_path)
 
 
 def without_users(repository: Path, folder: Path) -> Path:
-    """Return a copy of a repository with the configurations of a version that had no log of answers."""
+    """Return a copy of a repository with the configurations of a version that had no log of answers.
+
+    That version had no packed tensors either: each tensor went from step to step by itself.
+    """
     shutil.copytree(repository, folder, copy_function=os.link)
     for path in folder.glob("*/config.pbtxt"):
         config = text_format.Parse(path.read_text(), ModelConfig())
         for tensors in (config.input, config.output):
-            kept = [tensor for tensor in tensors if tensor.name != "USER"]
+            kept = [tensor for tensor in tensors if tensor.name != "USER" and not tensor.name.endswith("_PACKED")]
             del tensors[:]
             tensors.extend(kept)
-        for step in config.ensemble_scheduling.step:
-            step.input_map.pop("USER", None)
-            step.output_map.pop("USER", None)
+        taken: set[str] = set()
+        for step in reversed(config.ensemble_scheduling.step):
+            specs = STEP_SPECS[step.model_name]
+            if any(name.endswith("_PACKED") for name in step.output_map):
+                step.output_map.clear()
+                step.output_map.update({spec.name: spec.name for spec in specs.outputs if spec.name in taken})
+            if any(name.endswith("_PACKED") for name in step.input_map):
+                step.input_map.clear()
+                step.input_map.update({spec.name: spec.name for spec in specs.inputs if spec.name != "USER"})
+            taken |= set(step.input_map)
         path.unlink()  # and not the file that the link shares
         path.write_text(text_format.MessageToString(config))
     return folder
