@@ -44,16 +44,57 @@ OWN = {
 }
 
 
+KNOWN = st.sampled_from(["50", "181", "172", "258", "8", "100"])
+TITLES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=5)
+PROPER = {
+    **dict.fromkeys(("history", "exclude", "item_ids"), st.lists(KNOWN, max_size=5)),
+    **dict.fromkeys(("candidates", "documents"), st.lists(KNOWN, min_size=1, max_size=5, unique=True)),
+    **dict.fromkeys(("item_id", "user_id"), KNOWN),
+    **dict.fromkeys(("top_k", "top_n"), st.integers(1, 6)),
+    "query": st.lists(KNOWN, max_size=4).map("\n".join),
+    "model": st.just("llamarec"),
+    "fallback": st.just("retriever"),
+    "return_documents": st.booleans(),
+}
+"""Values that the endpoints accept."""
+NEEDED = {
+    "/v1/recommend": ("history",),
+    "/v1/events": ("user_id", "item_ids"),
+    "/v1/similar": ("item_id",),
+    "/v1/rerank": ("query", "documents"),
+    "/v2/rerank": ("query", "documents"),
+}
+
+
+@st.composite
+def proper(draw, path):
+    """Draw a body that the endpoint accepts."""
+    needed = {name: PROPER[name] for name in NEEDED[path]}
+    more = {name: PROPER[name] for name in OWN[path] if name in PROPER and name not in needed}
+    body = draw(st.fixed_dictionaries(needed, optional=more))
+    if "documents" in body and draw(st.booleans()):
+        body["documents"], body["query"] = draw(TITLES), "\n".join(draw(TITLES))
+    elif "documents" in body:
+        body["model"] = "llamarec/ids"
+    return body
+
+
 @st.composite
 def bodies(draw):
-    """Draw an endpoint with a body that is close to its own, and sometimes far from it."""
+    """Draw an endpoint with a body: a proper one, one with a wrong or strange field, or anything at all."""
     path = draw(st.sampled_from(PATHS))
-    own = {name: fields[name] for name in OWN[path]}
-    body = draw(st.fixed_dictionaries({}, optional=own) | st.dictionaries(st.text(max_size=5), values) | values)
-    content = draw(st.just(json.dumps(body).encode()) | st.binary(max_size=50))
+    body = draw(proper(path))
+    kind = draw(st.integers(0, 9))
+    if kind >= 4:
+        name = draw(st.sampled_from(sorted(OWN[path])))
+        body[name] = draw(fields[name])
+    if kind == 9:
+        own = {name: fields[name] for name in OWN[path]}
+        body = draw(st.fixed_dictionaries({}, optional=own) | st.dictionaries(st.text(max_size=5), values) | values)
+    content = draw(st.binary(max_size=50)) if kind == 8 else json.dumps(body).encode()
     headers = {"Content-Type": draw(st.sampled_from(["application/json"] * 9 + ["text/plain"]))}
     for name in ("X-Request-ID", "X-Request-Timeout"):
-        if not draw(st.integers(0, 4)):
+        if not draw(st.integers(0, 9)):
             headers[name] = draw(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=5)).strip()
     return path, content, headers
 
