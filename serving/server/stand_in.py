@@ -44,4 +44,4 @@ def compile_models(repository: Path) -> None:
     """
     for path in sorted(repository.glob("*/1/model.py")):
         if not Path(importlib.util.cache_from_source(str(path))).exists():
-            py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+            py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)

@@ -30,6 +30,7 @@ ECHO_STEPS = {
             GIVEN_ID: request.get(CANDIDATES, []) if CANDIDATE_TITLE in request else [],
             GIVEN_TEXT: request.get(CANDIDATE_TITLE, []),
             HISTORY_TEXT: request.get(HISTORY_TITLE, []),
+            RULES: [],
         }
 
     def facts(self, request, answer, parameters):
@@ -47,6 +48,7 @@ ECHO_STEPS = {
         return {
             CANDIDATE_ITEM: items, CANDIDATE_ID: ids, CANDIDATE_SCORE: scores, CANDIDATE_RANK: list(ranks),
             CANDIDATE_TEXT: request.get(GIVEN_TEXT, []),
+            CANDIDATE_BOOST: [],
             ITEM_ID: ids[:limit], SCORE: scores[:limit], RETRIEVER_RANK: list(ranks[:limit]),
         }
 """,
