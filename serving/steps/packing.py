@@ -5,7 +5,7 @@ mark of the packing, then the number of elements and of bytes of each tensor) an
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -32,6 +32,10 @@ class Packing:
         described = ",".join(f"{spec.name}:{spec.data_type}" for spec in specs)
         self._mark = zlib.crc32(described.encode())
         self._header = 1 + 2 * len(specs)
+
+    def holds(self, tensors: Container[TensorSpec]) -> bool:
+        """Return whether all the tensors are there: not if a caller asks a step alone, without those of earlier ones."""
+        return all(spec in tensors for spec in self._specs)
 
     def pack(self, tensors: Mapping[TensorSpec, ArrayLike]) -> NDArray[np.uint8]:
         """Return the packed tensors [bytes].

@@ -82,7 +82,8 @@ def test_a_worker_hands_on_one_tensor_and_takes_it(monkeypatch):
     answer = {spec: [3, 1] for spec in STEP_SPECS["retriever"].outputs if spec.data_type != "STRING"}
     answer |= {CANDIDATE_ID: [b"three", b""], CANDIDATE_TEXT: []}
     step = types.SimpleNamespace(answer=lambda tensors: answer)
-    (response,) = Worker("retriever", step).execute([asking({"FEATURES_PACKED": features}, "RETRIEVER_PACKED")])
+    worker = Worker("retriever", step)
+    (response,) = worker.execute([asking({"FEATURES_PACKED": features}, "RETRIEVER_PACKED")])
     assert list(response) == ["RETRIEVER_PACKED"]
     assert response["RETRIEVER_PACKED"].as_numpy().shape[0] == 1
 
@@ -99,3 +100,9 @@ def test_a_worker_hands_on_one_tensor_and_takes_it(monkeypatch):
         "CANDIDATE_TEXT": [],
         "CANDIDATE_BOOST": [3, 1],
     }
+
+    # A health probe asks this step alone, without the tensors of earlier steps; Triton names all outputs for it.
+    alone = asking({"LIMIT": tensor("LIMIT", np.array([[0]]))}, "CANDIDATE_ITEM", "RETRIEVER_PACKED")
+    (response,) = worker.execute([alone])
+    assert response["CANDIDATE_ITEM"].as_numpy().tolist() == [[3, 1]]
+    assert "RETRIEVER_PACKED" not in response
