@@ -221,7 +221,7 @@ def test_adapters_are_chosen_alone_or_as_served(
     assert [row["NDCG@10"] for row in result.log] == pytest.approx([0.815, 0.75], abs=1e-3)
 
 
-@pytest.mark.parametrize(("killed_at", "read"), [(3, "letters"), (5, "lines")])
+@pytest.mark.parametrize(("killed_at", "read"), [(3, "letters"), pytest.param(5, "lines", marks=pytest.mark.thorough)])
 def test_an_interrupted_training_ends_where_the_whole_one_does(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, read: str
 ):
@@ -265,7 +265,14 @@ def test_an_interrupted_training_ends_where_the_whole_one_does(
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("minutes", "saved"), [(0.0, [0, 2, 4, 5, 6, 8]), (10.0, [0, 5, 8]), (3.0, [0, 4, 5, 8])])
+@pytest.mark.parametrize(
+    ("minutes", "saved"),
+    [
+        (3.0, [0, 4, 5, 8]),
+        pytest.param(0.0, [0, 2, 4, 5, 6, 8], marks=pytest.mark.thorough),
+        pytest.param(10.0, [0, 5, 8], marks=pytest.mark.thorough),
+    ],
+)
 def test_checkpoints_follow_the_clock(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, saved: list[int]
 ):
@@ -299,6 +306,7 @@ def test_a_prompt_that_cannot_be_built_stops_the_training_with_its_reason(base: 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepared-ahead")]
 
 
+@pytest.mark.thorough
 def test_what_changes_nothing_of_the_ranker_is_not_recorded(artifacts: Path, base: str, monkeypatch):
     """A ranker of other checkpoints is recognised; so is one of a version that had no such option."""
     train_ranker(replace(BRIEF, max_prompts=4), artifacts, base)

@@ -83,7 +83,7 @@ def test_loss_and_gradients_equal_the_authors(model):
         torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("scan", [_Scan, _DoublingScan])
+@pytest.mark.parametrize("scan", [_Scan, pytest.param(_DoublingScan, marks=pytest.mark.thorough)])
 @settings(max_examples=20, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_the_packed_scan_has_the_gradient_of_its_recurrence(scan, lengths, seed):
