@@ -34,7 +34,7 @@ class Packing:
         self._header = 1 + 2 * len(specs)
 
     def holds(self, tensors: Container[TensorSpec]) -> bool:
-        """Return whether all the tensors are there: not if a caller asks a step alone, without those of earlier ones."""
+        """Return whether all the tensors are there: not if a caller asks a step alone and gives its inputs only."""
         return all(spec in tensors for spec in self._specs)
 
     def pack(self, tensors: Mapping[TensorSpec, ArrayLike]) -> NDArray[np.uint8]:
