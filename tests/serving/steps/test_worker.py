@@ -290,6 +290,7 @@ def test_metrics_name_the_release(tmp_path, monkeypatch, model, release):
     worker = Worker.open("features", arguments, load)
     assert opened == [tmp_path / model / "1" / "artifact", ("features", release)]
     (response,) = worker.execute([request(HISTORY=[])])
+    worker.finalize()  # else its thread would go on to collect garbage in all tests that follow
     assert response.error is None
     assert len(step.asked) == 1
 
