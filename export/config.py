@@ -161,10 +161,10 @@ def _inputs(specs: tuple[TensorSpec, ...], *, ragged: bool, optional: bool = Fal
 def step_config(name: str, spec: ModelSpec, serving: Serving = DEFAULTS) -> ModelConfig:
     """Return the configuration of one step, a Python model.
 
-    The steps of a recommendation get one request at a time, except a ranker that batches. Their work on several takes
-    as long as on one after the other, Triton's batcher is one more thread that a request waits for, and requests that
-    are handed over together go on together, after the last one (`python -m benchmarks.framework`). No step has a queue
-    policy: :mod:`serving.steps.ranker_queue` limits the wait for the ranker, and says why.
+    The steps of a recommendation get one request at a time, except a ranker that batches. They compute several one
+    after the other, to keep every bit, and requests that Triton hands over together would go on together, after the
+    last one. No step has a queue policy: :mod:`serving.steps.ranker_queue` limits the wait for the ranker, and says
+    why.
     """
     processes = serving.processes.get(name, 1)
     config: dict[str, Any] = {"instance_group": [{"kind": "KIND_CPU", "count": processes}]}

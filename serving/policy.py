@@ -106,11 +106,11 @@ def read_policy(raw: bytes, source: str) -> dict[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, none of whose names may stand there twice."""
+    """Return a JSON object, in which no name may occur twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{short(twice)} stands there more than once")
+        raise ValueError(f"{short(twice)} occurs more than once")
     return found
 
 

@@ -185,7 +185,7 @@ class Worker:
         packed = PACKED.get(self._name)
         if packed is not None and packed.name in wanted:
             packing, handed_on = PACKINGS[packed.name], {**tensors, **answer}
-            # Triton names all outputs if a caller names none, also for one who asks a step alone.
+            # A caller who lists no outputs is taken to want all of them, also if he asks this step alone.
             if packing.holds(handed_on):
                 yield packed.name, packing.pack(handed_on)
 

@@ -133,7 +133,7 @@ def items(answer: list) -> str:
         ("{", r"POLICY is not JSON \(.*\): give one object, such as"),
         ("[]", r"POLICY is \[\]: give one JSON object"),
         ("[" * 60_000, "POLICY is not JSON"),
-        ('{"repeats": "all", "repeats": "none"}', "'repeats' stands there more than once"),
+        ('{"repeats": "all", "repeats": "none"}', "'repeats' occurs more than once"),
         ("{" + " " * 70_000 + "}", "POLICY has 70,002 bytes: give at most 65,536"),
         (
             {"max_per_grup": 1},
