@@ -29,6 +29,10 @@ CANCELLATION_SECONDS = 0.02
 millisecond, and hardly a caller gives up that soon."""
 
 
+PREFIX = "llamarec-queue-"
+"""Start of the names of the folders in the temporary folder, before the process of the server."""
+
+
 class GivenUpError(Exception):
     """The caller cancelled the request, or its deadline passed."""
 
@@ -58,11 +62,12 @@ def queue_folder(suffix: str) -> Path:
         InputError: the folder belongs to another user of this machine.
     """
     temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob("llamarec-[0-9]*"):
-        server = re.findall("[0-9]+", left.name)[0]
-        if not Path("/proc", server).exists():
+    for left in temporary.glob(f"{PREFIX}*"):
+        # Other folders of this machine may start like these.
+        server = re.fullmatch(rf"{PREFIX}(\d+).*", left.name)
+        if server and not Path("/proc", server[1]).exists():
             tidy(left)
-    folder = temporary / f"llamarec-{os.getppid()}{suffix}"
+    folder = temporary / f"{PREFIX}{os.getppid()}{suffix}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise InputError(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own")

@@ -99,15 +99,16 @@ def test_a_proxy_does_not_keep_a_local_server_from_becoming_ready(echo_repositor
 
 
 @pytest.mark.thorough
-def test_a_repository_is_served_whatever_the_name_of_its_folder(echo_repository, tmp_path):
+def test_a_repository_is_served_whatever_the_name_of_its_folder(echo_repository, tmp_path, monkeypatch):
     """With a space in its path, Triton started each step again and again, with "stol" in its log
     (triton-inference-server/python_backend#404). The other characters mean something to the shell as well.
     """
     repository = shutil.copytree(echo_repository, tmp_path / "it's my $HOME (v2)" / "model repository")
-    before = set(Path(tempfile.gettempdir()).glob("llamarec-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with LocalServer(repository) as server, RecommenderClient(server.url) as recommender:
         assert len(recommender.recommend(["a", "b"])) == 2
-    assert set(Path(tempfile.gettempdir()).glob("llamarec-*")) <= before
+    assert not list(tmp_path.glob("llamarec-*"))
 
 
 def test_a_path_that_a_shell_takes_as_one_word_is_served_itself(tmp_path):

@@ -6,13 +6,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serving.contract import PROBE, QUEUED
-from serving.steps.ranker_queue import Admission, FullError, GivenUpError, LateError, RankerTurn, now, queue_folder
+from serving.steps.ranker_queue import (
+    PREFIX,
+    Admission,
+    FullError,
+    GivenUpError,
+    LateError,
+    RankerTurn,
+    now,
+    queue_folder,
+)
 
 OTHER_RANKER = """
 import sys, time
@@ -137,16 +147,24 @@ def test_a_request_without_a_stamp_has_not_waited(tmp_path):
 
 
 def test_what_a_killed_server_left_is_removed(tmp_path, monkeypatch):
-    """A step of the next server removes the folder of a server that no longer runs, and keeps that of a running one."""
+    """A step of the next server removes the folder of a server that no longer runs, and keeps that of a running one.
+
+    It leaves other folders alone: ``llamarec-9zyp5qpb``, the folder of a link that leads to a repository, was taken for
+    the folder of process 9, and the server did not start.
+    """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    dead, living = tmp_path / f"llamarec-{ended.pid}_r1", tmp_path / f"llamarec-{os.getpid()}"
+    link = tmp_path / "llamarec-9zyp5qpb" / "repository"
+    link.parent.mkdir()
+    link.symlink_to(Path.cwd())
+    dead, living = tmp_path / f"{PREFIX}{ended.pid}_r1", tmp_path / f"{PREFIX}{os.getpid()}"
     for folder in (dead, living):
         folder.mkdir()
         (folder / str(ended.pid)).write_bytes(bytes(8))
     queue_folder("_r2")
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, f"llamarec-{os.getppid()}_r2"}
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, f"{PREFIX}{os.getppid()}_r2", link.parent.name}
+    assert link.exists()
 
 
 def test_nothing_is_left_when_both_end(tmp_path):
