@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Test files in parallel, each process on one core: several threads in each would only slow one another down.
+WORKERS ?= 2
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
 SERVED := -p llamarec_client -p serving -p stores -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving stores tests
 
@@ -34,11 +37,11 @@ ui: setup
 	$(BIN)/llamarec demo --ui
 
 test: setup
-	$(PYTEST)
+	$(PARALLEL)
 
 # Tests that take long and guard no core promise, or that need fresh environments or services.
 test-more: setup
-	$(PYTEST) -m thorough
+	$(PARALLEL) -m thorough
 
 # Tests of the serving contract, faults, overload, releases and security against the real server.
 test-serving: setup
