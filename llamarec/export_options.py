@@ -49,7 +49,13 @@ Processes = Annotated[
     str | None,
     typer.Option(help="Number of processes of other steps, such as `features=2,retriever=2`. Default: one of each."),
 ]
-BatchSize = Annotated[int, typer.Option(help="Maximum number of requests that Triton passes to a step together.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Maximum number of requests that Triton hands to the ranker together. Default: as many as it ranks in"
+        " 0.25 s, at most 512, when it batches."
+    ),
+]
 QueueDelay = Annotated[
     int, typer.Option(help="Microseconds that a request waits at the ranker for others to form a batch.")
 ]
@@ -94,7 +100,7 @@ def export_options(
     policy: PolicyFile = None,
     instances: Instances = 1,
     processes: Processes = None,
-    max_batch_size: BatchSize = 64,
+    max_batch_size: BatchSize = None,
     queue_delay_us: QueueDelay = 0,
     queue_seconds: QueueSeconds = None,
     retriever_runtime: RetrieverRuntime = "python",

@@ -142,7 +142,7 @@ def test_requests_of_different_lengths_may_share_a_batch(step):
     last one.
     """
     config = model_configs()[step]
-    assert config.max_batch_size == DEFAULTS.max_batch_size == 64
+    assert config.max_batch_size == 64
     assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
     assert config.HasField("dynamic_batching") == (step not in STEPS)
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
@@ -182,6 +182,7 @@ def test_each_option_reaches_the_text_that_triton_parses(serving, step, text):
         DEFAULTS,
         Serving(instances=2, max_batch_size=8, queue_delay_us=500, device="gpu:1", pass_seconds=0.2),
         Serving(device="gpu", rank_cache=500, prefix_cache=64, queue_seconds=1.5),
+        Serving(device="gpu", pass_seconds=0.0005),
         Serving(processes={"retriever": 2, "prompt_builder": 3}),
         Serving(retriever_runtime="onnxruntime", store="sqlite:///x", pass_seconds=0.123456789),
     ],
@@ -279,10 +280,26 @@ def test_other_text_is_no_number_of_processes(text):
 def test_the_queue_of_a_gpu_holds_what_is_ranked_in_time():
     """A pass of 16 ms and the shortest queue of 5 s allow 311 prompts besides the running one, for each instance.
 
-    Triton hands over up to 64 prompts together, but they are ranked one by one, so the batch size has no effect.
+    The batch size has no effect: a pass is the duration of one prompt among others.
     """
     assert Serving(device="gpu", pass_seconds=0.016).queue_size == 311
     assert Serving(device="gpu", pass_seconds=0.016, instances=2).queue_size == 622
+
+
+@pytest.mark.parametrize(
+    ("serving", "size"),
+    [
+        (Serving(device="gpu", pass_seconds=1 / 60), 15),
+        (Serving(device="gpu", pass_seconds=1 / 2000), 500),
+        (Serving(device="gpu", pass_seconds=1 / 5000), 512),
+        (Serving(device="gpu", pass_seconds=2), 1),
+        (Serving(device="gpu", pass_seconds=2, max_batch_size=8), 8),
+        (Serving(pass_seconds=0.05, queue_delay_us=500), 5),
+    ],
+)
+def test_a_batch_is_ranked_in_a_quarter_of_a_second(serving, size):
+    """By hand: 0.25 s divided by the measured time of a prompt, at least 1 and at most 512, or the option's value."""
+    assert {config.max_batch_size for name, config in model_configs(serving).items() if name in STEPS} == {size}
 
 
 def test_the_retriever_stays_on_the_processor():
