@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 # Test files in parallel, each process on one core: several threads in each would only slow one another down.
 WORKERS ?= 2
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SERVED := -p llamarec_client -p serving -p stores -m llamarec.commands.serve
 CHECKED := benchmarks client examples experiments export llamarec models model_repository preprocessing serving stores tests
 

@@ -12,6 +12,8 @@ pytest_plugins = ["pipeline", "echo", "redis_server"]
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
+LONGEST = "test_gpu_versions.py"
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -29,6 +31,8 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Of several files that run in parallel, the one that takes longest begins.
+    items.sort(key=lambda item: item.path.name != LONGEST)
     if SHARED_DATA.is_dir():
         return
     absent = [item for item in items if item.get_closest_marker("shared_data")]
