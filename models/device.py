@@ -86,8 +86,9 @@ def restore_random_state(states: Sequence[Mapping[str, Any]], device: Any, proce
 
 
 def sent(tensor: Any, device: Any) -> Any:
-    """Return a processor's tensor on a ``torch.device``; the program does not wait for what the device is computing.
+    """Return a processor's tensor on a ``torch.device`` or one of that name, without waiting for what it is computing.
 
     A copy from ordinary memory would wait.
     """
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    to_gpu = str(device).startswith("cuda")
+    return tensor.pin_memory().to(device, non_blocking=True) if to_gpu else tensor.to(device)

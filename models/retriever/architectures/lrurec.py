@@ -290,7 +290,7 @@ class LRURec(nn.Module):
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """Return the states [kept, width] at the positions that ``kept`` marks."""
         packing = Packing.of(kept)
-        is_item, x = self._embed(packing.pack(items))
+        is_item, x = self._embed(sent(packing.pack(items), self.bias.device))
         for block in self.blocks:
             x = block(x, is_item, packing.sizes)
         return packing.unpack(x)

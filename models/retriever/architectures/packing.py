@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.device import sent
+
 SHORT = 8
 """Rows up to this length form one group, because shorter rows are not worth a pass of their own."""
 
@@ -17,6 +19,8 @@ class Packing:
 
     Step t lists the t-th position of every sequence that is long enough, longest sequence first, so that the sequences
     of a step are the first ones of the step before it.
+
+    It is computed on the processor, so that a step of the training never waits for a GPU.
     """
 
     rows: Tensor
@@ -46,16 +50,19 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Return packed values [positions, ...] in the order of ``padded[kept]``, that is row by row."""
-        return packed[self.in_order]
+        return packed[sent(self.in_order, packed.device)]
 
 
-def in_groups(states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor) -> Tensor:
+def in_groups(
+    states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return a padding model's states at the positions that ``kept`` marks; similar row lengths are computed together.
 
     Args:
         states: function that maps item numbers [rows, length] to states [rows, length, width].
-        items: item numbers [batch, length], left-padded.
-        kept: mask [batch, length] of the positions; in each row it marks the last ones.
+        items: item numbers [batch, length], left-padded, on the processor.
+        kept: mask [batch, length] of the positions, on the processor; in each row it marks the last ones.
+        device: device of the model.
 
     Returns:
         the states [kept, width] in the order of ``padded[kept]``, that is row by row.
@@ -68,10 +75,11 @@ def in_groups(states: Callable[[Tensor], Tensor], items: Tensor, kept: Tensor) -
         end = start + int((lengths[start:] <= longest).sum())
         rows, columns = shortest_first[start:end], slice(-int(lengths[end - 1]), None)
         inside = kept[rows, columns]
-        found.append(states(items[rows, columns])[inside])
+        padded = states(sent(items[rows, columns], device))
+        found.append(padded.flatten(0, 1)[sent(inside.flatten().nonzero().squeeze(1), device)])
         order.append(rows.unsqueeze(1).expand_as(inside)[inside])
         start = end
-    return torch.cat(found)[torch.cat(order).argsort(stable=True)]
+    return torch.cat(found)[sent(torch.cat(order).argsort(stable=True), device)]
 
 
 class PaddedModel(nn.Module):
@@ -91,7 +99,7 @@ class PaddedModel(nn.Module):
 
     def states_at(self, items: Tensor, kept: Tensor) -> Tensor:
         """Return the states [kept, width] at the positions that ``kept`` marks."""
-        return in_groups(self, items, kept)
+        return in_groups(self, items, kept, next(self.parameters()).device)
 
     def score(self, states: Tensor) -> Tensor:
         """Map states [..., width] to the logits of every item number, including the padding's [..., items + 1]."""

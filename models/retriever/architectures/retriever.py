@@ -26,8 +26,8 @@ class Retriever(Protocol):
         """Return the states at the marked positions only, without computing the padding before them.
 
         Args:
-            items: item numbers [batch, length], left-padded.
-            kept: mask [batch, length] of the positions; in each row it marks the last ones.
+            items: item numbers [batch, length], left-padded, on the processor.
+            kept: mask [batch, length] of the positions, on the processor; in each row it marks the last ones.
 
         Returns:
             the states [kept, width] in the order of ``padded[kept]``, that is row by row.

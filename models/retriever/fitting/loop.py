@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from models.checkpoint import Checkpoint
-from models.device import random_state, restore_random_state, torch_device
+from models.device import random_state, restore_random_state, sent, torch_device
 from models.metrics import recall
 from models.retriever.architectures.build import build_model
 from models.retriever.architectures.retriever import Retriever
@@ -173,7 +173,7 @@ class _Training:
         windows = training_windows(data.training, options.max_length)
         self.inputs, self.targets = inputs_and_targets(windows, options.max_length)
         counts = torch.from_numpy(np.bincount(np.concatenate(windows), minlength=data.catalogue.trained + 1))
-        self.learn = loss_of(options, counts.to(self.device))
+        self.learn = loss_of(options, counts)
         self.validated = _validated(options, len(data.users))
         self.steps_an_epoch = -(-len(windows) // options.batch_size)
         self.steps = options.epochs * self.steps_an_epoch
@@ -184,15 +184,15 @@ class _Training:
             self.best_state, self.progress = state["best"], TrainingProgress(**json.loads(state["progress"]))
             restore_random_state(state["random"], self.device, self.processes.process_index)
         self._began = time.perf_counter() - self.progress.seconds
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
+        """Loss of each step since the last validation."""
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def validate(self) -> None:
         """Measure Recall@10 on the validation items, keep the weights if they are the best, and write a checkpoint."""
-        progress = self.progress
+        progress, losses = self.progress, self._read_losses()
         reached = recall(self._validation_ranks(), 10)
-        progress.curve.append((progress.step, float(np.mean(self._losses)) if self._losses else None, reached))
-        self._losses.clear()
+        progress.curve.append((progress.step, float(np.mean(losses)) if losses else None, reached))
         progress.waited += 1
         if reached > progress.best:
             progress.best, progress.best_step, progress.waited = reached, progress.step, 0
@@ -219,25 +219,26 @@ class _Training:
         return ranks if self.processes.num_processes == 1 else np.concatenate(gather_object([ranks]))
 
     def take_step(self) -> None:
-        """Take an optimiser step on the next batch.
+        """Take an optimiser step on the next batch; nothing in it waits for a GPU.
 
         Raises:
-            InputError: the loss is not finite.
+            InputError: the loss is not finite; on a GPU, the next validation raises it.
         """
         inputs, targets = self._next_batch()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         # A process may have no rows in an epoch's last batch.
-        total, count = self.learn(self.model, inputs, targets) if len(inputs) else (torch.zeros(()), 0)
-        everywhere = torch.tensor([float(total.detach()), float(count)], dtype=torch.float64, device=self.device)
+        none = (torch.zeros((), device=self.device), 0)
+        total, count = self.learn(self.model, inputs, targets) if len(inputs) else none
+        predictions = sent(torch.tensor(count, dtype=torch.float64), self.device)
+        everywhere = torch.stack((total.detach().double(), predictions))
         if self.processes.num_processes > 1:
             everywhere = reduce(everywhere, "sum")
-        loss, predictions = float(everywhere[0] / everywhere[1]), float(everywhere[1])
-        if not np.isfinite(loss):
-            rate = self.options.learning_rate
-            raise InputError(f"the loss is {loss} at step {self.progress.step + 1}, learning rate {rate:g}: lower it")
+        loss, predictions = everywhere[0] / everywhere[1], everywhere[1]
+        if self.device.type == "cpu":
+            self._check(float(loss), self.progress.step + 1)
         if count:
-            torch.autograd.backward(total / predictions)
+            torch.autograd.backward(total / predictions.to(total.dtype))
         if self.processes.num_processes > 1:
             for parameter in self.model.parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -247,8 +248,25 @@ class _Training:
         self._losses.append(loss)
         self.progress.step += 1
 
+    def _read_losses(self) -> list[float]:
+        """Return the losses of the steps since the last validation, and forget them.
+
+        Raises:
+            InputError: one of them is not finite.
+        """
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses.clear()
+        for step, loss in enumerate(losses, self.progress.step - len(losses) + 1):
+            self._check(loss, step)
+        return losses
+
+    def _check(self, loss: float, step: int) -> None:
+        if not np.isfinite(loss):
+            rate = self.options.learning_rate
+            raise InputError(f"the loss is {loss} at step {step}, learning rate {rate:g}: lower it")
+
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        """Return this process's inputs and targets of the next batch, each [rows, length]."""
+        """Return this process's inputs and targets of the next batch, each [rows, length], on the processor."""
         epoch, place = divmod(self.progress.step, self.steps_an_epoch)
         if epoch != self._epoch:  # each epoch has its own seed, so that a resumed training keeps the order
             self._epoch = epoch
@@ -256,8 +274,7 @@ class _Training:
         size = self.options.batch_size
         rows = self._order[place * size : (place + 1) * size]
         rows = rows[self.processes.process_index :: self.processes.num_processes]
-        inputs, targets = (torch.from_numpy(array[rows]).to(self.device) for array in (self.inputs, self.targets))
-        return inputs, targets
+        return torch.from_numpy(self.inputs[rows]), torch.from_numpy(self.targets[rows])
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

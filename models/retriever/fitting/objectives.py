@@ -1,4 +1,8 @@
-"""The losses of a retriever on a batch of windows, one for each training method of the papers."""
+"""The losses of a retriever on a batch of windows, one for each training method of the papers.
+
+Batches are on the processor, whatever the model's device is: there it is known which positions and items are computed,
+so that no step waits for a GPU.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.device import sent
 from models.retriever.architectures.bert4rec import BERT4Rec
 from models.retriever.architectures.packing import in_groups
 from models.retriever.architectures.retriever import Retriever
@@ -18,7 +23,7 @@ def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[T
 
     Args:
         model: the retriever.
-        inputs: item numbers [batch, length], left-padded.
+        inputs: item numbers [batch, length], left-padded, on the processor.
         targets: number of the item after each input [batch, length]; 0 where there is no target.
 
     Returns:
@@ -26,7 +31,8 @@ def next_item_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[T
     """
     kept = targets > 0
     right = targets[kept]
-    return cross_entropy(model.states_at(inputs, kept), *model.head(), right), len(right)
+    states = model.states_at(inputs, kept)
+    return cross_entropy(states, *model.head(), sent(right, states.device)), len(right)
 
 
 def sampled_loss(
@@ -41,7 +47,7 @@ def sampled_loss(
 
     Args:
         model: the retriever.
-        inputs: item numbers [batch, length], left-padded.
+        inputs: item numbers [batch, length], left-padded, on the processor.
         targets: number of the item after each input [batch, length]; 0 where there is no target.
         negatives: number of random items.
         popularity: share of each item among all targets of the training [items + 1].
@@ -52,12 +58,13 @@ def sampled_loss(
     kept = targets > 0
     right = targets[kept]
     count = len(popularity) - 1
-    drawn = 1 + torch.randperm(count, device=right.device)[:negatives]  # never the padding
+    drawn = 1 + torch.randperm(count)[:negatives]  # never the padding
     items, places = torch.unique(torch.cat((right, drawn)), return_inverse=True)
     absent = torch.log1p(-popularity[items]) * len(right)  # logarithm of the probability that no target is the item
     included = 1 - (1 - min(negatives / count, 1)) * absent.exp()
-    loss = cross_entropy(model.states_at(inputs, kept), *model.head(items), places[: len(right)], included.log())
-    return loss, len(right)
+    states = model.states_at(inputs, kept)
+    items, places, drawn = (sent(x, states.device) for x in (items, places[: len(right)], included.log()))
+    return cross_entropy(states, *model.head(items), places, drawn), len(right)
 
 
 def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
@@ -70,12 +77,12 @@ def binary_loss(model: Retriever, inputs: Tensor, targets: Tensor) -> tuple[Tens
     vectors, bias = model.head()
     # A random item other than the target: the target plus 1 to items - 1, modulo the number of items.
     items = len(vectors) - 1
-    wrong = (right - 1 + torch.randint(1, items, right.shape, device=right.device)) % items + 1
-    pairs = torch.stack((right, wrong), dim=1)  # [kept, 2]
+    wrong = (right - 1 + torch.randint(1, items, right.shape)) % items + 1
+    pairs = sent(torch.stack((right, wrong), dim=1), vectors.device)  # [kept, 2]
     scores = (F.embedding(pairs, vectors) * model.states_at(inputs, kept).unsqueeze(1)).sum(dim=-1)
     if bias is not None:
         scores = scores + bias[pairs]
-    truth = torch.tensor([1.0, 0.0], device=scores.device).expand_as(scores)
+    truth = sent(torch.tensor([1.0, 0.0]), scores.device).expand_as(scores)
     return F.binary_cross_entropy_with_logits(scores, truth, reduction="sum") / 2, len(right)
 
 
@@ -93,14 +100,16 @@ def cloze_loss(model: BERT4Rec, _: Tensor, targets: Tensor, masked_share: float)
         the sum over the masked items, and the number of masked items.
     """
     is_item = targets > 0
-    masked = is_item & (torch.rand(targets.shape, device=targets.device) < masked_share)
-    last_only = torch.rand(len(targets), device=targets.device) < 0.1
+    masked = is_item & (torch.rand(targets.shape) < masked_share)
+    last_only = torch.rand(len(targets)) < 0.1
     last_only |= ~masked.any(dim=1)  # mask at least one item of each window
     masked[last_only] = False
     masked[last_only, -1] = is_item[last_only, -1]
-    states = in_groups(model.encode, targets.masked_fill(masked, model.mask), is_item)[masked[is_item]]
+    device = model.bias.device
+    states = in_groups(model.encode, targets.masked_fill(masked, model.mask), is_item, device)
+    states = states[sent(masked[is_item].nonzero().squeeze(1), device)]
     right = targets[masked]
-    return cross_entropy(states, *model.head(), right), len(right)
+    return cross_entropy(states, *model.head(), sent(right, device)), len(right)
 
 
 Loss = Callable[[Any, Tensor, Tensor], tuple[Tensor, int]]

@@ -1,5 +1,6 @@
 """Scoring candidates by their lines: the loss, the scores of a validation, and bases that cannot be cut."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 
 from models.ranker.examples.sampling import Example
 from models.ranker.fitting.merge import save_merged
-from models.ranker.fitting.objective import LineObjective
+from models.ranker.fitting.objective import LetterObjective, LineObjective, Objective
 from models.ranker.fitting.packing import SHORTEST_SHARED
 from models.ranker.fitting.qlora import add_adapters, evaluating, line_logits, line_loss, load_base
 from models.ranker.prompt import Prompt
@@ -123,3 +124,21 @@ def test_a_depth_is_a_maximum_and_gpt_2_has_layers_too(tmp_path: Path):
     GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2)).save_pretrained(tmp_path / "gpt2")
     cut = load_base(tmp_path / "gpt2", **given, depth=1)
     assert (len(cut.transformer.h), cut.config.n_layer) == (1, 1)
+
+
+@pytest.mark.parametrize("read", ["letters", "lines", "independent-lines"])
+def test_a_step_reads_nothing_back_from_its_device(model: Any, read: str, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU each number that is read back waits for all that is being computed. PyTorch's device ``meta`` computes
+    nothing, so any operation whose result, or whose size, the processor would have to read raises an error there.
+    """
+    model.to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # off in fp32, and unknown there
+    objective: Objective = LetterObjective(list(range(49, 69)), 2) if read == "letters" else LineObjective(model)
+    prompts = [Prompt(p.tokens, p.line_ends, 30 if read == "independent-lines" else 0) for p in PROMPTS[:2]]
+    examples = [Example([], np.array([1, 2, 3]), truth, scores) for truth, scores in zip(TRUTHS, SCORES, strict=True)]
+    loss = objective.loss(model, prompts, examples[:2])
+    torch.autograd.backward(loss)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in (*trained, *objective.trained))
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss.detach())

@@ -1,12 +1,15 @@
 """The training losses: their values by hand, and the items that they mask."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from models.retriever.architectures import lrurec
 from models.retriever.architectures.bert4rec import BERT4Rec
 from models.retriever.architectures.build import build_model
+from models.retriever.architectures.lrurec import _DoublingScan, _Scan
 from models.retriever.fitting.objectives import binary_loss, cloze_loss, next_item_loss, sampled_loss
 from models.retriever.options import RetrieverTraining
 
@@ -117,3 +120,31 @@ def test_a_sample_estimates_the_full_softmax(skewed):
         logits = model.states_at(inputs, targets > 0) @ model.head(shown)[0].T
         uncorrected = torch.nn.functional.cross_entropy(logits, torch.searchsorted(shown, targets.flatten()))
         assert uncorrected < full - 0.2
+
+
+@pytest.mark.parametrize("scan", [_Scan, _DoublingScan])
+@pytest.mark.parametrize(
+    ("model", "learn"),
+    [
+        ("lrurec", next_item_loss),
+        ("lrurec", partial(sampled_loss, negatives=5, popularity=torch.full((10,), 1 / 9))),
+        ("sasrec", next_item_loss),
+        ("sasrec", binary_loss),
+        ("narm", next_item_loss),
+        ("bert4rec", partial(cloze_loss, masked_share=0.5)),
+    ],
+)
+def test_a_step_reads_nothing_back_from_its_device(model, learn, scan, monkeypatch):
+    """On a GPU each number that is read back waits for all that is being computed. PyTorch's device ``meta`` computes
+    nothing, so any operation whose result, or whose size, the processor would have to read raises an error there.
+    """
+    monkeypatch.setattr(lrurec, "scan_of", lambda device: scan.apply)
+    options = RetrieverTraining(model=model, width=8, heads=2 if model == "bert4rec" else 1, max_length=6)
+    built = build_model(options, 9, torch.zeros(10, 4)).to("meta").train()
+    inputs = torch.tensor([[0, 0, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 1]])
+    loss, count = learn(built, inputs, torch.roll(inputs, -1, dims=1).where(inputs > 0, 0))
+    assert isinstance(count, int)
+    torch.autograd.backward(loss)
+    assert all(parameter.grad is not None for parameter in built.parameters())
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss.detach())
