@@ -126,10 +126,9 @@ class RetrieverRun:
         """Return the best validation Recall@10 up to a step."""
         return float(max(reached for at, _, reached in self.facts["curve"] if at <= step))
 
-    def settings(self) -> str:
+    def settings(self) -> dict[str, Any]:
         """Return everything but the seed and the device, to find the runs of one setting."""
-        kept = {name: value for name, value in self.options.items() if name not in ("seed", "device")}
-        return json.dumps(kept, sort_keys=True)
+        return {name: value for name, value in self.options.items() if name not in ("seed", "device")}
 
 
 def lists_path(dataset: str, retriever: str, candidates: int) -> Path:
