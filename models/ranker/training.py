@@ -71,7 +71,7 @@ def train_ranker(options: RankerTraining, artifacts: Path, base: str = EMBEDDED)
         InputError: data, retriever or base are missing or do not belong together, or an interrupted training in the
             same folder has other options or inputs.
     """
-    from models.ranker.fitting.processes import device_of, processes_on
+    from models.processes import device_of, processes_on
 
     options = replace(options, device=torch_device(options.device))
     processes = processes_on(options.device)

@@ -19,12 +19,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.device import random_state, restore_random_state
 from models.metrics import ndcg
-from models.ranker.examples.sampling import Example
-from models.ranker.fitting.ahead import prepared_ahead
-from models.ranker.fitting.curves import CURVES_FILE, plot_curves
-from models.ranker.fitting.fusion_fit import fit_fusion
-from models.ranker.fitting.objective import Objective, new_objective
-from models.ranker.fitting.processes import (
+from models.processes import (
     decided_by_first,
     gathered,
     processes_on,
@@ -32,6 +27,11 @@ from models.ranker.fitting.processes import (
     sum_gradients,
     summed,
 )
+from models.ranker.examples.sampling import Example
+from models.ranker.fitting.ahead import prepared_ahead
+from models.ranker.fitting.curves import CURVES_FILE, plot_curves
+from models.ranker.fitting.fusion_fit import fit_fusion
+from models.ranker.fitting.objective import Objective, new_objective
 from models.ranker.fitting.qlora import add_adapters
 from models.ranker.fitting.validation import Logprobs, ranks_alone, score_examples
 from models.ranker.fusion import fused_ranks

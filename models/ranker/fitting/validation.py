@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.processes import gathered, processes_on, share_of
 from models.ranker.examples.sampling import Example
 from models.ranker.fitting.ahead import prepared_ahead
 from models.ranker.fitting.objective import Objective
-from models.ranker.fitting.processes import gathered, processes_on, share_of
 from models.ranker.fitting.qlora import evaluating
 from models.ranker.fusion import fused_ranks, log_softmax
 from models.ranker.prompt import Prompt, PromptBuilder

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from models.checkpoint import Checkpoint
 from models.device import random_state, restore_random_state, sent, torch_device
 from models.metrics import recall
+from models.processes import processes_on
 from models.retriever.architectures.build import build_model
 from models.retriever.architectures.retriever import Retriever
 from models.retriever.batches import Items, inputs_and_targets, training_windows
@@ -159,7 +159,7 @@ class _Training:
     ) -> None:
         self.options, self.data, self.checkpoint = options, data, checkpoint
         device = torch_device(options.device)
-        self.processes = PartialState(cpu=device == "cpu")
+        self.processes = processes_on(device)
         # Under `accelerate launch` each process has a GPU of its own.
         alone = device == "cpu" or self.processes.num_processes == 1
         self.device = torch.device(device) if alone else self.processes.device

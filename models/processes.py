@@ -1,6 +1,7 @@
 """What the processes of one training exchange under ``accelerate launch``; a single process exchanges nothing."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,15 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 Row = TypeVar("Row")
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long the processes of a training wait for the one that writes the result. PyTorch's own limit is ten minutes on
+GPUs, and the candidates of a million users, or a merged 7B, can take longer."""
+
+
+def processes_on(device: Any) -> PartialState:
+    """Return the processes of a training on a device; without ``accelerate launch`` there is one."""
+    return PartialState(cpu=torch.device(device).type == "cpu", timeout=LONGEST_WAIT)
 
 
 def share_of(rows: Sequence[Row], processes: PartialState) -> Sequence[Row]:
@@ -43,11 +53,6 @@ def sum_gradients(parameters: Sequence[Tensor], processes: PartialState) -> None
     total = summed(torch.cat([grad.flatten() for grad in own]), processes)
     for parameter, grad in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter)
-
-
-def processes_on(device: Any) -> PartialState:
-    """Return the processes of this training, of which there is one without ``accelerate launch``."""
-    return PartialState(cpu=torch.device(device).type == "cpu")
 
 
 def device_of(device: str, processes: PartialState) -> str:
