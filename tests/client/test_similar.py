@@ -86,7 +86,7 @@ def test_by_default_ten_items_are_asked_for_within_thirty_seconds(similar, call)
     call("50")
     call("50", timeout=None, model="similar_canary")
     assert [asked.raw_input_contents[1] for asked in model.asked] == [b"\x0a\0\0\0"] * 2
-    assert all(25 < left <= 30 for left in model.timeouts)
+    assert all(15 < left <= 30 for left in model.timeouts)  # the machine may be busy
     assert model.asked[1].model_name == "similar_canary"
 
 
