@@ -770,5 +770,6 @@ def test_two_real_servers_switch_together_or_not_at_all(echoing, tmp_path):
             promote(echoing, "r1", servers=[controls[0], Dying(second.http_url, "k")])
         assert State.read(echoing).current == "r2"
         assert ask(first.url, ["a", "b"])[0][0] == "a"
+        assert wait_for(lambda: second.health()[0] != 200, 30), "its supervisor has seen that it was killed"
         second.wait_until_ready(60)
         assert ask(second.url, ["a", "b"])[0][0] == "a"
