@@ -140,7 +140,8 @@ def test_requests_given_up_cost_no_pass(slow_server, passes):
     late = sum(isinstance(result, ClientError) for result in asyncio.run(give_up()))
     ask(slow_server.url, ["a"])  # answered after everything that is left in the queue
     assert late >= 4, "four passes take longer than the deadline"
-    assert count(passes) - before <= 8 - late + 2, "the answered, one under way at the deadline, and the last one"
+    # A pass may also have ended so shortly before the deadline that its answer came too late.
+    assert count(passes) - before <= 8 - late + 3, "the answered, two around the deadline, and the last one"
 
 
 def test_no_pause_between_passes(slow_server):
