@@ -13,6 +13,7 @@ pytest_plugins = ["pipeline", "echo", "redis_server"]
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
 LONGEST = "test_gpu_versions.py"
+"""Name of the test file that takes the most time."""
 
 
 @pytest.fixture(scope="session")
