@@ -42,6 +42,7 @@ LISTS_SCHEMA = pa.schema(
         "scores": pa.list_(pa.float32()),
         "popularity": pa.list_(pa.int32()),
         "nearness": pa.list_(pa.float32()),
+        "signals": pa.list_(pa.list_(pa.float32())),
     }
 )
 SCORES_SCHEMA = pa.schema({"split": pa.string(), "user": pa.string(), "letters": pa.list_(pa.float32())})
@@ -63,6 +64,8 @@ class Lists:
     """How often each candidate occurs in the training sequences."""
     likeness: list[NDArray[np.float32]] = field(default_factory=list)
     """TF-IDF similarity (0 to 1) of each candidate's title to the most similar title of the history."""
+    signals: list[NDArray[np.float32]] = field(default_factory=list)
+    """What each signal of the retrieval stage says of each candidate [k, signals]."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ def write_lists(path: Path, lists: RankerLists) -> None:
         columns["scores"] += part.scores
         columns["popularity"] += part.popularity
         columns["nearness"] += part.likeness
+        columns["signals"] += [row.tolist() for row in part.signals]
     _write(path, pa.table(columns, LISTS_SCHEMA), {"facts": {"users": lists.users}})
 
 
@@ -263,6 +267,7 @@ def _lists(table: pa.Table, split: str) -> Lists:
         scores=arrays("scores", np.float32),
         popularity=arrays("popularity", np.int32),
         likeness=arrays("nearness", np.float32),
+        signals=arrays("signals", np.float32),
     )
 
 

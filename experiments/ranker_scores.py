@@ -33,8 +33,10 @@ from models.ranker.inference.verbalizer import VERBALIZER_FILE, LetterVerbalizer
 from models.ranker.prompt import RESPONSE, TOKENIZER_FILE, PromptBuilder, letter_ids
 from models.retriever.batches import Items
 from models.retriever.options import RetrieverTraining
+from models.retriever.titles import all_titles
 from models.retriever.trained import TrainedRetriever
 from models.retriever.training import train_retriever
+from models.signals.fitting import count_statistics
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, load_data
 from preprocessing.preprocess import preprocess
@@ -107,6 +109,7 @@ def find_lists(retriever: Path, data: Data, candidates: int) -> RankerLists:
     trained = TrainedRetriever.load(retriever)
     likeness = TitleLikeness(data.catalogue)
     counts = np.array([0, *data.catalogue.counts], np.int32)
+    statistics = count_statistics(data.training, all_titles(data), data.catalogue.trained)
     parts = {}
     for split, truth in zip(SPLITS, (data.validation, data.test), strict=True):
         histories = histories_of(data, split)
@@ -124,6 +127,7 @@ def find_lists(retriever: Path, data: Data, candidates: int) -> RankerLists:
             lists.scores.append(retrieved[user].scores)
             lists.popularity.append(counts[items])
             lists.likeness.append(likeness(items, shown).max(axis=1).astype(np.float32))
+            lists.signals.append(statistics.signals(histories[user], items).astype(np.float32))
     return RankerLists(len(data.users), **parts)
 
 

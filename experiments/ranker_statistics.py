@@ -17,6 +17,7 @@ from models.conditional_logit import fit_pool
 from models.metrics import summary
 from models.ranker.fitting.fusion_fit import fit_fusion
 from models.ranker.fusion import Floats, fused_ranks, log_softmax, true_places
+from models.signals.signals import SIGNALS
 
 Ranks = NDArray[np.int64]
 Logprobs = Mapping[str, Sequence[NDArray[Any]]]
@@ -24,6 +25,8 @@ Logprobs = Mapping[str, Sequence[NDArray[Any]]]
 MAIN = "main: fused"
 """The label of what is served."""
 SIMILARITY = "TF-IDF similarity of titles"
+LANGUAGE_MODEL = "language model"
+ALL_SIGNALS = "all signals of the retrieval stage"
 CONTROLS = ("titles permuted", SIMILARITY)
 """The controls that the main configuration is compared with."""
 VARIANT_LABELS = {
@@ -95,15 +98,17 @@ def combined_row(lists: RankerLists, seeds: Sequence[Logprobs], sources: Sequenc
     """Return the row of several score sources, each with its own weight, fitted on validation for each seed."""
     ranks = []
     for logprobs in seeds:
-        by_source: dict[str, Logprobs] = {
-            "retriever": {split: lists.part(split).scores for split in SPLITS},
-            "popularity": popularity_scores(lists),
-            "title similarity": similarity_scores(lists),
-            "language model": logprobs,
+        by_source: dict[str, list[Logprobs]] = {
+            "retriever": [{split: lists.part(split).scores for split in SPLITS}],
+            "popularity": [popularity_scores(lists)],
+            "title similarity": [similarity_scores(lists)],
+            ALL_SIGNALS: signal_scores(lists),
+            LANGUAGE_MODEL: [logprobs],
         }
+        chosen = [scores for name in sources for scores in by_source[name]]
         validation, test = (
-            np.stack([log_softmax(np.stack(by_source[name][split])) for name in sources], axis=-1) for split in SPLITS
-        )  # [users, k, sources]
+            np.stack([log_softmax(np.stack(scores[split])) for scores in chosen], axis=-1) for split in SPLITS
+        )  # [users, k, chosen]
         weights = fit_pool(list(validation), lists.validation.truths)
         ranks.append(true_places(test @ weights, lists.test.truths))
     return Row(", ".join(sources), ranks, [])
@@ -117,6 +122,15 @@ def popularity_scores(lists: RankerLists) -> Logprobs:
 def similarity_scores(lists: RankerLists) -> Logprobs:
     """Return the TF-IDF similarity of the candidates' titles, to take the place of a language model."""
     return _scores(lists, lambda part: [row.astype(np.float64) for row in part.likeness])
+
+
+def signal_scores(lists: RankerLists) -> list[Logprobs]:
+    """Return what each signal of the retrieval stage says of the candidates."""
+
+    def of_signal(number: int) -> Logprobs:
+        return _scores(lists, lambda part: [row[:, number].astype(np.float64) for row in part.signals])
+
+    return [of_signal(number) for number in range(len(SIGNALS))]
 
 
 def _scores(lists: RankerLists, of_part: Callable[[Lists], list[Floats]]) -> Logprobs:
@@ -153,6 +167,17 @@ def results_of(dataset: str, retriever: str) -> Results:
     rows.append(fused_row("control: popularity in training, fused", lists, [popularity_scores(lists)]))
     rows.append(fused_row(f"control: {SIMILARITY}, fused", lists, [similarity_scores(lists)]))
     return Results(dataset, retriever, lists, rows, _kept("tuned", main)[0])
+
+
+def kept_trainings(dataset: str, retriever: str) -> dict[str, list[Logprobs]]:
+    """Return, by label, the kept scores of every training and of the controls that use the language model."""
+    main = runs_of(dataset, retriever, "main")
+    found = {"main": _kept("tuned", main)[0]}
+    for variant, label in VARIANT_LABELS.items():
+        found[label] = _kept("tuned", runs_of(dataset, retriever, variant))[0]
+    found["control: titles permuted"] = _kept("permuted", main)[0]
+    found["control: untuned base (letters)"] = _kept("untuned", main)[0]
+    return {label: seeds for label, seeds in found.items() if seeds}
 
 
 def _kept(way: str, runs: Sequence[Run]) -> tuple[list[Logprobs], float | None]:

@@ -12,7 +12,9 @@ from experiments.pages import table, write_blocks
 from experiments.paper import METRICS, TABLE_1, TABLE_3, TABLE_4, TABLE_4_METRICS
 from experiments.ranker_runs import RUNS
 from experiments.ranker_statistics import (
+    ALL_SIGNALS,
     CONTROLS,
+    LANGUAGE_MODEL,
     MAIN,
     Results,
     Row,
@@ -21,6 +23,7 @@ from experiments.ranker_statistics import (
     combined_row,
     fused_row,
     gains,
+    kept_trainings,
     reciprocals,
     results_of,
     retriever_row,
@@ -30,6 +33,8 @@ from models.ranker.fusion import ndcg_by_weight
 
 PAGE = PAGES / "ranker.md"
 NOTHING = "No scores are stored yet: run `make retrain-ranker`."
+COMBINATIONS = ((), ("popularity",), ("title similarity",), ("popularity", "title similarity"), (ALL_SIGNALS,))
+"""Sources that are combined with the retriever, without and with the language model."""
 PAPER_MODELS = {"LRURec": "lrurec", "LlamaRec, 7B": "llamarec"}
 """The paper's models that are shown below ours, by label."""
 
@@ -69,6 +74,28 @@ def summary_block(every: Sequence[Results]) -> str:
         "difference on the subset [95 %]",
         "Recall@10, retriever → with the ranker",
         "the paper's LlamaRec, 7B: NDCG@10 / Recall@10",
+    )
+    return "\n".join(table(header, rows)) if rows else NOTHING
+
+
+def worth_block(every: Sequence[Results]) -> str:
+    """Return what each training adds to the retriever and all signals together."""
+    rows = []
+    sources = ["retriever", ALL_SIGNALS]
+    for results in sorted(every, key=lambda results: (results.dataset, results.retriever)):
+        for label, seeds in kept_trainings(results.dataset, results.retriever).items():
+            without = combined_row(results.lists, seeds, sources)
+            added = combined_row(results.lists, seeds, [*sources, LANGUAGE_MODEL])
+            cells = [f"{results.dataset}, {results.retriever}", label, str(len(seeds))]
+            cells += [f"{averaged(row.ranks)['NDCG@10']:.4f}" for row in (without, added)]
+            rows.append([*cells, interval(gains(added.ranks) - gains(without.ranks))])
+    header = (
+        "data set, retriever",
+        "training",
+        "seeds",
+        "NDCG@10 on the subset, retriever and signals",
+        "with the language model",
+        "difference [95 %]",
     )
     return "\n".join(table(header, rows)) if rows else NOTHING
 
@@ -154,10 +181,10 @@ def combinations_table(results: Results) -> list[str]:
     """Return what combinations of score sources reach, and the gain from adding the language model to each."""
     alone = gains(results.rows[0].ranks)
     body = []
-    for others in ((), ("popularity",), ("title similarity",), ("popularity", "title similarity")):
+    for others in COMBINATIONS:
         row = combined_row(results.lists, results.seeds, ["retriever", *others])
         without = gains(row.ranks)
-        added = gains(combined_row(results.lists, results.seeds, ["retriever", *others, "language model"]).ranks)
+        added = gains(combined_row(results.lists, results.seeds, ["retriever", *others, LANGUAGE_MODEL]).ranks)
         difference = interval(without - alone) if others else ""
         body.append([row.label, difference, interval(added - alone), interval(added - without)])
     header = (
@@ -221,7 +248,8 @@ def main() -> None:
     """Parse the command line and write the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     every = all_results()
-    write_blocks(PAGE, {"summary": summary_block(every), "tables": tables_block(every)})
+    blocks = {"summary": summary_block(every), "worth": worth_block(every), "tables": tables_block(every)}
+    write_blocks(PAGE, blocks)
     for results in every:
         if results.retriever == "lrurec" and results.seeds:
             plot_weights(results)

@@ -12,13 +12,14 @@ def made_up(truths: list[int]) -> Lists:
     """Return users with three candidates each.
 
     The retriever scores them 2, 1 and 0, they occur 1, 10 and 100 times in training, and the similarities of their
-    titles are 0, 1 and .5.
+    titles are 0, 1 and .5. The last signal prefers the third candidate, and the others say nothing.
     """
     columns = (
         np.array([4, 5, 6], np.int32),
         np.array([2, 1, 0], np.float32),
         np.array([1, 10, 100], np.int32),
         np.array([0, 1, 0.5], np.float32),
+        np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 2], [0, 0, 0, 0, 3]], np.float32),
     )
     users = [f"user {number}" for number in range(len(truths))]
     return Lists(users, truths, *([column] * len(truths) for column in columns))

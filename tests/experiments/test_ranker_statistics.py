@@ -8,6 +8,7 @@ import pytest
 
 from experiments.kept import RankerLists, Scores
 from experiments.ranker_statistics import (
+    ALL_SIGNALS,
     alone_row,
     averaged,
     combined_row,
@@ -16,6 +17,7 @@ from experiments.ranker_statistics import (
     popularity_scores,
     reciprocals,
     retriever_row,
+    signal_scores,
     similarity_scores,
 )
 
@@ -51,6 +53,19 @@ def test_popularity_takes_the_place_of_the_language_model(lists: RankerLists):
 def test_similarity_takes_the_place_of_the_language_model(lists: RankerLists):
     """Similarities of 0, 1 and .5: the second candidate comes first, then the third."""
     assert alone_row("", lists, [similarity_scores(lists)]).ranks[0].tolist() == [3, 1, 2, 3]
+
+
+def test_each_signal_is_a_score_source(lists: RankerLists):
+    """Four signals are equal for all candidates and leave their order, 1, 2, 3, 1; the last one reverses it."""
+    rows = [alone_row("", lists, [scores]).ranks[0].tolist() for scores in signal_scores(lists)]
+    assert rows == [*[[1, 2, 3, 1]] * 4, [3, 2, 1, 3]]
+
+
+def test_all_signals_are_fitted_together(lists: RankerLists, right: Scores):
+    """Two of three validation users have the first candidate, which the last signal puts last: its weight is small."""
+    row = combined_row(lists, [right.by_split()], ["retriever", ALL_SIGNALS])
+    assert row.label == "retriever, all signals of the retrieval stage"
+    assert row.ranks[0].tolist() == [1, 2, 3, 1]
 
 
 def test_combined_score_sources_have_weights_from_validation(lists: RankerLists, right: Scores):

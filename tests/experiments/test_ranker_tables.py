@@ -33,12 +33,12 @@ def test_the_page_is_written_from_what_is_kept(
 ):
     """Without files there is one sentence; two files give rows with their controls, the summary and the plot."""
     page = tmp_path / "ranker.md"
-    page.write_text("<!-- summary --><!-- end of summary -->\n<!-- tables --><!-- end of tables -->\n")
+    page.write_text("".join(f"<!-- {name} --><!-- end of {name} -->\n" for name in ("summary", "worth", "tables")))
     monkeypatch.setattr(kept, "RANKERS", tmp_path)
     monkeypatch.setattr(ranker_tables, "PAGE", page)
     monkeypatch.setattr("sys.argv", ["ranker_tables"])
     ranker_tables.main()
-    assert page.read_text().count("No scores are stored yet: run `make retrain-ranker`.") == 2
+    assert page.read_text().count("No scores are stored yet: run `make retrain-ranker`.") == 3
 
     beauty = RUNS[0]
     write_lists(lists_path(beauty.dataset, "lrurec", 20), lists)
@@ -61,6 +61,8 @@ def test_the_page_is_written_from_what_is_kept(
     assert 'NDCG@10, as served minus the control "titles permuted": +0.0000 [+0.0000, +0.0000].' in text
     assert 'NDCG@10, as served minus the control "TF-IDF similarity of titles": +' in text
     assert "| retriever, popularity, title similarity | " in text
+    # All signals together leave the retriever's order, .7827, and the language model puts every true item first.
+    assert "| amazon-2014-beauty, lrurec | main | 1 | 0.7827 | 1.0000 | +0.2173 [" in text
     assert (tmp_path / "ranker-weights-amazon-2014-beauty.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -71,6 +73,7 @@ def test_the_committed_page_is_what_the_code_writes():
     text = ranker_tables.PAGE.read_text(encoding="utf-8")
     for name, block in (
         ("summary", ranker_tables.summary_block(every)),
+        ("worth", ranker_tables.worth_block(every)),
         ("tables", ranker_tables.tables_block(every)),
     ):
         assert text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0].strip() == block.strip()
