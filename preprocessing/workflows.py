@@ -74,7 +74,11 @@ class KCore(StatOperator):  # type: ignore[misc]  # NVTabular has no types
         """Store the remaining ids and their numbers of interactions."""
         self.users, self.items, self.sizes, self.seen = dask_stats
         # Built once here instead of once per partition.
-        self._ids = {"user": get_lib().Series(list(self.users)), "item": get_lib().Series(list(self.items))}
+        # No ids have no dtype of their own.
+        self._ids = {
+            name: get_lib().Series(list(ids), dtype=None if ids else "object")
+            for name, ids in (("user", self.users), ("item", self.items))
+        }
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Return the rows whose user and item remain."""

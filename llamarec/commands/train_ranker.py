@@ -25,7 +25,8 @@ def train_ranker(
     negatives: Annotated[
         str | None,
         typer.Option(
-            help="Training negatives: `random` (paper), `popular`, or the `retriever`'s own lists, cross-fitted."
+            help="Training negatives: `random` (paper), `popular`, the `retriever`'s own lists, or random ones of the"
+            " `pool` of its best 200. The retriever is cross-fitted for the last two."
         ),
     ] = None,
     order: Annotated[str | None, typer.Option(help="Order of the candidates: `shuffled` or `retriever`.")] = None,

@@ -8,7 +8,7 @@ from llamarec_client.contract import MAX_CANDIDATES
 from models.ranker.prompt import LETTERS, MOST_CANDIDATES, PromptSettings
 from preprocessing.errors import InputError
 
-Negatives = Literal["random", "popular", "retriever"]
+Negatives = Literal["random", "popular", "retriever", "pool"]
 Order = Literal["shuffled", "retriever"]
 Read = Literal["letters", "lines", "independent-lines"]
 Quantisation = Literal["nf4", "none"]
@@ -77,7 +77,9 @@ class RankerTraining:
     negatives: Negatives = "random"
     """Source of the training candidates: ``random`` draws items uniformly, as in the paper; ``popular`` draws them in
     proportion to their frequency in the training sequences, so that popularity, which the retriever covers, does not
-    help the language model; ``retriever`` takes the lists of the retriever, which is cross-fitted for that."""
+    help the language model; ``retriever`` takes the lists of the retriever, which is cross-fitted for that; ``pool``
+    draws them from the retrieval stage's best 200, cross-fitted too, so that the language model learns what it adds to
+    the stage's scores from items that differ more than those of a list."""
     order: Order = "shuffled"
     """Order of the training candidates: ``shuffled``, or ``retriever`` as in serving, where the letters carry the
     retriever's ranking. ``retriever`` needs the negatives of that name; all others are always shuffled."""
@@ -85,7 +87,7 @@ class RankerTraining:
     """Number of prompts for one training position, with the same history and different candidates, or, for
     ``retriever`` negatives, the same candidates in different orders."""
     folds: int = 4
-    """Number of folds of users for cross-fitting the retriever."""
+    """Number of folds of users for cross-fitting the retriever, for the negatives ``retriever`` and ``pool``."""
     candidates: int = MAX_CANDIDATES
     """Number of candidates in a training prompt; 20 in the paper. A ranker that reads letters or lines serves at most
     as many as it was trained on."""

@@ -144,15 +144,17 @@ class RetrievedPools:
     carry no information."""
     pools: int = 1
     """Number of ``shuffled`` examples for one position, each in a random order of its own."""
+    drawn: int | None = None
+    """Number of candidates of an example, the target and random others of the list; the whole list if absent."""
 
     def __call__(self, positions: Sequence[Position], rng: np.random.Generator) -> list[list[Example]]:
         """Return the examples of each position; see :data:`Pools`."""
         made: list[list[Example]] = []
         for position, listed in zip(positions, self.lists(positions), strict=True):
-            places = np.arange(len(listed.items))
-            orders = [] if position.target not in listed.items else [places]
+            orders = [np.arange(len(listed.items))] if position.target in listed.items else []
             if orders and self.order == "shuffled":
-                orders = [rng.permutation(places) for _ in range(self.pools)]
+                truth = int(np.flatnonzero(listed.items == position.target)[0])
+                orders = [rng.permutation(self._places(len(listed.items), truth, rng)) for _ in range(self.pools)]
             made.append(
                 [
                     _example(position.history, listed.items[order], position.target, listed.scores[order])
@@ -160,6 +162,13 @@ class RetrievedPools:
                 ]
             )
         return made
+
+    def _places(self, length: int, truth: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the places of an example's candidates in a list of this length."""
+        everything = np.arange(length)
+        if self.drawn is None or self.drawn >= length:
+            return everything
+        return np.append(rng.choice(np.delete(everything, truth), self.drawn - 1, replace=False), truth)
 
 
 def _example(history: Items, items: Items, target: int, scores: NDArray[np.float32] | None = None) -> Example:

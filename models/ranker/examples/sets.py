@@ -14,11 +14,14 @@ from models.retriever.candidates import CandidateTable
 from preprocessing.data import Data
 from preprocessing.errors import InputError
 
+WIDE_POOL = 200
+"""Number of retrieved items from which the negatives ``pool`` are drawn."""
+
 
 def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> list[Example]:
     """Return the training examples for these options, in the order of training.
 
-    For ``negatives="retriever"`` the retriever is cross-fitted first.
+    For the negatives ``retriever`` and ``pool`` the retriever is cross-fitted first.
 
     Args:
         options: see :class:`RankerTraining`.
@@ -32,8 +35,10 @@ def training_examples(options: RankerTraining, artifacts: Path, data: Data) -> l
     else:
         from models.ranker.examples.crossfit import cross_fit
 
-        fitted = cross_fit(artifacts, data, folds=options.folds, candidates=options.candidates)
-        pools = RetrievedPools(fitted.lists, options.order, options.pools)
+        drawn = options.candidates if options.negatives == "pool" else None
+        length = WIDE_POOL if drawn else options.candidates
+        fitted = cross_fit(artifacts, data, folds=options.folds, candidates=length)
+        pools = RetrievedPools(fitted.lists, options.order, options.pools, drawn)
     sample = partial(sample_examples, data.training, per_user=options.max_user_prompts)
     first: list[Example] = []
     if options.random_prompts:

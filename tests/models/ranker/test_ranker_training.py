@@ -404,7 +404,7 @@ def test_presets_are_valid_options():
         ({"read": "tea leaves"}, "read must be letters, lines or independent-lines, not 'tea leaves'"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"quantisation": "int3"}, "quantisation must be nf4 or none, not 'int3'"),
-        ({"negatives": "easy"}, "negatives must be random, popular or retriever, not 'easy'"),
+        ({"negatives": "easy"}, "negatives must be random, popular, retriever or pool, not 'easy'"),
         ({"order": "alphabetical"}, "order must be shuffled or retriever, not 'alphabetical'"),
         ({"validate_by": "popularity"}, "validate_by must be alone or fused, not 'popularity'"),
         ({"order": "retriever"}, "set negatives to retriever and pools to 1"),

@@ -135,6 +135,27 @@ def test_training_examples_are_the_cross_fitted_lists_at_their_true_ranks(
     assert [example.truth for example in examples] == [example.truth for example in expected]
 
 
+def test_negatives_of_the_pool_are_drawn_from_its_best_200(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """Five candidates of a list of 200 items, with their scores; positions whose target it lacks give no example."""
+    data = load_data(copied)
+    items = np.arange(1, 201, dtype=np.int32)
+    listed = Candidates(items, -items.astype(np.float32), items)
+    asked: list[dict[str, int]] = []
+
+    class Fitted:
+        def lists(self, positions: list[Position]) -> list[Candidates]:
+            return [listed] * len(positions)
+
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *args, **options: asked.append(options) or Fitted())
+    options = RankerTraining(negatives="pool", candidates=5, max_prompts=50)
+    examples = training_examples(options, copied, data)
+    assert asked == [{"folds": 4, "candidates": 200}]
+    assert len(examples) == 50
+    assert all(len(set(example.candidates.tolist())) == 5 for example in examples)
+    assert all((example.scores == -example.candidates).all() for example in examples)
+    assert max(int(example.candidates.max()) for example in examples) > 150
+
+
 def test_prompts_with_strangers_come_first(copied: Path, monkeypatch: pytest.MonkeyPatch):
     """The 7 prompts with random candidates, which the retriever did not score, precede the 5 with its own lists."""
     data = load_data(copied)

@@ -103,6 +103,30 @@ def test_shuffled_lists_hold_the_same_items_in_other_orders():
     assert len({tuple(example.candidates.tolist()) for example in examples}) == 3
 
 
+def test_candidates_are_drawn_from_a_long_list():
+    """Of the list 5..14 an example has the target 8, whatever its place, and three distinct others with their scores.
+
+    Each of the nine others is drawn in a third of 600 examples, within five standard errors (.096).
+    """
+    pools = RetrievedPools(ten_from(5), "shuffled", pools=600, drawn=4)
+    examples = sample_examples(sequences([1, 8]), pools, seed=0)
+    assert len(examples) == 600
+    for example in examples:
+        assert len(set(example.candidates.tolist())) == 4
+        assert example.candidates[example.truth] == 8
+        assert example.scores == pytest.approx(example.candidates / 100)
+    drawn = np.bincount(np.concatenate([example.candidates for example in examples]), minlength=15)[5:15] / 600
+    assert np.delete(drawn, 3) == pytest.approx(np.full(9, 1 / 3), abs=0.097)
+    places = np.bincount([example.truth for example in examples], minlength=4) / 600
+    assert places == pytest.approx(np.full(4, 0.25), abs=0.089)
+
+
+def test_a_list_that_is_not_longer_is_taken_whole():
+    """Twelve candidates cannot be drawn from ten: the example has all of them."""
+    (example,) = sample_examples(sequences([1, 8]), RetrievedPools(ten_from(5), "shuffled", drawn=12), seed=0)
+    assert sorted(example.candidates.tolist()) == list(range(5, 15))
+
+
 @pytest.mark.parametrize("order", ["retriever", "shuffled"])
 def test_each_candidate_keeps_the_retrievers_score(order: str):
     """A candidate's score is its number divided by 100 at any place; random candidates have no scores and get zeros."""
