@@ -129,17 +129,22 @@ def control_block(dataset: str) -> list[str]:
     rows = []
     for seed in SEEDS:
         path = ladder_path(f"{dataset}-random-ties", seed)
-        if path.exists():
-            steps = (*STEPS[dataset], ("transitions alone", "transitions alone"))
-            kept = read_ladder(path)
-            for name, label in steps:
-                if name in kept:
-                    found = metrics_of([kept[name]["test"]])
-                    rows.append([label, str(seed), *(f"{found[key]:.4f}" for key in ("Recall@10", "NDCG@10"))])
+        if not path.exists():
+            continue
+        kept = read_ladder(path)
+        before: Ranks | None = None
+        for name, label in STEPS[dataset]:
+            if name in kept:
+                ranks = [kept[name]["test"]]
+                gained = "" if before is None else difference(before, ranks)
+                rows.append([label, str(seed), *_figures(ranks, ("Recall@10", "NDCG@10")), gained])
+                before = ranks
+        alone = [kept["transitions alone"]["test"]]
+        rows.append(["transitions alone", str(seed), *_figures(alone, ("Recall@10", "NDCG@10")), ""])
     if not rows:
         return []
     head = "The control: interactions of equal time in random order instead of by item id, everything trained again."
-    return [head, "", *table(("", "seed", "Recall@10", "NDCG@10"), rows), ""]
+    return [head, "", *table(("", "seed", "Recall@10", "NDCG@10", "NDCG@10, gained by this step"), rows), ""]
 
 
 def untrained_block(dataset: str) -> list[str]:
