@@ -10,16 +10,19 @@ from experiments.kept import scores_path
 from models.ranker.options import PRESETS, RankerTraining
 
 SHORT = {"validate_every": 200, "patience": 8}
+ML = {"dropout": 0.5, "weight_decay": 0.0, "max_length": 200, "batch_size": 16, **SHORT}
 RETRIEVERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "ml-latest-small": {
-        "lrurec": {"dropout": 0.5, "weight_decay": 0.0, "max_length": 200, "batch_size": 16, **SHORT},
-    },
+    "ml-latest-small": {"lrurec": ML, "stage": {**ML, "signals": True}},
     "amazon-2014-beauty": {
         "lrurec": {"dropout": 0.5, **SHORT},
         "sasrec": {"model": "sasrec", "dropout": 0.6, "batch_size": 512, **SHORT},
+        "stage": {"dropout": 0.5, "titles": "words", "untrained": False, "signals": True, **SHORT},
     },
 }
-"""What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose."""
+"""What differs from the defaults of :class:`RetrieverTraining`: the settings that docs/results/retrievers.md chose.
+
+``stage`` is the whole retrieval stage: LRURec, on Beauty with titles, whose candidates the signals reorder.
+"""
 PRESET: Mapping[str, Any] = {
     **PRESETS["smollm2-135m"],
     "validation_users": 300,
@@ -44,6 +47,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lists-only": LISTS,
     "lists-shuffled": {**LISTS, "order": "shuffled"},
     "lists-behind": {**LISTS, "random_prompts": 1600, "max_prompts": 800},
+    "pool": {**FEWER, "negatives": "pool"},
+    "pool-behind": {**FEWER, "negatives": "pool", "random_prompts": 1600, "max_prompts": 800},
     "letters": {**FEWER, "read": "letters", "depth": None, "layers": 12},
     "deep": {**FEWER, "depth": 24, "layers": 12},
     "fifty-candidates": {"candidates": 50},
@@ -86,7 +91,8 @@ class Run:
         """
         if self.variant == "fifty-candidates":
             return replace(self, variant="main")
-        return self if self.options().negatives == "retriever" else replace(self, retriever="lrurec")
+        own_lists = self.options().negatives in ("retriever", "pool")
+        return self if own_lists else replace(self, retriever="lrurec")
 
     def files(self) -> dict[str, Path]:
         """Return where the scores of each way are kept."""
@@ -113,14 +119,21 @@ RUNS = [
         for name in ("fifty-candidates", "lists-only", "lists-shuffled", "lists-behind", "letters", "deep")
         for dataset in SOURCES
     ),
+    *(Run(dataset, retriever="stage", seed=seed, hours=6) for dataset in SOURCES for seed in (42, 43, 44)),
+    *(
+        Run(dataset, retriever="stage", variant=name, hours=2)
+        for name in ("pool", "pool-behind")
+        for dataset in SOURCES
+    ),
     *(
         Run(dataset, variant=name, device="gpu")
         for name in ("all-prompts", "all-prompts-letters")
         for dataset in SOURCES
     ),
 ]
-"""In the order of training: the main rows, earlier settings of them, the best retriever where that is not LRURec, and
-one-seed ablations with a limit of an hour, and all training prompts on a GPU."""
+"""In the order of training: the main rows, earlier settings of them, the best retriever where that is not LRURec,
+one-seed ablations with a limit of an hour, the main rows and further negatives behind the whole retrieval stage, and
+all training prompts on a GPU."""
 
 
 def runs_of(dataset: str, retriever: str, variant: str) -> list[Run]:

@@ -36,6 +36,8 @@ VARIANT_LABELS = {
     "lists-only": "2,400 prompts, retriever's lists, in the retriever's order",
     "lists-shuffled": "2,400 prompts, retriever's lists, shuffled",
     "lists-behind": "2,400 prompts, the last third from the retriever's lists",
+    "pool": "2,400 prompts, candidates drawn from the retrieval stage's best 200",
+    "pool-behind": "2,400 prompts, the last third with candidates drawn from the retrieval stage's best 200",
     "letters": "2,400 prompts, letter verbalizer as in the paper",
     "deep": "2,400 prompts, 24 layers instead of 12, adapters on the upper 12 of them",
     "all-prompts": "all training prompts, batches of 16, on a GPU",

@@ -9,14 +9,19 @@ def test_every_run_has_valid_options_and_files_of_its_own():
     assert len({path for run in RUNS for path in run.files().values()}) == sum(len(run.ways) for run in RUNS)
     for run in RUNS:
         assert run.options().seed == run.seed
-        assert RetrieverTraining(**RETRIEVERS[run.dataset][run.retriever]).model == run.retriever
+        model = RetrieverTraining(**RETRIEVERS[run.dataset][run.retriever]).model
+        assert model == ("lrurec" if run.retriever == "stage" else run.retriever)
 
 
 def test_a_ranker_of_random_negatives_serves_every_retriever():
     """It does not depend on the retriever; one that is trained on the retriever's lists does."""
     assert Run("amazon-2014-beauty", retriever="sasrec").trained() == Run("amazon-2014-beauty")
-    own = Run("amazon-2014-beauty", retriever="sasrec", variant="lists-only")
-    assert own.trained() == own
+    for own in (
+        Run("amazon-2014-beauty", retriever="sasrec", variant="lists-only"),
+        Run("amazon-2014-beauty", retriever="stage", variant="pool"),
+    ):
+        assert own.trained() == own
+    assert Run("amazon-2014-beauty", retriever="stage").trained() == Run("amazon-2014-beauty")
     fifty = Run("ml-latest-small", variant="fifty-candidates")
     assert fifty.trained() == Run("ml-latest-small")
     assert fifty.options().candidates == 50
