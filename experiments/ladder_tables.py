@@ -137,7 +137,8 @@ def control_block(dataset: str) -> list[str]:
             if name in kept:
                 ranks = [kept[name]["test"]]
                 gained = "" if before is None else difference(before, ranks)
-                rows.append([label, str(seed), *_figures(ranks, ("Recall@10", "NDCG@10")), gained])
+                shown = f"LRURec {label}" if before is None and label.startswith("+") else label
+                rows.append([shown, str(seed), *_figures(ranks, ("Recall@10", "NDCG@10")), gained])
                 before = ranks
         alone = [kept["transitions alone"]["test"]]
         rows.append(["transitions alone", str(seed), *_figures(alone, ("Recall@10", "NDCG@10")), ""])
