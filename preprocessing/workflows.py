@@ -74,7 +74,7 @@ class KCore(StatOperator):  # type: ignore[misc]  # NVTabular has no types
         """Store the remaining ids and their numbers of interactions."""
         self.users, self.items, self.sizes, self.seen = dask_stats
         # Built once here instead of once per partition.
-        # No ids have no dtype of their own.
+        # An empty list has no dtype of its own.
         self._ids = {
             name: get_lib().Series(list(ids), dtype=None if ids else "object")
             for name, ids in (("user", self.users), ("item", self.items))
