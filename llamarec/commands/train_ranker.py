@@ -25,8 +25,8 @@ def train_ranker(
     negatives: Annotated[
         str | None,
         typer.Option(
-            help="Training negatives: `random` (paper), `popular`, the `retriever`'s own lists, or random ones of the"
-            " `pool` of its best 200. The retriever is cross-fitted for the last two."
+            help="Training negatives: `random` (paper), `popular`, the `retriever`'s own lists, or random items from"
+            " the `pool` of its best 200. The retriever is cross-fitted for the last two."
         ),
     ] = None,
     order: Annotated[str | None, typer.Option(help="Order of the candidates: `shuffled` or `retriever`.")] = None,

@@ -79,7 +79,7 @@ class RankerTraining:
     proportion to their frequency in the training sequences, so that popularity, which the retriever covers, does not
     help the language model; ``retriever`` takes the lists of the retriever, which is cross-fitted for that; ``pool``
     draws them from the retrieval stage's best 200, cross-fitted too, so that the language model learns what it adds to
-    the stage's scores from items that differ more than those of a list."""
+    the stage's scores, from candidates that differ more than the best 20."""
     order: Order = "shuffled"
     """Order of the training candidates: ``shuffled``, or ``retriever`` as in serving, where the letters carry the
     retriever's ranking. ``retriever`` needs the negatives of that name; all others are always shuffled."""

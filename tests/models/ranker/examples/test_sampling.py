@@ -104,7 +104,7 @@ def test_shuffled_lists_hold_the_same_items_in_other_orders():
 
 
 def test_candidates_are_drawn_from_a_long_list():
-    """Of the list 5..14 an example has the target 8, whatever its place, and three distinct others with their scores.
+    """An example has the target 8 at any place, and three distinct other items of the list 5..14 with their scores.
 
     Each of the nine others is drawn in a third of 600 examples, within five standard errors (.096).
     """
