@@ -39,9 +39,9 @@ from models.retriever.inference.onnx_retriever import INDEX, MODEL, SETTINGS, On
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage
 from models.retriever.trained import TrainedModel, TrainedRetriever
+from models.signals.graph import ItemGraph
 from models.signals.likeness import TitleLikeness
 from models.signals.signals import RETRIEVERS, SIGNALS, ItemStatistics, Signals
-from models.signals.transitions import Transitions
 from models.sparse import SparseRows
 
 WIDTH, LENGTH = 64, 50
@@ -49,8 +49,8 @@ FLOOR = 1.5
 """Most readings that a request may take."""
 
 
-WORDS, VOCABULARY, FOLLOWERS = 12, 30_000, 50
-"""Words of a title, words of all titles, and followers of an item in the random statistics."""
+WORDS, VOCABULARY, FOLLOWERS, NEIGHBOURS = 12, 30_000, 50, 150
+"""Words of a title, words of all titles, followers of an item, and items near it in the random statistics."""
 
 
 def random_rows(rows: int, columns: int, count: int, rng: np.random.Generator) -> SparseRows:
@@ -69,7 +69,8 @@ def random_signals(items: int) -> Signals:
     statistics = ItemStatistics(
         np.log1p(rng.integers(5, 500, items + 1)).astype(np.float32),
         TitleLikeness(random_rows(items + 1, VOCABULARY, WORDS, rng)),
-        Transitions(random_rows(items + 1, items, FOLLOWERS, rng)),
+        ItemGraph(random_rows(items + 1, items, FOLLOWERS, rng)),
+        ItemGraph(random_rows(items + 1, items, NEIGHBOURS, rng)),
     )
     return Signals(statistics, dict.fromkeys((RETRIEVERS[0], *SIGNALS), 1.0), pool=200)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.datasets import SOURCES, add_data_option, add_work_option, data_folder, preprocessing_of
-from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, write_ladder
+from experiments.kept import SPLITS, STATES, keep_state, ladder_path, read_ladder, write_ladder
 from experiments.random_ties import write_random_ties
 from models.metrics import ndcg, recall
 from models.retriever.batches import Items
@@ -75,6 +75,7 @@ RUNGS: Mapping[str, Mapping[str, Rung]] = {
         "plain + signals without popularity": Rung(("plain",), without("popularity")),
         "plain + signals without likeness": Rung(("plain",), without(*LIKENESS)),
         "plain + signals without transitions": Rung(("plain",), without("transitions")),
+        "plain + signals without co-occurrence": Rung(("plain",), without("co_occurrence")),
     },
     "amazon-2014-beauty": {
         "transitions alone": Rung((), ("transitions",)),
@@ -86,6 +87,7 @@ RUNGS: Mapping[str, Mapping[str, Rung]] = {
         "titles + signals without popularity": Rung(("titles",), without("popularity")),
         "titles + signals without likeness": Rung(("titles",), without(*LIKENESS)),
         "titles + signals without transitions": Rung(("titles",), without("transitions")),
+        "titles + signals without co-occurrence": Rung(("titles",), without("co_occurrence")),
     },
 }
 """The rungs of each data set by name. Plain LRURec's ranks on Beauty are those of `experiments.train_retrievers`."""
@@ -219,11 +221,14 @@ def climb(dataset: str, seed: int, work: Path, folder: Path, postponed: Sequence
 
 
 def train(dataset: str, model: str, seed: int, work: Path, folder: Path) -> TrainedModel:
-    """Return one of the models of :data:`MODELS`, trained where it is missing.
+    """Return one of the models of :data:`MODELS`, trained where it is neither in ``work`` nor in experiments/kept.
 
-    Kept are those of Beauty, whose trainings take longest, and those of ml-latest-small with the first seed.
+    Kept, in half precision, are those of Beauty, whose trainings take longest, and those of ml-latest-small with the
+    first seed.
     """
     artifacts = work / f"{folder.name}-{model}-seed{seed}"
+    if not artifacts.exists() and (STATES / artifacts.name).exists():
+        return TrainedModel.load(STATES / artifacts.name)
     artifacts.mkdir(exist_ok=True)
     (artifacts / "data").unlink(missing_ok=True)
     (artifacts / "data").symlink_to((folder / "data").resolve())

@@ -1,6 +1,6 @@
 """Measures the retrieval of items that were not trained, by their titles.
 
-    python -m experiments.untrained_items    # make retrain-untrained: an hour
+    python -m experiments.untrained_items    # make retrain-untrained: half an hour
 
 A tenth of the items is taken out of training altogether: out of every training sequence, and out of every history. The
 test users whose next item is one of them show whether it is found by its title among all items ("new items"); the
@@ -10,6 +10,7 @@ chosen on the validation users whose next item was taken out.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from experiments.datasets import (
 from experiments.kept import LADDERS, write_untrained
 from experiments.retrieval_ladder import BEAUTY, ML
 from models.metrics import recall
+from models.retriever.architectures.build import build_model
 from models.retriever.batches import Items
 from models.retriever.candidates import mask, place_of
 from models.retriever.options import RetrieverTraining
-from models.retriever.stage import rank_in
+from models.retriever.stage import RetrievalStage, rank_in
 from models.retriever.titles import all_titles
-from models.retriever.trained import TrainedRetriever
-from models.retriever.training import train_retriever
+from models.retriever.trained import TrainedModel, TrainedRetriever
+from models.retriever.training import fit_signals, train_retriever
 from models.signals.fitting import count_statistics
 from models.signals.signals import RECENT
 from preprocessing.catalogue import Catalogue
@@ -45,12 +47,26 @@ from preprocessing.preprocess import preprocess
 SHARE, SEED = 0.1, 0
 """Share of the items that are taken out, and the seed by which they are drawn."""
 MADE_WITH = {"taken_out": SHARE, "seed": SEED}
-MODELS: Mapping[str, Mapping[str, Any]] = {"ml-latest-small": ML, "amazon-2014-beauty": BEAUTY}
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "LRURec with titles": {"titles": "words", "untrained": False},
-    "LRURec with titles, untrained items too": {"titles": "words"},
-    "LRURec with titles and signals": {"titles": "words", "untrained": False, "signals": True},
-    "LRURec with titles and signals, untrained items too": {"titles": "words", "signals": True},
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "ml-latest-small": {**ML, "titles": "words"},
+    "amazon-2014-beauty": {**BEAUTY, "titles": "words"},
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to retrieve with the same trained weights."""
+
+    untrained: bool
+    """Whether untrained items take part."""
+    signals: bool
+
+
+WAYS: Mapping[str, Way] = {
+    "LRURec with titles": Way(False, False),
+    "LRURec with titles, untrained items too": Way(True, False),
+    "LRURec with titles and signals": Way(False, True),
+    "LRURec with titles and signals, untrained items too": Way(True, True),
 }
 
 
@@ -130,22 +146,38 @@ def by_retriever(retriever: TrainedRetriever, data: Data) -> NDArray[np.int32]:
     return np.array(ranks, np.int32)
 
 
-def train(dataset: str, way: str, work: Path, folder: Path) -> TrainedRetriever:
-    """Return the retriever of one of :data:`WAYS`, trained where it is missing."""
-    artifacts = work / f"{folder.name}-{way.replace(' ', '-').replace(',', '')}"
+def train(dataset: str, work: Path, folder: Path) -> TrainedModel:
+    """Return the retriever that was trained with the titles' words, trained where it is missing."""
+    artifacts = work / f"{folder.name}-titles"
     artifacts.mkdir(exist_ok=True)
     (artifacts / "data").unlink(missing_ok=True)
     (artifacts / "data").symlink_to((folder / "data").resolve())
-    train_retriever(RetrieverTraining(**MODELS[dataset], **WAYS[way]), artifacts)
-    return TrainedRetriever.load(artifacts / "retriever")
+    train_retriever(RetrieverTraining(**MODELS[dataset]), artifacts)
+    return TrainedRetriever.load(artifacts / "retriever").models[0]
+
+
+def by_way(trained: TrainedModel, way: Way, data: Data) -> NDArray[np.int32]:
+    """Return each test user's rank of the true item by a way; 0 for an item that it does not know."""
+    model = trained if way.untrained else first_items(trained, data.catalogue.trained)
+    signals = fit_signals(trained.options, data, [model]) if way.signals else None
+    return by_retriever(TrainedRetriever([model], RetrievalStage(signals)), data)
+
+
+def first_items(trained: TrainedModel, items: int) -> TrainedModel:
+    """Return the same model with the first items alone."""
+    state = {**trained.model.state_dict()}
+    state |= {name: state[name][: items + 1] for name in ("embedding.weight", "bias")}
+    model = build_model(replace(trained.options, titles="none"), items)
+    model.load_state_dict(state)
+    return TrainedModel(model.eval(), trained.options, items)
 
 
 def measure(dataset: str, work: Path, folder: Path, path: Path) -> None:
     """Measure every way on one data set, and keep the ranks."""
     data = load_data(folder)
     ranks = {"chance": by_chance(data), "popularity": by_popularity(data), "title likeness": by_titles(data)}
-    for way in WAYS:
-        ranks[way] = by_retriever(train(dataset, way, work, folder), data)
+    trained = train(dataset, work, folder)
+    ranks |= {name: by_way(trained, way, data) for name, way in WAYS.items()}
     new = data.test > data.catalogue.trained
     for name, found in ranks.items():
         print(f"{name}: new {_recalls(found[new])}, known {_recalls(found[~new])}", flush=True)

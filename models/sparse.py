@@ -17,6 +17,11 @@ class SparseRows(NamedTuple):
     values: NDArray[np.float32]
 
     @classmethod
+    def empty(cls) -> "SparseRows":
+        """Return a matrix without rows."""
+        return cls(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+
+    @classmethod
     def of(cls, parts: Sequence["SparseRows"]) -> "SparseRows":
         """Return the rows of one or more matrices, one below the other."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])

@@ -57,7 +57,7 @@ class SimilarItems:
         search = None
         if signals is not None:
             titles = TitleIndex.of(signals.statistics.likeness.rows)
-            search = NeighbourSearch(signals.statistics.transitions.counts, titles, Weights.of(signals.weights))
+            search = NeighbourSearch(signals.statistics.transitions.edges, titles, Weights.of(signals.weights))
         elif encoder is not None:
             texts = ["", *(catalogue.title(item) for item in range(1, len(catalogue) + 1))]  # none of the padding
             search = NeighbourSearch(None, TitleIndex.of(encoder.rows(texts)), Weights(EQUAL, EQUAL))

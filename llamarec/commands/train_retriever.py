@@ -47,8 +47,8 @@ def train_retriever(
     signals: Annotated[
         bool | None,
         typer.Option(
-            help="Whether popularity, title likeness and transitions between items reorder the best items, with weights"
-            " fitted on validation users."
+            help="Whether popularity, title likeness, transitions and co-occurrence reorder the best items, with"
+            " weights fitted on validation users."
         ),
     ] = None,
     second: Annotated[
@@ -118,5 +118,5 @@ def train_retriever(
         f"{options.model}: {metrics['steps']} steps, best at {metrics['best_step']}", ["", *metrics["test"]], rows
     )
     if options.signals:
-        weights = ", ".join(f"{name.replace('_', ' ')} {weight:.3g}" for name, weight in metrics["weights"].items())
+        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in metrics["weights"].items())
         console.print(f"weights of the signals: {weights}", soft_wrap=True)

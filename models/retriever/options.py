@@ -40,8 +40,8 @@ class RetrieverTraining:
     """Whether the catalogue's items that no training sequence contains are retrieved too, by their titles; without
     titles they are not."""
     signals: bool = False
-    """Whether popularity, title likeness and transitions between items reorder the retriever's best items, with weights
-    that are fitted on validation users."""
+    """Whether popularity, title likeness, transitions and co-occurrence reorder the retriever's best items, with
+    weights that are fitted on validation users."""
     pool: int = 200
     """Number of the retriever's best items that the signals reorder."""
     second: str | None = None

@@ -1,7 +1,7 @@
 """The retriever's training stage: the first stage of LlamaRec (paper, sections 3.2 and 4.0.4)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _write(
     models = [one.served for one in fitted]
     facts = {"dataset": data.name, "users": len(data.users), "items": models[0].items}
     with new_artifact(folder, KIND, options=asdict(options), inputs=inputs, facts=facts) as partial:
-        signals = _fit_signals(options, data, models, fitted[0].encoder) if options.signals else None
+        signals = fit_signals(options, data, models, fitted[0].encoder) if options.signals else None
         for place, one in enumerate(fitted):
             _write_model(one, data, partial / SECOND if place else partial)
         if signals is not None:
@@ -189,12 +189,18 @@ def _summary(ranks: NDArray[np.int32]) -> dict[str, float]:
     return {**summary(ranks), f"Recall@{MAX_CANDIDATES}": recall(ranks, MAX_CANDIDATES)}
 
 
-def _fit_signals(
-    options: RetrieverTraining, data: Data, models: list[TrainedModel], encoder: WordEncoder | None
+def fit_signals(
+    options: RetrieverTraining, data: Data, models: Sequence[TrainedModel], encoder: WordEncoder | None = None
 ) -> Signals:
     """Return the signals with weights fitted on validation users whose true item is in the pool.
 
-    Transitions are counted in the training sequences alone, which do not contain the validation items.
+    Statistics are counted in the training sequences alone, which do not contain the validation items.
+
+    Args:
+        options: options of the training, for the size of the pool and the seed of the users' choice.
+        data: the data that the models were trained on.
+        models: one or two retrievers.
+        encoder: encoder of the titles by their words; by default, one is fitted.
     """
     statistics = count_statistics(data.training, all_titles(data), data.catalogue.trained, encoder)
     users = np.random.default_rng(options.seed).permutation(len(data.users))[:FITTED_USERS]

@@ -1,4 +1,4 @@
-"""Reorders a retriever's candidates by cheap signals: popularity, title likeness and transitions between items.
+"""Reorders a retriever's candidates by cheap signals: popularity, title likeness, transitions and co-occurrence.
 
 The scores of one or two retrievers and the signals are added with weights that were fitted by likelihood on validation
 users (:mod:`models.signals.fitting`); a signal that does not help has weight 0.
@@ -6,22 +6,24 @@ users (:mod:`models.signals.fitting`); a signal that does not help has weight 0.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from models.signals.graph import ItemGraph
 from models.signals.likeness import TitleLikeness
-from models.signals.transitions import Transitions
 from models.sparse import SparseRows
 
 WEIGHTS_FILE = "signals.json"
 STATISTICS_FILE = "signals.safetensors"
 RECENT = 10
-"""Number of most recent history items that likeness and transitions look at."""
-SIGNALS = ("popularity", "likeness_mean", "likeness_max", "likeness_last", "transitions")
+"""Number of most recent history items that all signals but popularity look at."""
+SIGNALS = ("popularity", "likeness_mean", "likeness_max", "likeness_last", "transitions", "co_occurrence")
+GRAPHS = ("transitions", "co_occurrence")
+"""Signals that are graphs of items."""
 RETRIEVERS = ("retriever", "second_retriever")
 """Names of the weights of the retrievers' own scores."""
 
@@ -33,7 +35,10 @@ class ItemStatistics:
     popularity: NDArray[np.float32]
     """log(1 + the number of occurrences in the training sequences) [items + 1]; the median for an untrained item."""
     likeness: TitleLikeness
-    transitions: Transitions
+    transitions: ItemGraph
+    """How often an item followed another one."""
+    co_occurrence: ItemGraph
+    """How often two items came near each other, relative to how often each occurs."""
 
     def signals(self, history: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.float64]:
         """Return the signals [k, signals] of some items, in the order of :data:`SIGNALS`.
@@ -48,7 +53,8 @@ class ItemStatistics:
         if len(recent):
             likeness = self.likeness(items, recent)  # [k, recent]
             found[:, 1], found[:, 2], found[:, 3] = likeness.mean(axis=1), likeness.max(axis=1), likeness[:, 0]
-            found[:, 4] = self.transitions(items, recent)
+            found[:, 4] = np.log1p(self.transitions(items, recent))
+            found[:, 5] = self.co_occurrence(items, recent)
         return found
 
     def with_added(self, titles: SparseRows, trained: int) -> "ItemStatistics":
@@ -60,24 +66,25 @@ class ItemStatistics:
         """
         median = np.median(self.popularity[1 : trained + 1]).astype(np.float32)
         popularity = np.concatenate((self.popularity, np.full(len(titles.offsets) - 1, median)))
-        return ItemStatistics(popularity, TitleLikeness(SparseRows.of([self.likeness.rows, titles])), self.transitions)
+        likeness = TitleLikeness(SparseRows.of([self.likeness.rows, titles]))
+        return replace(self, popularity=popularity, likeness=likeness)
 
     def save(self, folder: Path) -> None:
         """Write the statistics into an existing folder."""
-        titles, transitions = self.likeness.rows._asdict(), self.transitions.counts._asdict()
-        tensors = {f"titles.{name}": array for name, array in titles.items()}
-        tensors |= {f"transitions.{name}": array for name, array in transitions.items()}
-        save_file({"popularity": self.popularity, **tensors}, folder / STATISTICS_FILE)
+        matrices = {"titles": self.likeness.rows, **{name: getattr(self, name).edges for name in GRAPHS}}
+        parts = {f"{name}.{part}": array for name, rows in matrices.items() for part, array in rows._asdict().items()}
+        save_file({"popularity": self.popularity, **parts}, folder / STATISTICS_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ItemStatistics":
-        """Return the statistics that :meth:`save` wrote."""
+        """Return the statistics that :meth:`save` wrote; a graph that an earlier version did not count is empty."""
         tensors = load_file(folder / STATISTICS_FILE)
-        titles, transitions = (
-            SparseRows(*(tensors[f"{matrix}.{name}"] for name in SparseRows._fields))
-            for matrix in ("titles", "transitions")
-        )
-        return cls(tensors["popularity"], TitleLikeness(titles), Transitions(transitions))
+
+        def matrix(name: str) -> SparseRows:
+            return SparseRows(*(tensors[f"{name}.{part}"] for part in SparseRows._fields))
+
+        graphs = (ItemGraph(matrix(name) if f"{name}.offsets" in tensors else SparseRows.empty()) for name in GRAPHS)
+        return cls(tensors["popularity"], TitleLikeness(matrix("titles")), *graphs)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class Signals:
 
     statistics: ItemStatistics
     weights: Mapping[str, float]
-    """Weight of each retriever (:data:`RETRIEVERS`, as many as there are) and of each of :data:`SIGNALS`."""
+    """Weight of each retriever (:data:`RETRIEVERS`, as many as there are) and of each of :data:`SIGNALS`; 0 for one
+    that is missing, as in an artifact of an earlier version."""
     pool: int
     """Number of best items of each retriever among which the signals choose."""
 
@@ -101,7 +109,8 @@ class Signals:
             logits: the retrievers' logits of the items [k, retrievers].
         """
         sources = np.concatenate((logits, self.statistics.signals(history, items)), axis=1)
-        weights = np.array([self.weights[name] for name in (*RETRIEVERS[: logits.shape[1]], *SIGNALS)])
+        names = (*RETRIEVERS[: logits.shape[1]], *SIGNALS)
+        weights = np.array([self.weights.get(name, 0.0) for name in names])
         sums: NDArray[np.float64] = (sources * weights).sum(axis=1)
         return sums
 

@@ -19,7 +19,7 @@ def made_up(truths: list[int]) -> Lists:
         np.array([2, 1, 0], np.float32),
         np.array([1, 10, 100], np.int32),
         np.array([0, 1, 0.5], np.float32),
-        np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 2], [0, 0, 0, 0, 3]], np.float32),
+        np.array([[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 2], [0, 0, 0, 0, 0, 3]], np.float32),
     )
     users = [f"user {number}" for number in range(len(truths))]
     return Lists(users, truths, *([column] * len(truths) for column in columns))

@@ -56,9 +56,9 @@ def test_similarity_takes_the_place_of_the_language_model(lists: RankerLists):
 
 
 def test_each_signal_is_a_score_source(lists: RankerLists):
-    """Four signals are equal for all candidates and leave their order, 1, 2, 3, 1; the last one reverses it."""
+    """Five signals are equal for all candidates and leave their order, 1, 2, 3, 1; the last one reverses it."""
     rows = [alone_row("", lists, [scores]).ranks[0].tolist() for scores in signal_scores(lists)]
-    assert rows == [*[[1, 2, 3, 1]] * 4, [3, 2, 1, 3]]
+    assert rows == [*[[1, 2, 3, 1]] * 5, [3, 2, 1, 3]]
 
 
 def test_all_signals_are_fitted_together(lists: RankerLists, right: Scores):

@@ -12,7 +12,8 @@ from experiments import ladder_tables, retrieval_ladder
 from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, read_untrained, write_ladder, write_untrained
 from experiments.random_ties import in_random_order, write_random_ties
 from experiments.retrieval_ladder import MODELS, RUNGS, find_pools, measure
-from experiments.untrained_items import by_chance, by_popularity, by_retriever, by_titles, take_out
+from experiments.untrained_items import WAYS, by_chance, by_popularity, by_retriever, by_titles, by_way, take_out
+from models.retriever.candidates import mask, place_of
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage
 from models.retriever.trained import TrainedModel, TrainedRetriever
@@ -127,6 +128,26 @@ def test_an_item_outside_the_vocabulary_has_no_rank(circle: Data, tmp_path: Path
     assert ((ranks == 0) == (less.test > 27)).all()
 
 
+def test_the_ways_with_untrained_items_use_the_same_weights(circle: Data, tmp_path: Path):
+    """Without the untrained items, the known ones keep their scores and order; with them, every item has a rank.
+
+    The reference of the known items' ranks takes the untrained ones out of the rows of the whole model.
+    """
+    less = load_data(take_out(tmp_path / "circle", tmp_path / "less"))
+    model = random_model(RetrieverTraining(width=8, blocks=1), len(less.catalogue))
+    found = {(way.untrained, way.signals): by_way(model, way, less) for way in WAYS.values()}
+    new = less.test > less.catalogue.trained
+    for signals in (False, True):
+        assert ((found[False, signals] == 0) == new).all()
+        assert found[True, signals].min() >= 1
+    expected = []
+    for row, history, item in zip(model.scores(less.test_histories()), less.test_histories(), less.test, strict=True):
+        mask(row, history)
+        expected.append(0 if item > less.catalogue.trained else place_of(row[: less.catalogue.trained + 1], int(item)))
+    assert found[False, False].tolist() == expected
+    assert (found[False, True] != found[False, False]).any()
+
+
 @pytest.mark.shared_data
 @pytest.mark.thorough
 def test_random_ties_keep_users_and_items(shared_data: Path, tmp_path: Path):
@@ -169,3 +190,13 @@ def test_a_kept_state_scores_like_the_trained_retriever(monkeypatch, tmp_path: P
     np.testing.assert_allclose(after, before, atol=0.05)
     assert (opened.options, opened.items) == (trained.options, ITEMS)
     assert (tmp_path / "kept" / "model.safetensors").stat().st_size < 10_000
+
+
+def test_the_ladder_takes_a_kept_state_and_trains_nothing(monkeypatch, tmp_path: Path):
+    """A folder of an earlier training has precedence: there is none, and the data folder does not even exist."""
+    monkeypatch.setattr("experiments.kept.STATES", tmp_path)
+    monkeypatch.setattr(retrieval_ladder, "STATES", tmp_path)
+    keep_state("amazon-2014-beauty-titles-seed7", random_model(RetrieverTraining(width=8, blocks=1), ITEMS))
+    work = tmp_path / "work"
+    found = retrieval_ladder.train("amazon-2014-beauty", "titles", 7, work, work / "amazon-2014-beauty")
+    assert (found.items, found.options.width) == (ITEMS, 8)

@@ -15,9 +15,9 @@ from models.ranker.prompt import Prompt
 from models.retriever.inference.onnx_retriever import Graph, OnnxRetriever
 from models.retriever.stage import RetrievalStage
 from models.retriever.trained import TrainedRetriever
+from models.signals.graph import ItemGraph
 from models.signals.likeness import TitleLikeness
 from models.signals.signals import ItemStatistics, Signals
-from models.signals.transitions import Transitions
 from models.sparse import SparseRows
 from preprocessing.artifacts import new_artifact
 from preprocessing.catalogue import Catalogue
@@ -206,7 +206,7 @@ def test_the_rank_of_a_stage_with_signals_counts_all_items(world, oracle):
     """
     nothing = SparseRows(np.zeros(28, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
     popularity = np.arange(27, dtype=np.float32)
-    statistics = ItemStatistics(popularity, TitleLikeness(nothing), Transitions(nothing))
+    statistics = ItemStatistics(popularity, TitleLikeness(nothing), ItemGraph(nothing), ItemGraph(nothing))
     signals = {"retriever": 0.0, "likeness_mean": 0.0, "likeness_max": 0.0, "likeness_last": 0.0, "transitions": 0.0}
     world.stage = RetrievalStage(Signals(statistics, {**signals, "popularity": 1.0}, pool=20))
     world.weight = 1.0

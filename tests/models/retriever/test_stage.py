@@ -1,5 +1,6 @@
 """The retrieval stage: selecting candidates from the rows of one or two retrievers, with signals and without."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from retrieval import log_softmax, random_signals, random_statistics, weights
 
 from models.retriever.candidates import top_candidates
 from models.retriever.stage import RetrievalStage, pool_of, rank_in
-from models.signals.signals import ItemStatistics, Signals
+from models.signals.signals import Signals
 
 ITEMS = 50
 NOTHING = np.empty(0, np.int32)
@@ -120,7 +121,7 @@ def test_the_order_is_that_of_the_weighted_sums_over_the_pool(seed, history, exc
 def test_signals_reorder_the_pool_and_nothing_else_by_hand():
     """Popularity alone orders the best three of the retriever; the most popular item of all is not among them."""
     popularity = np.array([9, 1, 3, 2, 8, 7], np.float32)
-    statistics = ItemStatistics(popularity, STATISTICS.likeness, STATISTICS.transitions)
+    statistics = replace(STATISTICS, popularity=popularity)
     signals = Signals(statistics, weights((0.0,), popularity=1.0), 3)
     row = np.array([0, 5, 4, 3, 2, 1], np.float32)
     ordered = RetrievalStage(signals).ordered([row.copy()], NOTHING, NOTHING, 2)
@@ -223,7 +224,7 @@ def test_what_differs_beyond_32_bits_is_a_tie_everywhere():
     """
     popularity = np.zeros(ITEMS + 1, np.float32)
     popularity[9] = 1.0
-    statistics = ItemStatistics(popularity, STATISTICS.likeness, STATISTICS.transitions)
+    statistics = replace(STATISTICS, popularity=popularity)
     stage = RetrievalStage(Signals(statistics, weights((1.0,), popularity=1e-7), 8))
     row = np.zeros(ITEMS + 1, np.float32)
     row[[3, 9]] = 1e4

@@ -6,15 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.signals import fitting
-from models.signals.fitting import REACH, count_statistics, count_transitions, fit_weights
+from models.signals.fitting import (
+    DISCOUNT,
+    NEAR,
+    REACH,
+    count_co_occurrence,
+    count_statistics,
+    count_transitions,
+    fit_weights,
+)
 from models.signals.signals import SIGNALS
 from models.titles.fit_words import fit_words
 
 
-def dense(transitions, items: int) -> np.ndarray:
-    """Return the counts [earlier, later]."""
+def dense(graph, items: int) -> np.ndarray:
+    """Return the edges [from, to]."""
     found = np.zeros((items + 1, items + 1))
-    rows, columns, values = transitions.counts.entries(np.arange(items + 1, dtype=np.int32))
+    rows, columns, values = graph.edges.entries(np.arange(items + 1, dtype=np.int32))
     found[rows, columns] = values
     return found
 
@@ -59,8 +67,38 @@ def test_counts_equal_a_loop(users):
                 expected[earlier, later] += 1 / distance
     transitions = count_transitions(sequences_of(*users), 6)
     np.testing.assert_allclose(dense(transitions, 6), expected, rtol=1e-6)
-    assert len(transitions.counts.offsets) == 8
-    assert [array.dtype for array in transitions.counts] == [np.int64, np.int32, np.float32]
+    assert len(transitions.edges.offsets) == 8
+    assert [array.dtype for array in transitions.edges] == [np.int64, np.int32, np.float32]
+
+
+def test_co_occurrences_by_hand():
+    """Items 1 and 2 are twice together, in either order, and 1 and 3 once; they occur 2, 3 and 1 times.
+
+    Item 2 is alone in the last sequence.
+    """
+    found = dense(count_co_occurrence(sequences_of([1, 2], [3, 2, 1], [2]), 3), 3)
+    both, first_and_third, second_and_third = 2 / 6**0.75, 1 / 2**0.75, 1 / 3**0.75
+    expected = [[0, both, first_and_third], [both, 0, second_and_third], [first_and_third, second_and_third, 0]]
+    np.testing.assert_allclose(found[1:, 1:], expected, rtol=1e-6)
+    assert (NEAR, DISCOUNT) == (30, 0.75)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 6), max_size=9), min_size=1, max_size=6), st.integers(1, 9))
+def test_co_occurrences_equal_a_loop(users, near):
+    """The reference is a loop over users and pairs of positions; a repeated item is near itself, twice."""
+    expected, occurrences = np.zeros((7, 7)), np.zeros(7)
+    for user in users:
+        for place, item in enumerate(user):
+            occurrences[item] += 1
+            for other in (*user[max(0, place - near) : place], *user[place + 1 : place + 1 + near]):
+                expected[item, other] += 1
+    expected /= np.maximum(np.outer(occurrences, occurrences), 1) ** DISCOUNT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "NEAR", near)
+        graph = count_co_occurrence(sequences_of(*users), 6)
+    np.testing.assert_allclose(dense(graph, 6), expected, rtol=1e-6)
+    assert [array.dtype for array in graph.edges] == [np.int64, np.int32, np.float32]
 
 
 def test_the_most_frequent_followers_are_kept(monkeypatch):
@@ -68,9 +106,9 @@ def test_the_most_frequent_followers_are_kept(monkeypatch):
 
     A row with no more followers than that is not changed, and each row's columns stay in ascending order.
     """
-    monkeypatch.setattr(fitting, "MOST_FOLLOWERS", 2)
+    monkeypatch.setattr(fitting, "MOST_EDGES", 2)
     users = sequences_of([1, 4], [1, 5], [1, 3], [1, 5], [1, 2], [1, 5], [2, 5], [2, 3])
-    counts = count_transitions(users, 5).counts
+    counts = count_transitions(users, 5).edges
     rows, columns, values = counts.entries(np.arange(6, dtype=np.int32))
     assert [*zip(rows.tolist(), columns.tolist(), values.tolist(), strict=True)] == [
         (1, 2, 1), (1, 5, 3), (2, 3, 1), (2, 5, 1),
@@ -83,7 +121,7 @@ def test_the_kept_followers_equal_a_sort(users, most):
     """The reference sorts each row of the whole counts by descending count and then by item number."""
     whole = dense(count_transitions(sequences_of(*users), 6), 6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "MOST_FOLLOWERS", most)
+        patch.setattr(fitting, "MOST_EDGES", most)
         kept = dense(count_transitions(sequences_of(*users), 6), 6)
     for row, found in zip(whole, kept, strict=True):
         best = sorted(np.flatnonzero(row), key=lambda item: (-row[item], item))[:most]
@@ -112,6 +150,7 @@ def test_statistics_of_a_data_set_by_hand():
     assert statistics.likeness(red_fox, owl_red)[0, 0] == pytest.approx(weights[0] @ weights[3])
     assert weights[0] @ weights[3] > 0
     assert dense(statistics.transitions, 4)[1].tolist() == [0, 0, 1, 1, 0]
+    assert dense(statistics.co_occurrence, 4)[2].tolist() == pytest.approx([0, 1 / 2**0.75, 0, 0, 0])
 
 
 def test_the_trainings_own_encoder_is_used():

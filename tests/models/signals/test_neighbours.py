@@ -96,7 +96,7 @@ def test_the_signals_are_those_of_the_retrieval_stage(item):
     """To the history of the item alone: its transitions, and each likeness of titles, to the last bit."""
     statistics = RANDOM.statistics
     search = NeighbourSearch(
-        statistics.transitions.counts, TitleIndex.of(statistics.likeness.rows), Weights.of(RANDOM.weights)
+        statistics.transitions.edges, TitleIndex.of(statistics.likeness.rows), Weights.of(RANDOM.weights)
     )
     nearest = search(item, ITEMS)
     signals = statistics.signals(np.array([item], np.int32), nearest.items)
@@ -104,13 +104,13 @@ def test_the_signals_are_those_of_the_retrieval_stage(item):
     assert nearest.transitions.tolist() == by_name["transitions"].tolist()
     for name in ("likeness_mean", "likeness_max", "likeness_last"):
         assert nearest.titles.tolist() == by_name[name].astype(np.float32).tolist()
-    without = {**RANDOM.weights, "popularity": 0.0}
+    without = {**RANDOM.weights, "popularity": 0.0, "co_occurrence": 0.0}
     expected = [sum(without[name] * by_name[name][place] for name in SIGNALS) for place in range(len(nearest.items))]
     np.testing.assert_allclose(nearest.scores, expected, rtol=1e-6)
     assert (np.diff(nearest.scores) <= 0).all()
     everything = np.arange(1, ITEMS + 1, dtype=np.int32)
     all_signals = statistics.signals(np.array([item], np.int32), everything)
-    related = {int(number) for number in everything if all_signals[number - 1, 1:].any()} - {item}
+    related = {int(number) for number in everything if all_signals[number - 1, 1:-1].any()} - {item}
     assert set(nearest.items.tolist()) == related
 
 

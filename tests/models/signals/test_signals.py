@@ -1,6 +1,8 @@
 """The weighted sum of retrievers and signals: its parts by hand, that items do not depend on each other, and files."""
 
+import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval import random_signals, random_statistics, weights
+from safetensors.numpy import load_file, save_file
 
+from models.signals.graph import ItemGraph
 from models.signals.likeness import TitleLikeness
-from models.signals.signals import RECENT, SIGNALS, ItemStatistics, Signals
-from models.signals.transitions import Transitions
+from models.signals.signals import RECENT, SIGNALS, STATISTICS_FILE, WEIGHTS_FILE, ItemStatistics, Signals
 from models.sparse import SparseRows
 
 ITEMS = 60
@@ -22,26 +25,29 @@ RANDOM = {retrievers: random_signals(ITEMS, retrievers, pool=10) for retrievers 
 def by_hand() -> ItemStatistics:
     """Return statistics of items 1 to 4, whose titles are the vectors (1, 0), (0, 1), (.6, .8) and none over two words.
 
-    Item 3 followed item 1 three times and item 2 once; items occurred 0, 1, 3 and 7 times in the training sequences.
+    Item 3 followed item 1 three times and item 2 once, and its co-occurrence with item 2 is .4.
+
+    Items occurred 0, 1, 3 and 7 times in the training sequences.
     """
     titles = SparseRows(
         np.array([0, 0, 1, 2, 4, 4]), np.array([0, 1, 0, 1], np.int32), np.array([1, 1, 0.6, 0.8], np.float32)
     )
     counts = SparseRows(np.array([0, 0, 1, 2, 2, 2]), np.array([3, 3], np.int32), np.array([3, 1], np.float32))
+    near = SparseRows(np.array([0, 0, 0, 1, 2, 2]), np.array([3, 2], np.int32), np.array([0.4, 0.4], np.float32))
     popularity = np.log1p([0, 0, 1, 3, 7]).astype(np.float32)
-    return ItemStatistics(popularity, TitleLikeness(titles), Transitions(counts))
+    return ItemStatistics(popularity, TitleLikeness(titles), ItemGraph(counts), ItemGraph(near))
 
 
 def test_signals_by_hand():
     """After items 2 and 1, the latest, item 3 is like 1 by .6 and like 2 by .8, and followed 1 three times, 2 once.
 
-    The columns are log(1 + occurrences), the mean, maximum and latest likeness, and log(1 + 3 + 1/2). Item 4 has no
-    title and followed nothing.
+    The columns are log(1 + occurrences), the mean, maximum and latest likeness, log(1 + 3 + 1/2), and half the
+    co-occurrence with item 2. Item 4 has no title, followed nothing and was near nothing.
     """
     found = by_hand().signals(np.array([2, 1], np.int32), np.array([3, 4], np.int32))
-    expected = [[np.log(4), 0.7, 0.8, 0.6, np.log(4.5)], [np.log(8), 0, 0, 0, 0]]
+    expected = [[np.log(4), 0.7, 0.8, 0.6, np.log(4.5), 0.2], [np.log(8), 0, 0, 0, 0, 0]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert SIGNALS == ("popularity", "likeness_mean", "likeness_max", "likeness_last", "transitions")
+    assert SIGNALS == ("popularity", "likeness_mean", "likeness_max", "likeness_last", "transitions", "co_occurrence")
 
 
 def test_scores_are_the_weighted_sum():
@@ -56,7 +62,7 @@ def test_scores_are_the_weighted_sum():
 def test_without_a_history_only_popularity_tells():
     """Likeness and transitions are 0 for a user without items, as for one whose items nobody else has."""
     found = by_hand().signals(NOTHING, np.array([1, 3], np.int32))
-    np.testing.assert_allclose(found, [[0, 0, 0, 0, 0], [np.log(4), 0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[0, 0, 0, 0, 0, 0], [np.log(4), 0, 0, 0, 0, 0]], rtol=1e-6)
 
 
 def test_the_recent_history_is_ten_items():
@@ -65,7 +71,7 @@ def test_the_recent_history_is_ten_items():
     statistics = by_hand()
     oldest_of_ten = statistics.signals(np.append(np.int32(1), silent), items)
     beyond = statistics.signals(np.concatenate(([1, 4], silent)).astype(np.int32), items)
-    np.testing.assert_allclose(oldest_of_ten[1, 1:], [0.06, 0.6, 0, np.log1p(3 / RECENT)], rtol=1e-6)
+    np.testing.assert_allclose(oldest_of_ten[1, 1:], [0.06, 0.6, 0, np.log1p(3 / RECENT), 0], rtol=1e-6)
     assert not beyond[:, 1:].any()
 
 
@@ -133,10 +139,28 @@ def test_a_folder_without_signals_has_none(tmp_path: Path):
     assert Signals.load(tmp_path) is None
 
 
+def test_signals_of_an_earlier_version_load(tmp_path: Path):
+    """Before co-occurrence was counted there was no such graph and no such weight: it is 0 for all items."""
+    signals = random_signals(ITEMS, 1, pool=17)
+    signals.save(tmp_path)
+    stored = json.loads((tmp_path / WEIGHTS_FILE).read_text())
+    del stored["weights"]["co_occurrence"]
+    (tmp_path / WEIGHTS_FILE).write_text(json.dumps(stored))
+    tensors = load_file(tmp_path / STATISTICS_FILE)
+    kept = {name: array for name, array in tensors.items() if not name.startswith("co_occurrence.")}
+    save_file(kept, tmp_path / STATISTICS_FILE)
+    loaded = Signals.load(tmp_path)
+    items, history = np.arange(1, ITEMS + 1, dtype=np.int32), np.array([5, 9, 5], np.int32)
+    logits = np.zeros((ITEMS, 1), np.float32)
+    without = replace(signals, weights={**signals.weights, "co_occurrence": 0.0})
+    np.testing.assert_array_equal(loaded.scores(history, items, logits), without.scores(history, items, logits))
+    assert not loaded.statistics.signals(history, items)[:, SIGNALS.index("co_occurrence")].any()
+
+
 def test_statistics_of_nothing_can_be_stored(tmp_path: Path):
-    """Items without titles and without transitions: matrices without entries are written and read back."""
+    """Items without titles and without edges: matrices without entries are written and read back."""
     nothing = SparseRows(np.zeros(4, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
-    statistics = ItemStatistics(np.zeros(3, np.float32), TitleLikeness(nothing), Transitions(nothing))
+    statistics = ItemStatistics(np.zeros(3, np.float32), TitleLikeness(nothing), ItemGraph(nothing), ItemGraph(nothing))
     statistics.save(tmp_path)
     items = np.array([1, 2], np.int32)
     assert not ItemStatistics.load(tmp_path).signals(items, items).any()

@@ -23,7 +23,7 @@ from models.retriever.candidates import Candidates, CandidateTable
 from models.retriever.options import RetrieverTraining
 from models.retriever.trained import TrainedRetriever
 from models.retriever.training import train_retriever
-from models.signals.fitting import count_transitions
+from models.signals.fitting import count_co_occurrence, count_transitions
 from models.titles.vectors import save_vectors
 from preprocessing.artifacts import new_artifact, read_manifest
 from preprocessing.data import load_data
@@ -72,7 +72,7 @@ BRIEF = RetrieverTraining(width=8, blocks=1, max_length=6, epochs=2, validate_ev
 
 
 def test_signals_are_counted_without_the_folds_own_users(tmp_path: Path):
-    """A transition never counts the pair that it is to predict: the reference counts the other fold's sequences.
+    """No signal counts the pair that it is to predict: the reference counts the other fold's sequences.
 
     The words of titles are those of the whole catalogue, and untrained items are retrieved by every fold.
     """
@@ -87,9 +87,10 @@ def test_signals_are_counted_without_the_folds_own_users(tmp_path: Path):
         others = [data.training[user] for user in np.flatnonzero(fitted.fold != fold)]
         expected = np.bincount(np.concatenate(others), minlength=ITEMS + 2)
         assert signals.statistics.popularity[: ITEMS + 1] == pytest.approx(np.log1p(expected[: ITEMS + 1]))
-        transitions = count_transitions(others, ITEMS + 1)
-        for found, counted in zip(signals.statistics.transitions.counts, transitions.counts, strict=True):
-            np.testing.assert_array_equal(found, counted)
+        for graph, count in (("transitions", count_transitions), ("co_occurrence", count_co_occurrence)):
+            edges = getattr(signals.statistics, graph).edges
+            for found, counted in zip(edges, count(others, ITEMS + 1).edges, strict=True):
+                np.testing.assert_array_equal(found, counted)
         assert whole.stage.signals is not None
         for found, same in zip(
             signals.statistics.likeness.rows, whole.stage.signals.statistics.likeness.rows, strict=True

@@ -1,5 +1,6 @@
 """Items that are added while the server runs, against the same items in the catalogue that was exported."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage
 from models.retriever.trained import TrainedModel, TrainedRetriever
 from models.signals.likeness import TitleLikeness
-from models.signals.signals import ItemStatistics, Signals
+from models.signals.signals import Signals
 from models.sparse import SparseRows
 from models.titles.fit_words import fit_words
 
@@ -63,7 +64,8 @@ def signals(count: int, retrievers: int) -> Signals:
     popularity = known.statistics.popularity
     median = np.full(count - TRAINED, np.median(popularity[1:]), np.float32)
     titles = TitleLikeness(ENCODER.rows(["", *TITLES[:count]]))
-    statistics = ItemStatistics(np.concatenate((popularity, median)), titles, known.statistics.transitions)
+    popularity = np.concatenate((popularity, median))
+    statistics = replace(known.statistics, popularity=popularity, likeness=titles)
     return Signals(statistics, known.weights, POOL)
 
 
