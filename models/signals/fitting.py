@@ -93,15 +93,14 @@ def _pairs(sequences: Sequence[NDArray[np.int32]], items: int, weights: Mapping[
 def _most_frequent(counts: csr_array) -> SparseRows:
     """Return the matrix with at most :data:`MOST_EDGES` entries in a row; ties go to the smaller item number."""
     counts.sort_indices()
-    lengths = np.diff(counts.indptr)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((counts.indices, -counts.data, rows))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(counts.indptr[:-1], lengths)
-    kept = rank < MOST_EDGES
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(rows[kept], minlength=len(lengths)))))
+    offsets, kept = counts.indptr, np.ones(counts.nnz, np.bool_)
+    for row in np.flatnonzero(np.diff(offsets) > MOST_EDGES):
+        edges = slice(offsets[row], offsets[row + 1])
+        rarest = np.argsort(-counts.data[edges], kind="stable")[MOST_EDGES:]
+        kept[edges][rarest] = False
+    starts = np.concatenate(([0], np.cumsum(kept)))[offsets]
     return SparseRows(
-        offsets.astype(np.int64), counts.indices[kept].astype(np.int32), counts.data[kept].astype(np.float32)
+        starts.astype(np.int64), counts.indices[kept].astype(np.int32), counts.data[kept].astype(np.float32)
     )
 
 
