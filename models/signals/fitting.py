@@ -30,7 +30,7 @@ def count_statistics(
 ) -> ItemStatistics:
     """Return the statistics of a data set.
 
-    An item that no training sequence contains counts as one of median popularity.
+    An item that no training sequence contains counts as the least popular of the others.
 
     Args:
         sequences: training sequence of each user, oldest first.
@@ -42,7 +42,7 @@ def count_statistics(
     counts = np.bincount(np.concatenate(sequences), minlength=len(titles) + 1)
     popularity = np.log1p(counts)
     # Nothing is known of an untrained item's popularity, and 0 would keep it out of every list.
-    popularity[trained + 1 :] = np.median(popularity[1 : trained + 1])
+    popularity[trained + 1 :] = popularity[1 : trained + 1].min()
     rows = encoder.rows(["", *titles])  # the padding has no title
     graphs = count_transitions(sequences, len(titles)), count_co_occurrence(sequences, len(titles))
     return ItemStatistics(popularity.astype(np.float32), TitleLikeness(rows), *graphs)

@@ -33,7 +33,7 @@ class ItemStatistics:
     """What the signals read: statistics of titles and of training sequences, by item number."""
 
     popularity: NDArray[np.float32]
-    """log(1 + the number of occurrences in the training sequences) [items + 1]; the median for an untrained item."""
+    """log(1 + the number of occurrences in the training sequences) [items + 1]; the lowest of all for an untrained item."""
     likeness: TitleLikeness
     transitions: ItemGraph
     """How often an item followed another one."""
@@ -64,8 +64,8 @@ class ItemStatistics:
             titles: TF-IDF weights of their titles.
             trained: number of trained items.
         """
-        median = np.median(self.popularity[1 : trained + 1]).astype(np.float32)
-        popularity = np.concatenate((self.popularity, np.full(len(titles.offsets) - 1, median)))
+        lowest = self.popularity[1 : trained + 1].min()
+        popularity = np.concatenate((self.popularity, np.full(len(titles.offsets) - 1, lowest)))
         likeness = TitleLikeness(SparseRows.of([self.likeness.rows, titles]))
         return replace(self, popularity=popularity, likeness=likeness)
 

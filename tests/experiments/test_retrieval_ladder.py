@@ -180,6 +180,19 @@ def test_tables_show_what_is_kept(monkeypatch, tmp_path: Path):
     assert ladder_tables.ladder_block("amazon-2014-beauty") == []
 
 
+def test_what_known_items_lose_is_shown_with_its_interval(monkeypatch, tmp_path: Path):
+    """Of two known test items one leaves the first ten, so Recall@10 falls by 1/2; the new one is found."""
+    monkeypatch.setattr(ladder_tables, "LADDERS", tmp_path)
+    ways = {"way": np.array([0, 1, 10]), "way, untrained items too": np.array([3, 1, 11])}
+    write_untrained(tmp_path / "d-untrained.parquet", ["u", "v", "w"], np.array([True, False, False]), ways)
+    lines = ladder_tables.untrained_block("d")
+    assert "| way | 0.0000 | 0.0000 | 1.0000 | 1.0000 | |" in lines
+    shown = next(line for line in lines if "untrained items too" in line)
+    assert shown.startswith(
+        "| way, untrained items too | 1.0000 | 1.0000 | 0.5000 | 1.0000 | -0.5000 [-1.0000, +0.0000] |"
+    )
+
+
 def test_a_kept_state_scores_like_the_trained_retriever(monkeypatch, tmp_path: Path):
     """Half precision has 11 significant bits: scores of up to 10 differ by a few hundredths at most."""
     monkeypatch.setattr("experiments.kept.STATES", tmp_path)

@@ -130,15 +130,15 @@ def test_the_kept_followers_equal_a_sort(users, most):
 
 
 def test_statistics_of_a_data_set_by_hand():
-    """Popularity counts the training sequences: items occur 2, 1 and 1 times, and the padding never.
+    """Popularity counts the training sequences: items occur 2, 2 and 1 times, and the padding never.
 
-    The untrained item gets the median popularity of the trained ones.
+    The untrained item gets the lowest popularity of a trained one.
 
     Words are learned from the titles of the three trained items alone: "owl", which the fourth has too, is in one.
     """
     titles = ["Red Fox", "Red Fox", "Owl", "Owl Red"]
-    statistics = count_statistics(sequences_of([1, 2], [1, 3]), titles, trained=3)
-    np.testing.assert_allclose(statistics.popularity, np.log([1, 3, 2, 2, 2]), rtol=1e-6)
+    statistics = count_statistics(sequences_of([1, 2], [1, 3], [2]), titles, trained=3)
+    np.testing.assert_allclose(statistics.popularity, np.log([1, 3, 3, 2, 2]), rtol=1e-6)
     assert statistics.popularity.dtype == np.float32
     red_fox, owl, owl_red = np.array([1], np.int32), np.array([3], np.int32), np.array([4], np.int32)
     assert statistics.likeness(owl, owl_red).tolist() == [[0]]
@@ -150,7 +150,7 @@ def test_statistics_of_a_data_set_by_hand():
     assert statistics.likeness(red_fox, owl_red)[0, 0] == pytest.approx(weights[0] @ weights[3])
     assert weights[0] @ weights[3] > 0
     assert dense(statistics.transitions, 4)[1].tolist() == [0, 0, 1, 1, 0]
-    assert dense(statistics.co_occurrence, 4)[2].tolist() == pytest.approx([0, 1 / 2**0.75, 0, 0, 0])
+    assert dense(statistics.co_occurrence, 4)[2].tolist() == pytest.approx([0, 1 / 4**0.75, 0, 0, 0])
 
 
 def test_the_trainings_own_encoder_is_used():

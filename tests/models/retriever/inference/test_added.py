@@ -62,9 +62,9 @@ def signals(count: int, retrievers: int) -> Signals:
     """Return random signals of the trained items; of the others only the titles are known."""
     known = random_signals(TRAINED, retrievers, POOL)
     popularity = known.statistics.popularity
-    median = np.full(count - TRAINED, np.median(popularity[1:]), np.float32)
+    lowest = np.full(count - TRAINED, popularity[1:].min(), np.float32)
     titles = TitleLikeness(ENCODER.rows(["", *TITLES[:count]]))
-    popularity = np.concatenate((popularity, median))
+    popularity = np.concatenate((popularity, lowest))
     statistics = replace(known.statistics, popularity=popularity, likeness=titles)
     return Signals(statistics, known.weights, POOL)
 
