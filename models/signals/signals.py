@@ -33,7 +33,7 @@ class ItemStatistics:
     """What the signals read: statistics of titles and of training sequences, by item number."""
 
     popularity: NDArray[np.float32]
-    """log(1 + the number of occurrences in the training sequences) [items + 1]; the lowest of all for an untrained item."""
+    """log(1 + the number of occurrences in the training sequences) [items + 1]; the lowest for an untrained item."""
     likeness: TitleLikeness
     transitions: ItemGraph
     """How often an item followed another one."""
