@@ -194,7 +194,8 @@ def fit_signals(
 ) -> Signals:
     """Return the signals with weights fitted on validation users whose true item is in the pool.
 
-    Statistics are counted in the training sequences alone, which do not contain the validation items.
+    Statistics are counted in the training sequences alone, which do not contain the validation items. The pools have
+    trained items only: an untrained one is no user's true item, and would make every signal that it lacks seem better.
 
     Args:
         options: options of the training, for the size of the pool and the seed of the users' choice.
@@ -209,7 +210,8 @@ def fit_signals(
     sources: list[NDArray[np.float64]] = []
     truths: list[int] = []
     for user, history, rows in zip(users, histories, pools.rows(histories), strict=True):
-        items, logits = pool_of(rows, history, options.pool)
+        trained = [row[: data.catalogue.trained + 1] for row in rows]
+        items, logits = pool_of(trained, history, options.pool)
         found = np.flatnonzero(items == data.validation[user])
         if len(found):
             sources.append(np.concatenate((logits, statistics.signals(history, items)), axis=1))

@@ -12,11 +12,21 @@ from experiments import ladder_tables, retrieval_ladder
 from experiments.kept import SPLITS, keep_state, ladder_path, read_ladder, read_untrained, write_ladder, write_untrained
 from experiments.random_ties import in_random_order, write_random_ties
 from experiments.retrieval_ladder import MODELS, RUNGS, find_pools, measure
-from experiments.untrained_items import WAYS, by_chance, by_popularity, by_retriever, by_titles, by_way, take_out
+from experiments.untrained_items import (
+    WAYS,
+    by_chance,
+    by_popularity,
+    by_retriever,
+    by_titles,
+    by_way,
+    first_items,
+    take_out,
+)
 from models.retriever.candidates import mask, place_of
 from models.retriever.options import RetrieverTraining
 from models.retriever.stage import RetrievalStage
 from models.retriever.trained import TrainedModel, TrainedRetriever
+from models.retriever.training import fit_signals
 from models.signals.signals import SIGNALS, Signals
 from preprocessing.catalogue import Catalogue
 from preprocessing.data import Data, load_data
@@ -146,6 +156,16 @@ def test_the_ways_with_untrained_items_use_the_same_weights(circle: Data, tmp_pa
         expected.append(0 if item > less.catalogue.trained else place_of(row[: less.catalogue.trained + 1], int(item)))
     assert found[False, False].tolist() == expected
     assert (found[False, True] != found[False, False]).any()
+
+
+def test_untrained_items_do_not_change_the_weights(circle: Data, tmp_path: Path):
+    """They are no validation user's true item, so weights fitted with them would push them down by what they lack."""
+    less = load_data(take_out(tmp_path / "circle", tmp_path / "less"))
+    model = random_model(RetrieverTraining(width=8, blocks=1, pool=15), len(less.catalogue))
+    known = first_items(model, less.catalogue.trained)
+    with_them, without = (fit_signals(model.options, less, [one]).weights for one in (model, known))
+    assert with_them == without
+    assert len(set(without.values())) > 2
 
 
 @pytest.mark.shared_data
