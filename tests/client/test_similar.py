@@ -86,7 +86,8 @@ def test_by_default_ten_items_are_asked_for_within_thirty_seconds(similar, call)
     call("50")
     call("50", timeout=None, model="similar_canary")
     assert [asked.raw_input_contents[1] for asked in model.asked] == [b"\x0a\0\0\0"] * 2
-    assert all(15 < left <= 30 for left in model.timeouts)  # the machine may be busy
+    # The machine may be busy, and gRPC rounds the time that it sends up, by up to a hundredth.
+    assert all(15 < left < 31 for left in model.timeouts), model.timeouts
     assert model.asked[1].model_name == "similar_canary"
 
 
