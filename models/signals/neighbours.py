@@ -2,7 +2,7 @@
 
 To a history of one item, the retrieval stage's signals are its transitions to a candidate, and three times the likeness
 of the titles (the mean, the maximum and the last of one). So the stage's own weights also combine the two for a pair of
-items. Co-occurrence is not looked at.
+items. The search does not read co-occurrence.
 """
 
 from collections.abc import Collection, Mapping
